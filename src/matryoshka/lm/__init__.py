@@ -1,0 +1,1 @@
+"""Language models: places in them (`sites`), and reading and replacing activations there (`model`)."""

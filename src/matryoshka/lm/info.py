@@ -1,0 +1,121 @@
+"""Where a model's name leads, and what its config alone says: no weights are read here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from transformers import AutoConfig
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+from matryoshka.errors import MatryoshkaError
+from matryoshka.lm import gguf
+from matryoshka.lm.sites import FAMILIES, Family, Site
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model's config says, and where its files are."""
+
+    name: str
+    """As it was asked for."""
+    folder: Path | None
+    """Where its files lie; None for a model from the hub."""
+    revision: str | None
+    """The commit's hash of a model from the hub."""
+    model_type: str
+    family: Family
+    n_layers: int
+    d_model: int
+    d_vocab: int
+    context: int
+    """The most positions that the model can read."""
+    parallel: bool
+    """Attention and MLP both read resid_pre: there is no resid_mid."""
+
+    @property
+    def source(self) -> str:
+        """What transformers is given: the folder or the hub id."""
+        return str(self.folder or self.name)
+
+    def check(self, site: Site) -> int:
+        """Width of the activations at `site`; an error if the model has no such place."""
+        if site.layer >= self.n_layers:
+            raise MatryoshkaError(f"site {site}: {self.name} has {self.n_layers} layers, 0 to {self.n_layers - 1}")
+        if self.parallel and site.kind == "resid_mid":
+            raise MatryoshkaError(
+                f"site {site}: {self.name} adds attention and MLP in parallel, so there is no resid_mid"
+                f" (its MLP reads {site.layer}.resid_pre through a norm: {site.layer}.mlp_in)"
+            )
+        return self.d_model
+
+
+def describe(name: str, revision: str | None = None) -> ModelInfo:
+    """What the config of `name` says, without its weights.
+
+    `name`: "bundled", a local folder, a GGUF file (converted into the cache first), or a hub id; what looks
+    like a path is never sought on the hub. `revision`: branch, tag or commit of a hub id.
+    """
+    folder = _local_folder(name)
+    if folder is not None and revision is not None:
+        raise MatryoshkaError(f"{name} is a local model: revision {revision!r} applies to models from the hub only")
+    source = name if folder is None else str(folder)
+    try:
+        config: Any = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError … for what a config may hold
+        raise unavailable(name, folder, error) from error
+    if config.model_type not in FAMILIES:
+        raise MatryoshkaError(
+            f"{name}: models of type {config.model_type!r} are not supported (supported: {', '.join(FAMILIES)})"
+        )
+    text = config.get_text_config()
+    return ModelInfo(
+        name=name,
+        folder=folder,
+        revision=None if folder is not None else _commit(source, revision or "main"),
+        model_type=config.model_type,
+        family=FAMILIES[config.model_type],
+        n_layers=text.num_hidden_layers,
+        d_model=text.hidden_size,
+        d_vocab=text.vocab_size,
+        context=text.max_position_embeddings,
+        parallel=getattr(text, "use_parallel_residual", False),
+    )
+
+
+def _commit(name: str, revision: str) -> str | None:
+    """The commit that `revision` of a hub id stands for: the folder's name in the local cache, where its config now
+    lies."""
+    return extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder that `name` means, None if it is to be sought on the hub."""
+    if name == "bundled":
+        return BUNDLED
+    path = Path(name).expanduser()
+    if name.endswith(".gguf"):
+        return gguf.converted(path)
+    if (path / "config.json").is_file():
+        return path
+    if name.startswith(("/", ".", "~")) or not name:
+        fault = "has no config.json" if path.is_dir() else "does not exist"
+        raise MatryoshkaError(f"{name!r} {fault}; expected a model's folder, a .gguf file, a hub id or 'bundled'")
+    return None
+
+
+def unavailable(name: str, folder: Path | None, error: Exception) -> MatryoshkaError:
+    """One line for whatever transformers and the hub say when a model's file cannot be had."""
+    said = " ".join(str(error).split())
+    if folder is not None:
+        return MatryoshkaError(f"{name}: cannot be read from {folder}: {said}")
+    if isinstance(error.__cause__, LocalEntryNotFoundError):
+        return MatryoshkaError(
+            f"{name}: the Hugging Face hub cannot be reached and the model is not in the local cache"
+            " (a folder, a .gguf file and 'bundled' need no network)"
+        )
+    if isinstance(error.__cause__, HFValidationError):
+        return MatryoshkaError(f"{name!r} is neither a folder, a .gguf file, 'bundled' nor a valid hub id: {said}")
+    return MatryoshkaError(f"{name}: cannot be fetched from the Hugging Face hub: {said}")

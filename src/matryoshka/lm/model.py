@@ -1,0 +1,193 @@
+"""A language model whose activations can be read and replaced at any `Site`.
+
+lm = load("openai-community/gpt2")
+x = lm.read(tokens, [Site("mlp_in", 8)])[Site("mlp_in", 8)]      # stops after layer 8's norm
+with lm.replace(Site("mlp_out", 8), lambda mlp_out: reconstruction):
+    logits = lm.logits(tokens)
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from threading import RLock
+from typing import Any
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from matryoshka.errors import MatryoshkaError, did_you_mean
+from matryoshka.lm import hooks
+from matryoshka.lm.info import ModelInfo, describe, unavailable
+from matryoshka.lm.selfcheck import self_check
+from matryoshka.lm.sites import Site
+
+__all__ = ["LanguageModel", "ModelInfo", "describe", "load", "resolve_device"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class _Stop(Exception):
+    """Raised by the hook of the last site read: the rest of the forward pass is not needed."""
+
+
+class LanguageModel:
+    """A causal language model of one of the known families, in evaluation mode and without gradients.
+
+    `bos`: the id that begins every window, None if this model wants none. `separator`: the id between
+    documents.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, info: ModelInfo) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.info = info
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.bos: int | None = _bos(tokenizer, info)
+        self.separator: int | None = self.bos if self.bos is not None else tokenizer.eos_token_id
+        self._blocks = model.get_submodule(info.family.blocks)
+        # hooks act on whoever runs the model: a thread that reads ahead waits while another replaces
+        self._lock = RLock()
+        config = model.config.get_text_config()
+        config.use_cache = False
+        config.pad_token_id = None  # windows hold no padding; transformers would look for it in every batch
+
+    def read(
+        self, tokens: Integer[Tensor, "batch position"], sites: Iterable[Site]
+    ) -> dict[Site, Float[Tensor, "batch position d"]]:
+        """The activations of `tokens` at `sites`, in that order.
+
+        The forward pass ends at the last site: later layers and logits are not computed. Within `replace`,
+        sites show what the model goes on with, but a replaced ln2_normalized shows what it was before.
+        """
+        wanted = list(dict.fromkeys(sites))
+        found: dict[Site, Tensor] = {}
+
+        def keep(site: Site, x: Tensor) -> None:
+            found[site] = x
+            if len(found) == len(wanted):
+                raise _Stop
+
+        for site in wanted:
+            self.info.check(site)
+        with self._lock, ExitStack() as attached:
+            for site in wanted:
+                handle = hooks.watch(
+                    self._blocks[site.layer], self.info.family, site.kind, lambda x, site=site: keep(site, x)
+                )
+                attached.callback(handle.remove)
+            if wanted:
+                with suppress(_Stop):
+                    self._forward(tokens)
+        return {site: found[site] for site in wanted}
+
+    @contextmanager
+    def replace(self, site: Site, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Within the block, everything downstream of `site` gets `fn(activation)` instead of the activation.
+
+        `fn`: [batch, position, d] → the same shape; cast to the activation's dtype. At resid_mid the residual
+        stream itself changes, not only what the MLP reads.
+        """
+        self.info.check(site)
+
+        def replacement(x: Tensor) -> Tensor:
+            new = fn(x)
+            if new.shape != x.shape:
+                raise MatryoshkaError(
+                    f"replacing {site}: got activations of shape {list(new.shape)}, expected {list(x.shape)}"
+                )
+            return new.to(x.dtype)
+
+        with self._lock, ExitStack() as attached:
+            block = self._blocks[site.layer]
+            for handle in hooks.substitute(block, self.info.family, site.kind, replacement):
+                attached.callback(handle.remove)
+            yield
+
+    def logits(self, tokens: Integer[Tensor, "batch position"]) -> Float[Tensor, "batch position vocab"]:
+        """Next-token logits at every position."""
+        with self._lock:
+            return self._forward(tokens).logits
+
+    # no_grad and not inference_mode: coders are trained on these tensors
+    @torch.no_grad()
+    def _forward(self, tokens: Integer[Tensor, "batch position"]) -> Any:
+        if tokens.ndim != 2 or tokens.shape[1] > self.info.context:
+            raise MatryoshkaError(
+                f"{self.info.name}: got tokens of shape {list(tokens.shape)}, expected [batch, position]"
+                f" with at most {self.info.context} positions"
+            )
+        return self.model(input_ids=tokens.to(self.device, torch.long), use_cache=False)
+
+
+def load(
+    name: str, revision: str | None = None, dtype: str | torch.dtype = "auto", device: str = "auto"
+) -> LanguageModel:
+    """The model `name` (what names mean: `describe`), proven to be laid out as the table of families says.
+
+    `dtype` auto: float32 on a CPU, the checkpoint's own on an accelerator. `device` auto: cuda where there
+    is one. Weights are read from safetensors only; code from the hub is never run.
+    """
+    target = resolve_device(device)
+    number_type = _dtype(dtype, target)
+    info = describe(name, revision)
+    model = _weights(info, number_type).to(target)
+    lm = LanguageModel(model, _tokenizer(info), info)
+    self_check(info, model.get_submodule(info.family.blocks), lm.read)
+    return lm
+
+
+def resolve_device(given: str) -> torch.device:
+    """`auto` is cuda where there is one, otherwise the CPU; a device that is not there is an error."""
+    if given == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=given).device
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        raise MatryoshkaError(f"device {given!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _dtype(given: str | torch.dtype, device: torch.device) -> torch.dtype | str:
+    """What transformers takes: a dtype, or "auto" for the checkpoint's own."""
+    if given == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if isinstance(given, torch.dtype):
+        return given
+    if given not in DTYPES:
+        raise MatryoshkaError(f"unknown dtype {given!r}{did_you_mean(given, ['auto', *DTYPES])}")
+    return DTYPES[given]
+
+
+def _weights(info: ModelInfo, dtype: torch.dtype | str) -> Any:
+    forced = info.family.attention_implementation
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            info.source,
+            revision=info.revision or "main",
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **({"attn_implementation": forced} if forced else {}),
+        )
+    except Exception as error:  # OSError, SafetensorError, RuntimeError for sizes …
+        raise unavailable(info.name, info.folder, error) from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        # transformers would go on with random numbers in their place
+        raise MatryoshkaError(f"{info.name}: the weights lack {len(missing)} tensors, the first is {missing[0]}")
+    return model
+
+
+def _tokenizer(info: ModelInfo) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(info.source, revision=info.revision or "main", trust_remote_code=False)
+    except Exception as error:  # a missing file, an unknown class, a missing package: its text says which
+        raise unavailable(f"tokenizer of {info.name}", info.folder, error) from error
+
+
+def _bos(tokenizer: Any, info: ModelInfo) -> int | None:
+    """The id that texts begin with: if the tokenizer puts it there, or the family is used so nonetheless."""
+    adds_it = tokenizer("text")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token_id if adds_it or info.family.prepend_bos else None

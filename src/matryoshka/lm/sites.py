@@ -1,0 +1,152 @@
+"""Named places in a language model, and one table row for each model family that says where they are.
+
+Blocks with a parallel residual (Pythia) have no resid_mid: both halves read resid_pre.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from functools import total_ordering
+
+from matryoshka.errors import MatryoshkaError, did_you_mean
+
+KINDS = {
+    "resid_pre": "what the block reads",
+    "attn_in": "what attention reads: after its norm",
+    "attn_out": "what attention ADDS to the residual (Gemma-2/3: after their norm that follows attention)",
+    "resid_mid": "resid_pre + attn_out",
+    "ln2_normalized": "what the MLP reads, before the norm's gain and bias",
+    "mlp_in": "what the MLP reads: after the norm, gain and bias included",
+    "mlp_out": "what the MLP ADDS to the residual (Gemma-2/3: after their norm that follows the MLP)",
+    "resid_post": "resid_mid + mlp_out: what the block returns",
+}
+"""In the order of the forward pass (raw Hugging Face model: nothing folded, nothing centred)."""
+
+_ORDER = {kind: place for place, kind in enumerate(KINDS)}
+
+TRANSFORMER_LENS = {
+    "hook_resid_pre": "resid_pre",
+    "hook_attn_out": "attn_out",
+    "hook_resid_mid": "resid_mid",
+    "hook_mlp_in": "resid_mid",  # PRE-norm there: never our mlp_in
+    "ln2.hook_normalized": "ln2_normalized",
+    "hook_mlp_out": "mlp_out",
+    "hook_resid_post": "resid_post",
+}
+
+
+@total_ordering
+@dataclass(frozen=True)
+class Site:
+    """A place in a language model, written `8.mlp_in`. Sites are ordered as the forward pass meets them."""
+
+    kind: str
+    layer: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise MatryoshkaError(f"unknown kind of site {self.kind!r}{did_you_mean(self.kind, KINDS)}")
+        if self.layer < 0:
+            raise MatryoshkaError(f"site {self}: layers count from 0")
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.kind}"
+
+    def __lt__(self, other: "Site") -> bool:
+        return (self.layer, _ORDER[self.kind]) < (other.layer, _ORDER[other.kind])
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """`8.mlp_in`, or a TransformerLens name such as `blocks.8.hook_resid_mid`."""
+        match = re.fullmatch(r"(blocks\.)?([0-9]+)\.(.+)", text)
+        if match and match[1] and match[3] in TRANSFORMER_LENS:
+            return cls(TRANSFORMER_LENS[match[3]], int(match[2]))
+        if match and not match[1] and match[3] in KINDS:
+            return cls(match[3], int(match[2]))
+        layer = digits[0] if (digits := re.search(r"[0-9]+", text)) else "0"
+        lens = text.startswith("blocks")
+        known = (
+            [f"blocks.{layer}.{hook}" for hook in TRANSFORMER_LENS] if lens else [f"{layer}.{kind}" for kind in KINDS]
+        )
+        raise MatryoshkaError(f"unknown site {text!r}{did_you_mean(text, known)}")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a model family keeps its parts: a path from the model, then names of modules within a block.
+
+    Sizes are not here, nor whether the residual is parallel: those stand in each model's config.
+    """
+
+    examples: str
+    blocks: str
+    attn_norm: str
+    attention: str
+    attn_added: str
+    """The module whose output attention adds to the residual."""
+    mlp_norm: str
+    mlp: str
+    mlp_added: str
+    """The module whose output the MLP adds to the residual."""
+    gain_offset: float = 0.0
+    """The norms multiply by `gain_offset + weight`."""
+    attention_implementation: str | None = None
+    """Forced where transformers' default would compute something else."""
+    prepend_bos: bool = False
+    """Texts begin with BOS although the tokenizer does not put it there."""
+
+
+_LLAMA = Family(
+    examples="Llama, SmolLM2",
+    blocks="model.layers",
+    attn_norm="input_layernorm",
+    attention="self_attn",
+    attn_added="self_attn",
+    mlp_norm="post_attention_layernorm",
+    mlp="mlp",
+    mlp_added="mlp",
+)
+
+_GEMMA3 = Family(
+    examples="Gemma-3 270m, 1b",
+    blocks="model.layers",
+    attn_norm="input_layernorm",
+    attention="self_attn",
+    attn_added="post_attention_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+    mlp="mlp",
+    mlp_added="post_feedforward_layernorm",
+    gain_offset=1.0,
+)
+
+FAMILIES = {
+    "gpt2": Family(
+        examples="GPT-2 small, medium, large, xl",
+        blocks="transformer.h",
+        attn_norm="ln_1",
+        attention="attn",
+        attn_added="attn",
+        mlp_norm="ln_2",
+        mlp="mlp",
+        mlp_added="mlp",
+        prepend_bos=True,
+    ),
+    # sdpa has no soft-capping of attention scores: transformers 4 left it out without a word
+    "gemma2": replace(_GEMMA3, examples="Gemma-2 2b, 9b, 27b", attention_implementation="eager"),
+    "gemma3_text": _GEMMA3,
+    # with a vision tower beside it
+    "gemma3": replace(_GEMMA3, examples="Gemma-3 4b, 12b, 27b", blocks="model.language_model.layers"),
+    "llama": _LLAMA,
+    "qwen2": replace(_LLAMA, examples="Qwen2, Qwen2.5"),
+    "qwen3": replace(_LLAMA, examples="Qwen3"),
+    "gpt_neox": Family(
+        examples="Pythia, GPT-NeoX",
+        blocks="gpt_neox.layers",
+        attn_norm="input_layernorm",
+        attention="attention",
+        attn_added="post_attention_dropout",
+        mlp_norm="post_attention_layernorm",
+        mlp="mlp",
+        mlp_added="post_mlp_dropout",
+    ),
+}
+"""Keyed by the config's `model_type`."""
