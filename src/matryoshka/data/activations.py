@@ -1,0 +1,226 @@
+"""Windows of tokens → an endless, shuffled, resumable stream of activation batches.
+
+    1. a seeded permutation of the training windows, a new one for each epoch
+    2. chunks of windows through the language model, which stops after the last site read (`LiveChunks`)
+       or from disk (`data.cache.CachedChunks`)
+    3. rows to leave out are dropped: BOS and attention sinks
+    4. the rows of a chunk, shuffled by a seeded permutation, in batches; a last part smaller than a batch is dropped
+
+The state is four numbers (seed, epoch, chunk, batch): everything else follows from them.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from matryoshka.data.tokens import Windows
+from matryoshka.errors import MatryoshkaError
+from matryoshka.lm.model import LanguageModel
+from matryoshka.lm.sites import Site
+
+SINK_FACTOR = 10.0
+"""A row is an attention sink if its norm at any site read exceeds so many times the median norm there. GPT-2's first
+position has some 30 times, Llama's and Gemma's some 100 times; ordinary tokens stay below 3."""
+
+
+class ActivationConfig(BaseModel):
+    """How activations are read and shuffled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    chunk: Annotated[int, Field(ge=1)] = 131_072
+    """Tokens read at once and shuffled together before they are cut into batches. Memory grows with it."""
+    lm_batch: Annotated[int, Field(ge=1)] = 16
+    """Windows in one forward pass of the language model."""
+    cache: Path | None = None
+    """Folder of activations on disk: written first if it is not there, then trained from. Disk: one chunk per chunk."""
+
+
+class Batch(NamedTuple):
+    """The activations of the same tokens at each site, on the model's device."""
+
+    activations: dict[Site, Float[Tensor, "batch d"]]
+    positions: Int[Tensor, " batch"]
+    """window · context + position of each row's token in the training split."""
+
+
+class Chunk(NamedTuple):
+    """Many rows in the order of their tokens, and how many tokens were left out of it."""
+
+    activations: dict[Site, Float[Tensor, "rows d"]]
+    positions: Int[Tensor, " rows"]
+    left_out: int
+
+
+@runtime_checkable
+class Chunks(Protocol):
+    """Where chunks come from: a live model, a disk cache, a test's own tensors."""
+
+    def __len__(self) -> int:
+        """Chunks in an epoch."""
+        ...
+
+    def chunk(self, seed: int, epoch: int, index: int) -> Chunk:
+        """The chunk at place `index` of the epoch; the same arguments give the same rows."""
+        ...
+
+
+def permutation(n: int, *seeds: int) -> Int[Tensor, " n"]:
+    """A permutation of range(n) that depends on nothing but `seeds`."""
+    mixed = int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
+    return torch.randperm(n, generator=torch.Generator().manual_seed(mixed >> 1))
+
+
+class RowFilter:
+    """Which positions count, in training and in evaluation: no BOS, no window's first token, no attention sink.
+
+    A sink is a position whose norm at any of `sites` exceeds SINK_FACTOR times the median norm there, measured once
+    on the first `sample` windows.
+    """
+
+    def __init__(self, lm: LanguageModel, windows: Windows, sites: Sequence[Site], sample: int = 16) -> None:
+        self.bos = lm.bos
+        first = torch.from_numpy(windows[:sample]).to(lm.device)
+        read = lm.read(first, sites)
+        self.largest = {site: SINK_FACTOR * _norms(x)[:, 1:].median().item() for site, x in read.items()}
+
+    def __call__(
+        self, tokens: Int[Tensor, "batch position"], read: dict[Site, Float[Tensor, "batch position d"]]
+    ) -> Bool[Tensor, "batch position"]:
+        """True where a position is kept, given the activations read there."""
+        keep = torch.ones_like(tokens, dtype=torch.bool)
+        keep[:, 0] = False
+        if self.bos is not None:
+            keep &= tokens != self.bos
+        for site, largest in self.largest.items():
+            keep &= _norms(read[site]) <= largest
+        return keep
+
+
+def _norms(x: Float[Tensor, "batch position d"]) -> Float[Tensor, "batch position"]:
+    return x.float().norm(dim=-1)
+
+
+class LiveChunks:
+    """Chunks straight from a language model.
+
+    `chunk_rows` bounds the tokens of a chunk, `lm_batch` the windows of one forward pass.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, windows: Windows, sites: Sequence[Site], chunk_rows: int, lm_batch: int = 16
+    ) -> None:
+        self.lm, self.windows, self.sites, self.lm_batch = lm, windows, tuple(dict.fromkeys(sites)), lm_batch
+        self.per_chunk = min(len(windows), max(1, chunk_rows // windows.context))
+        self.keep = RowFilter(lm, windows, self.sites, lm_batch)
+
+    def __len__(self) -> int:
+        return len(self.windows) // self.per_chunk
+
+    def chunk(self, seed: int, epoch: int, index: int) -> Chunk:
+        """The windows at places index · per_chunk … of the epoch's permutation, run through the model."""
+        order = permutation(len(self.windows), seed, epoch)
+        numbers = order[index * self.per_chunk : (index + 1) * self.per_chunk].sort().values
+        size, n = len(numbers) * self.windows.context, 0
+        rows = {site: self._buffer(size, site) for site in self.sites}
+        positions = torch.empty(size, dtype=torch.int64, device=self.lm.device)
+        for part in numbers.split(self.lm_batch):
+            tokens = torch.from_numpy(self.windows[part.numpy()]).to(self.lm.device)
+            read = self.lm.read(tokens, self.sites)
+            keep = self.keep(tokens, read)
+            end = n + int(keep.sum())
+            for site in self.sites:
+                rows[site][n:end] = read[site][keep]
+            place = part[:, None] * self.windows.context + torch.arange(self.windows.context)
+            positions[n:end] = place.to(keep.device)[keep]
+            n = end
+        return Chunk({site: buffer[:n] for site, buffer in rows.items()}, positions[:n], size - n)
+
+    def _buffer(self, rows: int, site: Site) -> Tensor:
+        # filled in place: no second copy of the chunk ever exists
+        return torch.empty(rows, self.lm.info.check(site), dtype=self.lm.dtype, device=self.lm.device)
+
+
+class ActivationStream(Iterator[Batch]):
+    """Batches of `batch` rows from `chunks`, for ever: seeded, shuffled within each chunk, resumable.
+
+    With `ahead`, the next chunk is made by a thread while the current one is consumed (on a GPU the two overlap; two
+    chunks are then in memory). `tokens_left_out` counts what steps 3 dropped from the chunks begun so far.
+    """
+
+    def __init__(self, chunks: Chunks, batch: int, seed: int, ahead: bool = False) -> None:
+        if len(chunks) == 0:
+            raise MatryoshkaError("there are fewer training windows than one chunk of activations needs")
+        self.chunks, self.batch, self.seed = chunks, batch, seed
+        self.epoch = self.index = self.next_batch = 0
+        self.tokens_left_out = self.tokens_read = 0
+        self._current: tuple[Chunk, Tensor] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="activations") if ahead else None
+        self._next: tuple[tuple[int, int], Future[tuple[Chunk, Tensor]]] | None = None
+
+    def __next__(self) -> Batch:
+        if self._current is None:
+            self._current = self._begin()
+        chunk, order = self._current
+        rows = order[self.next_batch * self.batch : (self.next_batch + 1) * self.batch]
+        batch = Batch({site: x[rows] for site, x in chunk.activations.items()}, chunk.positions[rows])
+        self.next_batch += 1
+        if (self.next_batch + 1) * self.batch > len(order):
+            self._current, self.next_batch = None, 0
+            self.epoch, self.index = self._after(self.epoch, self.index)
+        return batch
+
+    def peek(self, rows: int) -> Batch:
+        """The first rows of the current chunk in the order of training (at most `rows`), without moving on."""
+        if self._current is None:
+            self._current = self._begin()
+        chunk, order = self._current
+        return Batch({site: x[order[:rows]] for site, x in chunk.activations.items()}, chunk.positions[order[:rows]])
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream stands: plain numbers."""
+        names = ("seed", "epoch", "index", "next_batch", "tokens_left_out", "tokens_read")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken; the current chunk is made anew when the next batch is asked for."""
+        for name, value in state.items():
+            setattr(self, name, int(value))
+        self._current = self._next = None
+
+    def close(self) -> None:
+        """Stop the thread that reads ahead."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+
+    def _after(self, epoch: int, index: int) -> tuple[int, int]:
+        return (epoch, index + 1) if index + 1 < len(self.chunks) else (epoch + 1, 0)
+
+    def _make(self, epoch: int, index: int) -> tuple[Chunk, Tensor]:
+        chunk = self.chunks.chunk(self.seed, epoch, index)
+        if len(chunk.positions) < self.batch:
+            raise MatryoshkaError(
+                f"a chunk of activations has {len(chunk.positions)} rows, fewer than training.batch = {self.batch}"
+                " (bring more text, or lower training.batch)"
+            )
+        order = permutation(len(chunk.positions), self.seed, epoch, index, 1)
+        return chunk, order.to(chunk.positions.device)
+
+    def _begin(self) -> tuple[Chunk, Tensor]:
+        """The chunk at the current place; the one after it is started if reading ahead."""
+        place = (self.epoch, self.index)
+        made = self._next[1].result() if self._next and self._next[0] == place else self._make(*place)
+        if self._thread is not None:
+            after = self._after(*place)
+            self._next = (after, self._thread.submit(self._make, *after))
+        if self.next_batch == 0:  # a resumed chunk was counted when it was begun
+            self.tokens_left_out += made[0].left_out
+            self.tokens_read += made[0].left_out + len(made[0].positions)
+        return made

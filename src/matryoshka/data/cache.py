@@ -1,0 +1,107 @@
+"""Activations on disk: the chunks of a live model written once, then read as if they came from it.
+
+A folder with `index.json` (what it holds, a checksum for each shard) and `chunk_N.safetensors`, one tensor for each
+site and `positions`. The first epoch of a cached stream equals the live one bit for bit; later epochs permute the
+chunks.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from matryoshka.data.activations import Chunk, LiveChunks, permutation
+from matryoshka.errors import MatryoshkaError
+from matryoshka.lm.sites import Site
+from matryoshka.paths import replaced_folder
+
+VERSION = 1
+
+
+def write(
+    live: LiveChunks,
+    folder: Path,
+    seed: int,
+    count: int,
+    identity: dict[str, Any],
+    progress: Callable[[int], None],
+) -> None:
+    """Write the first `count` chunks of epoch 0 and an index that begins with `identity`.
+
+    `progress` is called with the number of chunks written. Raises MatryoshkaError, before writing anything, if the disk
+    is too small.
+    """
+    itemsize = live.lm.dtype.itemsize
+    rows = live.per_chunk * live.windows.context
+    need = count * rows * (sum(live.lm.info.check(site) for site in live.sites) * itemsize + 8)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if need > free:
+        raise MatryoshkaError(f"{folder}: the cache needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+    with replaced_folder(folder) as new:
+        shards = []
+        for index in range(count):
+            chunk = live.chunk(seed, 0, index)
+            file = new / f"chunk_{index}.safetensors"
+            tensors = {str(site): x.contiguous() for site, x in chunk.activations.items()}
+            save_file({**tensors, "positions": chunk.positions.contiguous()}, file)
+            shards.append({"file": file.name, "sha256": _checksum(file), "left_out": chunk.left_out})
+            progress(index + 1)
+        index = {
+            "format": "matryoshka-activations",
+            "version": VERSION,
+            **identity,
+            "seed": seed,
+            "sites": [str(site) for site in live.sites],
+            "shards": shards,
+        }
+        (new / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+class CachedChunks:
+    """The chunks of a folder written by `write`, on `device`. Each shard's checksum is proved when it is first read."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any], sites: list[Site], device: torch.device) -> None:
+        self.folder, self.device, self.sites = folder, device, sites
+        try:
+            self.index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+            self.shards, self.seed = self.index["shards"], self.index["seed"]
+        except (OSError, ValueError, KeyError) as error:
+            raise MatryoshkaError(f"{folder}: no cache of activations, or a damaged one ({error})") from None
+        for name, value in {"format": "matryoshka-activations", "version": VERSION, **identity}.items():
+            if self.index.get(name) != value:
+                raise MatryoshkaError(
+                    f"{folder}: cached with {name} = {self.index.get(name)!r}, this run has {value!r}"
+                )
+        if missing := [str(site) for site in sites if str(site) not in self.index["sites"]]:
+            raise MatryoshkaError(f"{folder}: holds {', '.join(self.index['sites'])}; lacks {', '.join(missing)}")
+        self._proved: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def chunk(self, seed: int, epoch: int, index: int) -> Chunk:
+        """The shard at place `index` of the epoch."""
+        same = epoch == 0 and seed == self.seed
+        number = index if same else int(permutation(len(self), seed, epoch)[index])
+        shard = self.shards[number]
+        file = self.folder / shard["file"]
+        try:
+            if number not in self._proved and _checksum(file) != shard["sha256"]:
+                raise MatryoshkaError(f"{file}: damaged, its checksum differs; delete {self.folder} to write it anew")
+            tensors = load_file(file, device=str(self.device))
+        except (OSError, SafetensorError) as error:
+            raise MatryoshkaError(f"{file}: missing or damaged ({error})") from None
+        self._proved.add(number)
+        return Chunk({site: tensors[str(site)] for site in self.sites}, tensors["positions"], shard["left_out"])
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

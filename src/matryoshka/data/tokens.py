@@ -1,0 +1,295 @@
+"""Text → tokens on disk, once; windows of them by index, for ever.
+
+1. a folder's name is a hash of all that decides its tokens (text, tokenizer, separator, and `TextConfig`
+   but for the context): where it lies already, it is reused
+2. each document goes to the `train` or the `held_out` split by a hash of its text, is tokenised once, and is
+   appended to its split's stream, after a separator if there is one
+3. the folder is filled under a temporary name, fsynced and renamed: whole or not at all
+4. a window is cut when it is read: BOS, then the next context - 1 tokens of the memory-mapped stream
+
+HASH/  meta.json  train.bin  train.documents.npy  held_out.bin  held_out.documents.npy
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+import uuid
+from array import array
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Int
+from pydantic import BaseModel, ConfigDict, ValidationError
+from transformers import PreTrainedTokenizerBase
+
+from matryoshka.data.documents import TextConfig, check_source, documents, source_fingerprint
+from matryoshka.data.encoding import encoded, tokenizer_fingerprint, with_progress
+from matryoshka.errors import MatryoshkaError, did_you_mean
+from matryoshka.paths import cache_dir, sync
+
+FORMAT = 1
+Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+_LEFTOVER_SECONDS = 24 * 3600  # a temporary folder untouched for so long has lost its writer
+_log = logging.getLogger(__name__)
+
+
+class Meta(BaseModel):
+    """meta.json: what the folder holds, and what it was made of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1]
+    dtype: Literal["uint16", "uint32"]
+    tokens: dict[Split, int]
+    documents: dict[Split, int]
+    bytes: dict[str, int]
+    sha256: dict[str, str]
+    config: dict[str, Any]
+    tokenizer: str
+    source: str
+    separator: int | None
+
+
+class Windows:
+    """The windows of one split: `windows[3]`, `windows[:8]`, `windows[[5, 2]]` → int64 array [n, context]."""
+
+    def __init__(self, tokens: "Tokens", split: Split) -> None:
+        self.tokens, self.split, self.context, self.bos = tokens, split, tokens.context, tokens.bos
+        self._stride = self.context - (self.bos is not None)
+        n = tokens.meta.tokens[split]
+        if n < self._stride:
+            raise MatryoshkaError(_too_few(split, n, self.context, self._stride))
+        dtype = np.dtype(tokens.meta.dtype).newbyteorder("<")
+        stream = np.memmap(tokens.folder / f"{split}.bin", dtype, mode="r")
+        whole = n // self._stride
+        self._rows = stream[: whole * self._stride].reshape(whole, self._stride)
+        self._starts = np.load(tokens.folder / f"{split}.documents.npy", mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int | slice | list[int] | np.ndarray) -> Int[np.ndarray, "n context"]:
+        rows = np.atleast_2d(self._rows[index])
+        windows = np.empty((len(rows), self.context), dtype=np.int64)
+        windows[:, self.context - self._stride :] = rows
+        if self.bos is not None:
+            windows[:, 0] = self.bos
+        return windows
+
+    def document(self, window_index: int, position: int) -> int:
+        """Number within the split of the document that a token lies in; BOS counts to the token after it."""
+        if not (0 <= window_index < len(self) and 0 <= position < self.context):
+            raise IndexError(f"no position {position} of window {window_index}: {len(self)} × {self.context}")
+        offset = window_index * self._stride + max(0, position - (self.bos is not None))
+        return int(np.searchsorted(self._starts, offset, side="right")) - 1
+
+
+class Tokens:
+    """A folder that `tokenise` wrote, cut into windows of `context` tokens; `bos`, if any, begins each."""
+
+    def __init__(self, folder: Path, meta: Meta, context: int, bos: int | None) -> None:
+        if context < 2:
+            raise MatryoshkaError(f"text.context = {context}: a window needs at least 2 tokens")
+        self.folder, self.hash, self.meta, self.context, self.bos = folder, folder.name, meta, context, bos
+
+    @classmethod
+    def open(cls, folder: Path, context: int, bos: int | None) -> "Tokens":
+        """Refuses a folder that is damaged or none of ours, in a MatryoshkaError."""
+        return cls(Path(folder), _read_meta(Path(folder)), context, bos)
+
+    def windows(self, split: Split) -> Windows:
+        """The whole windows of `train` or `held_out`; a last part shorter than a window is left out.
+
+        Raises:
+            MatryoshkaError: the split has fewer tokens than one window needs.
+        """
+        if split not in SPLITS:
+            raise MatryoshkaError(f"tokens have no split {split!r}{did_you_mean(split, SPLITS)}")
+        return Windows(self, split)
+
+
+def is_held_out(text: str, fraction: float) -> bool:
+    """Whether a document belongs to the held-out split: decided by a hash of its text alone.
+
+    So it does not depend on order, file names or a seed, two copies of a document always fall on the same
+    side, and a larger `fraction` (in [0, 1]) holds out a superset.
+    """
+    digest = hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def tokenise(
+    config: TextConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    bos: int | None,
+    separator: int | None,
+    progress: bool = True,
+) -> Tokens:
+    """The tokens of a text, made unless they lie in the cache already.
+
+    Args:
+        tokenizer: a fast tokenizer; special tokens spelt out in a document are read as ordinary text.
+        bos: token id set before each window when it is read.
+        separator: token id written before each document.
+        progress: show how far it is, on a terminal.
+
+    Raises:
+        MatryoshkaError: whatever `documents` refuses, or a tokenizer without a fast backend.
+    """
+    check_source(config)
+    made_of = {
+        "source": source_fingerprint(config),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "separator": separator,
+        "config": config.model_dump(mode="json", include={"field", "held_out", "limit"}),
+    }
+    key = json.dumps({"format": FORMAT, **made_of}, sort_keys=True)
+    folder = cache_dir() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    if folder.exists():
+        try:
+            return Tokens.open(folder, config.context, bos)
+        except MatryoshkaError as damage:
+            _log.warning("%s: tokenising again", damage)
+    made_of["config"] = config.model_dump(mode="json", exclude={"context"})
+    with _published(folder) as new:
+        _write(new, config, tokenizer, made_of, progress)
+    return Tokens.open(folder, config.context, bos)
+
+
+class _Stream:
+    """One split being written: tokens straight to the file, documents' starts in memory (8 bytes each)."""
+
+    def __init__(self, folder: Path, split: Split, dtype: np.dtype) -> None:
+        self.bin, self.starts_file = folder / f"{split}.bin", folder / f"{split}.documents.npy"
+        self.dtype, self.tokens, self.starts, self.sha256 = dtype, 0, array("q"), hashlib.sha256()
+        self._file = self.bin.open("wb")
+
+    def add(self, ids: list[int]) -> None:
+        data = np.array(ids, dtype=self.dtype).tobytes()
+        self.starts.append(self.tokens)
+        self.tokens += len(ids)
+        self.sha256.update(data)
+        self._file.write(data)
+
+    def close(self) -> None:
+        self._file.close()
+        np.save(self.starts_file, np.array(self.starts, dtype=np.int64))
+
+
+def _write(
+    folder: Path,
+    config: TextConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    made_of: dict[str, Any],
+    progress: bool,
+) -> None:
+    """Fill `folder` with the tokens of the text and their meta.json."""
+    separator = made_of["separator"]
+    before = [] if separator is None else [separator]
+    highest = max(len(tokenizer) - 1, *tokenizer.get_vocab().values(), *before)  # vocabularies may have holes
+    dtype = np.dtype("<u2" if highest < 2**16 else "<u4")
+    streams: dict[Split, _Stream] = {split: _Stream(folder, split, dtype) for split in SPLITS}
+    train = streams["train"]
+    try:
+        with closing(with_progress(encoded(documents(config), tokenizer), progress)) as pairs:
+            for text, ids in pairs:
+                stream = streams["held_out"] if is_held_out(text, config.held_out) else train
+                room = None if config.limit is None or stream is not train else config.limit - train.tokens
+                stream.add((before + ids)[:room])
+                if train.tokens == config.limit:
+                    break
+    finally:
+        for stream in streams.values():
+            stream.close()
+    files = [file for stream in streams.values() for file in (stream.bin, stream.starts_file)]
+    meta = Meta(
+        format=FORMAT,
+        dtype="uint16" if dtype.itemsize == 2 else "uint32",
+        tokens={split: stream.tokens for split, stream in streams.items()},
+        documents={split: len(stream.starts) for split, stream in streams.items()},
+        bytes={file.name: file.stat().st_size for file in files},
+        sha256={stream.bin.name: stream.sha256.hexdigest() for stream in streams.values()},
+        **made_of,
+    )
+    (folder / "meta.json").write_text(meta.model_dump_json(indent=2), encoding="utf-8")
+
+
+@contextmanager
+def _published(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, renamed to `folder` at the end; discarded if another process was first.
+
+    Unlike `paths.replaced_folder` it leaves a whole folder that came to lie there alone: the same name
+    means the same tokens, and a reader may be opening them.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _clean(folder.parent)
+    new = folder.with_name(f".new-{folder.name}-{uuid.uuid4().hex[:8]}")
+    new.mkdir()
+    try:
+        yield new
+        for file in [*new.iterdir(), new]:
+            sync(file)
+        try:
+            new.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            if _is_damaged(folder):
+                folder.rename(new.with_name(f".old-{new.name[5:]}"))
+                new.rename(folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(new.with_name(f".old-{new.name[5:]}"), ignore_errors=True)
+
+
+def _clean(parent: Path) -> None:
+    """Remove what killed writers left: temporary folders whose files have not been touched for a day."""
+    for leftover in [*parent.glob(".new-*"), *parent.glob(".old-*")]:
+        try:
+            newest = max(entry.stat().st_mtime for entry in [leftover, *leftover.iterdir()])
+        except OSError:  # its writer is just renaming or removing it
+            continue
+        if time.time() - newest > _LEFTOVER_SECONDS:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _read_meta(folder: Path) -> Meta:
+    """meta.json, after comparing every file's size with what it says."""
+    file = folder / "meta.json"
+    try:
+        meta = Meta.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise MatryoshkaError(f"{folder}: not a whole folder of tokens: meta.json cannot be read") from error
+    except ValidationError as error:
+        what = error.errors()[0]["msg"]
+        raise MatryoshkaError(f"{file}: damaged, or written by another version: {what}") from error
+    for name, size in meta.bytes.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            there = "is missing" if found is None else f"has {found:,} bytes"
+            raise MatryoshkaError(f"{path}: damaged tokens: the file {there}, expected {size:,} bytes")
+    return meta
+
+
+def _is_damaged(folder: Path) -> bool:
+    try:
+        _read_meta(folder)
+    except MatryoshkaError:
+        return True
+    return False
+
+
+def _too_few(split: Split, tokens: int, context: int, needed: int) -> str:
+    more = "lower text.held_out" if split == "train" else "raise text.held_out"
+    return (
+        f"the {split} split has {tokens:,} tokens, but a window of text.context = {context} needs {needed:,}:"
+        f" lower text.context, {more}, or bring more text"
+    )
