@@ -1,0 +1,67 @@
+"""Streaming measures of a coder over any number of batches, exact however the data is cut into batches."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from matryoshka.coder.latents import Latents
+
+
+class Meter(nn.Module):
+    """FVU of each prefix, L0 and firing counts over all batches seen.
+
+    FVU = Σ‖y − ŷ‖² / Σ‖y − ȳ‖², ȳ the mean of each dimension over *all* rows seen; sums in float64 on the device,
+    merged batch by batch as Chan et al. (1979) do, so that a large mean costs no digits. Nothing is read back until
+    asked.
+    """
+
+    rows: Tensor
+    mean: Tensor
+    scatter: Tensor
+    errors: Tensor
+    active: Tensor
+    fired: Tensor
+
+    def __init__(self, prefixes: int, d_out: int, d_sae: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(d_out, dtype=torch.float64))
+        self.register_buffer("scatter", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("errors", torch.zeros(prefixes, dtype=torch.float64))
+        self.register_buffer("active", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("fired", torch.zeros(d_sae, dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(
+        self, y: Float[Tensor, "batch d_out"], y_hat: Float[Tensor, "prefix batch d_out"], latents: Latents
+    ) -> None:
+        """Add one batch of targets, their nested reconstructions and the latents behind them."""
+        if len(y) == 0:
+            return
+        y = y.double()
+        n, mean = len(y), y.mean(0)
+        shift = mean - self.mean
+        total = self.rows + n
+        self.scatter += (y - mean).square().sum() + shift.square().sum() * self.rows * n / total
+        self.mean += shift * n / total
+        self.rows.fill_(total)
+        self.errors += torch.stack([(y - prefix.double()).square().sum() for prefix in y_hat])
+        self.active += (latents.values > 0).sum()
+        self.fired += latents.fired()
+
+    def reset(self) -> None:
+        """Forget all that was seen."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
+    def fvu(self) -> list[float]:
+        """Fraction of variance unexplained by each prefix."""
+        return (self.errors / self.scatter).tolist()
+
+    def l0(self) -> float:
+        """Mean number of active latents a row."""
+        return (self.active / self.rows).item()
+
+    def silent(self) -> float:
+        """Share of the dictionary that was never active on these rows."""
+        return (self.fired == 0).double().mean().item()

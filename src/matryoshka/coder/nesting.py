@@ -1,0 +1,77 @@
+"""Widths (the nested prefixes of the dictionary) and the nested reconstruction.
+
+Prefix m of widths n₁ < … < n_M = d_sae reconstructs from latents 0 … n_m − 1. The latents between two widths are a
+*ring*. Every prefix is the sum of its rings, so each latent is decoded once, into its ring, and the prefixes are one
+cumulative sum: M prefixes cost what one costs, forward and backward.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float
+from torch import Tensor
+
+from matryoshka.coder.latents import Latents
+from matryoshka.errors import MatryoshkaError
+
+
+def resolve_widths(widths: Sequence[int | float], d_sae: int) -> tuple[int, ...]:
+    """Widths as numbers of latents: whole numbers as they are, fractions (floats in (0, 1]) of `d_sae`; () is (d_sae,).
+
+    Raises MatryoshkaError unless they ascend strictly and end with d_sae.
+    """
+    if not widths:
+        return (d_sae,)
+    bad = [w for w in widths if isinstance(w, float) and not 0 < w <= 1]
+    if bad:
+        raise MatryoshkaError(f"coder.widths: {bad[0]} is neither a whole number nor a fraction in (0, 1]")
+    resolved = tuple(round(w * d_sae) if isinstance(w, float) else int(w) for w in widths)
+    check_ascending(resolved, d_sae)
+    if resolved[-1] != d_sae:
+        raise MatryoshkaError(f"coder.widths must end with coder.d_sae = {d_sae}, got {list(resolved)}")
+    return resolved
+
+
+def check_ascending(widths: Sequence[int], d_sae: int) -> None:
+    """Raise MatryoshkaError unless `widths` ascend strictly within 1 … d_sae."""
+    bounds = (0, *widths)
+    if len(bounds) < 2 or any(a >= b for a, b in pairwise(bounds)) or widths[-1] > d_sae:
+        raise MatryoshkaError(f"coder.widths must ascend strictly from at least 1 to {d_sae}, got {list(widths)}")
+
+
+def random_widths(m: int, d_sae: int, generator: torch.Generator) -> tuple[int, ...]:
+    """At most `m` ascending widths that end with d_sae: m − 1 draws of a Pareto(0.5) truncated to [1, d_sae] and the
+    full one.
+
+    Random prefixes after Nabeshima (2024); equal draws count once.
+    """
+    uniform = torch.rand(m - 1, generator=generator, dtype=torch.float64)
+    # inverse of the distribution function (1 − n^−½)/(1 − d_sae^−½)
+    draws = (1 - uniform * (1 - d_sae**-0.5)) ** -2
+    return tuple(sorted({*draws.long().clamp(1, d_sae).tolist(), d_sae}))
+
+
+def nested_decode(
+    latents: Latents, W_dec: Float[Tensor, "d_sae d_out"], widths: Sequence[int]
+) -> Float[Tensor, "prefix batch d_out"]:
+    """Σ_{j < n_m} latents_j W_dec[j] for every prefix n_m of `widths`, each latent decoded once.
+
+    `widths` may end before d_sae: what lies beyond is not decoded.
+    """
+    batch, m = len(latents.offsets) - 1, len(widths)
+    bounds = torch.tensor(widths, device=latents.indices.device)
+    ring = torch.searchsorted(bounds, latents.indices, right=True)
+    # one bag for each ring of each row; entries lie row by row already, so taking ring after ring orders them
+    order = torch.cat([(ring == i).nonzero().squeeze(1) for i in range(m)])
+    ends = torch.bincount(ring * batch + latents.rows, minlength=m * batch)[: m * batch].cumsum(0)
+    rings = F.embedding_bag(
+        latents.indices[order],
+        W_dec,
+        offsets=torch.cat([ends.new_zeros(1), ends]),
+        per_sample_weights=latents.values[order].to(W_dec.dtype),
+        mode="sum",
+        include_last_offset=True,
+    )
+    return rings.view(m, batch, W_dec.shape[1]).cumsum(0)
