@@ -1,0 +1,1 @@
+"""Coders spliced back into the language model: where `coder` and `lm` first meet."""

@@ -1,0 +1,122 @@
+"""A run's folder: its paths and what may be done to it.
+
+    config.yaml  provenance.json  metrics.jsonl  checkpoints/  coder/  best/  evaluation/
+
+A run with several coders (`variants`) holds config.yaml, provenance.json and checkpoints/, and one folder for each
+coder, named by what is different in it, which is a run of its own to every command but `resume`.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matryoshka.errors import MatryoshkaError
+from matryoshka.paths import write_text
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one training run."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved, re-runnable configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def coder(self) -> Path:
+        """The trained coder: what `SparseCoder.load` reads."""
+        return self.path / "coder"
+
+    @property
+    def best(self) -> Path:
+        """The coder with the lowest held-out FVU so far."""
+        return self.path / "best"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What `resume` goes on from."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: training's numbers."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the results of evaluations."""
+        return self.path / "evaluation"
+
+    @property
+    def provenance(self) -> Path:
+        """Versions, model revision, tokens' hash, git commit, hardware."""
+        return self.path / "provenance.json"
+
+    def member(self, label: str) -> "Run":
+        """The run of one of several coders; of the only coder (label `coder`), this one."""
+        return self if label == "coder" else Run(self.path / label)
+
+    def members(self) -> list["Run"]:
+        """The runs of its coders."""
+        if self.coder.is_dir():
+            return [self]
+        return [Run(path.parent) for path in sorted(self.path.glob("*/coder")) if path.is_dir()]
+
+    def results(self, name: str = "reconstruction") -> dict[str, Any]:
+        """The saved results of an evaluation."""
+        file = self.evaluation / f"{name}.json"
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise MatryoshkaError(
+                f"{file}: no such results, or damaged ones; run: matryoshka eval {self.path} ({error})"
+            ) from None
+
+    def save_results(self, results: dict[str, Any], name: str = "reconstruction") -> None:
+        """Write `evaluation/<name>.json`."""
+        self.evaluation.mkdir(exist_ok=True)
+        write_text(self.evaluation / f"{name}.json", json.dumps(results, indent=2) + "\n")
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """The run at `path`. Raises MatryoshkaError if there is none."""
+        run = cls(Path(path))
+        if not run.config_file.is_file():
+            near = sorted(str(file.parent) for file in Path("runs").rglob("config.yaml"))
+            hint = f"; there are: {', '.join(near[:5])}" if near else ""
+            raise MatryoshkaError(f"{path}: no run here (a run has a config.yaml){hint}")
+        return run
+
+    @classmethod
+    def refuse_existing(cls, path: Path, overwrite: bool) -> None:
+        """Raise MatryoshkaError if a new run may not lie at `path`: something does, or (with `overwrite`) no run
+        does."""
+        run = cls(path)
+        if path.exists() and not path.is_dir():
+            raise MatryoshkaError(f"{path}: is a file; a run is a folder, give another --out")
+        if not path.exists() or not any(path.iterdir()):
+            return
+        if not overwrite:
+            hint = f"; to go on with it: matryoshka resume {path}" if run.checkpoints.exists() else ""
+            raise MatryoshkaError(f"{path}: exists already; give another --name or --out, or --overwrite{hint}")
+        if not run.config_file.is_file():
+            raise MatryoshkaError(f"{path}: not a run, so --overwrite leaves it alone; give another --out")
+
+    @classmethod
+    def create(cls, path: Path, config_yaml: str, labels: Sequence[str], overwrite: bool) -> "Run":
+        """A new folder with config.yaml; a run that exists is refused, or with `overwrite` deleted first."""
+        cls.refuse_existing(path, overwrite)
+        run = cls(path)
+        if path.exists():
+            shutil.rmtree(path)
+        run.checkpoints.mkdir(parents=True)
+        for label in labels:
+            run.member(label).path.mkdir(exist_ok=True)
+        write_text(run.config_file, config_yaml)
+        return run

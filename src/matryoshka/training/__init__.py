@@ -1,0 +1,1 @@
+"""Training: the configuration, the loop over a list of coders fed by one stream, its checkpoints and its logs."""

@@ -1,0 +1,95 @@
+"""Checkpoints: `step_N/` folders with all that a bit-identical continuation needs, and the pointer `latest`.
+
+step_N/state.json                 step, position in the data, best held-out FVU so far
+step_N/LABEL.safetensors          a trainee: weights, thresholds, counters, Adam's moments, half-filled averages
+latest                            the name of the newest complete folder
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from matryoshka.coder.io import check_tensors
+from matryoshka.errors import MatryoshkaError
+from matryoshka.paths import replaced_folder, write_text
+from matryoshka.training.trainee import Trainee
+
+KEPT = 2
+
+
+def save(folder: Path, step: int, trainees: Sequence[Trainee], state: dict[str, Any]) -> Path:
+    """Write `folder/step_N` in one rename, move `latest` to it, prune all but the last two."""
+    target = folder / f"step_{step}"
+    with replaced_folder(target) as new:
+        for trainee in trainees:
+            tensors = {name: x.contiguous() for name, x in _tensors(trainee).items()}
+            save_file(tensors, new / f"{trainee.plan.label}.safetensors")
+        (new / "state.json").write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
+    write_text(folder / "latest", target.name + "\n")
+    for old in sorted(_numbers(folder))[:-KEPT]:
+        shutil.rmtree(folder / f"step_{old}")
+    return target
+
+
+def latest(folder: Path) -> Path:
+    """The newest checkpoint. Raises MatryoshkaError if there is none."""
+    try:
+        target = folder / (folder / "latest").read_text().strip()
+    except OSError:
+        target = folder / "none"
+    if not (target / "state.json").is_file():
+        if not (numbers := _numbers(folder)):
+            raise MatryoshkaError(f"{folder}: no checkpoint to resume from; train anew with --overwrite")
+        target = folder / f"step_{max(numbers)}"
+    return target
+
+
+def load(folder: Path, trainees: Sequence[Trainee]) -> dict[str, Any]:
+    """Bring `trainees` to the state saved in a `step_N` folder; returns its state.json."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        for trainee in trainees:
+            file = folder / f"{trainee.plan.label}.safetensors"
+            tensors = load_file(file, device=str(trainee.sums.device))
+            _prepare(trainee)
+            check_tensors(str(file), _tensors(trainee), tensors)
+            with torch.no_grad():
+                for name, tensor in _tensors(trainee).items():
+                    tensor.copy_(tensors[name])
+    except (OSError, ValueError, SafetensorError) as error:
+        others = [f"step_{n}" for n in _numbers(folder.parent) if folder.name != f"step_{n}"]
+        hint = f"; delete it to go on from {', '.join(others)}" if others else ""
+        raise MatryoshkaError(f"{folder}: damaged checkpoint ({error}){hint}") from None
+    return state
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(m[1]) for path in folder.glob("step_*") if (m := re.fullmatch(r"step_(\d+)", path.name))]
+
+
+def _tensors(trainee: Trainee) -> dict[str, Tensor]:
+    """Every tensor that training changes, by name."""
+    adam = {
+        f"adam.{name}.{key}": value
+        for name, parameter in trainee.coder.named_parameters()
+        for key, value in trainee.optimiser.state.get(parameter, {}).items()
+    }
+    return {**trainee.state_dict(), **adam}
+
+
+def _prepare(trainee: Trainee) -> None:
+    """Make Adam allocate its state, as it does in its first step."""
+    for parameter in trainee.coder.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for group in trainee.optimiser.param_groups:
+        group["lr"] = 0.0
+    trainee.optimiser.step()
+    trainee.optimiser.zero_grad(set_to_none=False)

@@ -1,0 +1,168 @@
+"""Where a run's numbers go: metrics.jsonl always, W&B and TensorBoard when asked, a progress bar for the person."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from matryoshka.errors import MatryoshkaError
+from matryoshka.paths import write_text
+
+Record = dict[str, Any]
+logger = logging.getLogger("matryoshka")
+
+
+class Sink(Protocol):
+    """Takes one coder's records, and is closed once."""
+
+    def write(self, record: Record) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """metrics.jsonl: one JSON object a line, flushed at once.
+
+    `start` is the step training starts from: what lies beyond it in the file (written after the checkpoint that
+    training resumes from, or half a line) is cut off, so that a resumed file equals an uninterrupted one.
+    """
+
+    def __init__(self, file: Path, start: int) -> None:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() and start else []
+        write_text(file, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start))
+        self._file = file.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Wandb:
+    """Weights & Biases. Its failures never stop a run: the first one is reported in one line, then it is left alone."""
+
+    INIT_TIMEOUT = 60  # seconds; without it an unreachable server hangs the run
+
+    def __init__(self, project: str, name: str, group: str | None, config: dict[str, Any], folder: Path) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise MatryoshkaError("log.wandb needs W&B: pip install 'matryoshka-sae[wandb]'") from None
+        settings = wandb.Settings(init_timeout=self.INIT_TIMEOUT, console="off", silent=True)
+        options: dict[str, Any] = {
+            "project": project, "name": name, "group": group, "config": config, "dir": str(folder), "settings":
+            settings, "reinit": "create_new",
+        }  # fmt: skip
+        self._run = None
+        try:
+            self._run = wandb.init(**options)
+        except Exception as error:  # whatever W&B raises, training goes on
+            logger.warning("W&B cannot start (%s); logging to it offline instead", _first_line(error))
+            try:
+                self._run = wandb.init(**options, mode="offline")
+            except Exception as again:
+                logger.warning("W&B fails offline too (%s); metrics.jsonl goes on", _first_line(again))
+
+    def write(self, record: Record) -> None:
+        if self._run is not None:
+            try:
+                self._run.log(_flat(record), step=record["step"])
+            except Exception as error:
+                logger.warning("W&B failed (%s); the run goes on without it", _first_line(error))
+                self._run = None
+
+    def close(self) -> None:
+        if self._run is not None:
+            try:
+                self._run.finish()
+            except Exception as error:
+                logger.warning("W&B failed at the end (%s)", _first_line(error))
+
+
+class TensorBoard:
+    """Event files for TensorBoard."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise MatryoshkaError("log.tensorboard needs it: pip install 'matryoshka-sae[tensorboard]'") from None
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, record: Record) -> None:
+        for name, value in _flat(record).items():
+            self._writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _flat(record: Record) -> dict[str, float]:
+    """Lists become name/0, name/1 …"""
+    flat: dict[str, float] = {}
+    for name, value in record.items():
+        flat |= {f"{name}/{i}": x for i, x in enumerate(value)} if isinstance(value, list) else {name: value}
+    return flat
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class ProgressBar:
+    """Loss, L0, FVU of the first and the full prefix, dead share, tokens/s and time left; lines where there is no
+    terminal."""
+
+    LINES = 10  # in a log file: so many lines a run
+
+    def __init__(self, steps: int, start: int, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.steps, self.start, self._printed = steps, start, start
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=steps, completed=start, numbers="")
+
+    def __enter__(self) -> "ProgressBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """`step` steps are done."""
+        self._bar.update(self._task, completed=step)
+
+    def show(self, step: int, records: Sequence[Record]) -> None:
+        """New numbers: of the only coder, or the means over several."""
+        mean = {name: sum(r[name] for r in records) / len(records) for name in ("loss", "l0", "dead")}
+        first, full = (sum(r["fvu"][i] for r in records) / len(records) for i in (0, -1))
+        numbers = (
+            f"loss {mean['loss']:.4g}  L0 {mean['l0']:.1f}  FVU {first:.3f} → {full:.3f}"
+            f"  dead {mean['dead']:.1%}  {records[0]['tokens_per_second']:,.0f} tokens/s"
+        )
+        self._bar.update(self._task, completed=step, numbers=numbers)
+        if not self.console.is_terminal and ((step - self._printed) * self.LINES >= self.steps or step == self.steps):
+            self._printed = step
+            self.console.print(f"step {step}/{self.steps}  {numbers}", highlight=False, soft_wrap=True)

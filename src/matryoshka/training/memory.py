@@ -1,0 +1,68 @@
+"""What a run will hold in memory, computed from shapes alone and stated before it starts."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matryoshka.lm.info import ModelInfo
+from matryoshka.lm.shape import Shape
+from matryoshka.training.config import Config, Plan
+
+FLOAT = 4
+LIBRARIES = 500_000_000
+"""Python, torch and transformers themselves."""
+
+
+class Item(NamedTuple):
+    """One line of the statement."""
+
+    name: str
+    bytes: int
+    detail: str
+
+
+def estimate(
+    config: Config, plans: Sequence[Plan], info: ModelInfo, lm: Shape, itemsize: int, chunks: int
+) -> list[Item]:
+    """Upper bounds in bytes. `lm` and `itemsize` are the language model's, `chunks` those in memory at once."""
+    tokens = config.activations.lm_batch * config.text.context
+    widths = {site: width for p in plans for site, width in ((p.read, p.coder.d_in), (p.write, p.coder.d_out))}
+    attention = config.activations.lm_batch * lm.n_heads * config.text.context**2 * FLOAT
+    forward = tokens * (6 * info.d_model + 3 * lm.d_mlp) * itemsize + 2 * attention
+    logits = 5 * 4 * config.text.context * info.d_vocab * FLOAT  # evaluation: four windows; clean, spliced, products
+    weights = sum(_parameters(plan) for plan in plans) * FLOAT
+    rows = chunk_rows(config)
+    return [
+        Item("language model", lm.parameters * itemsize, f"{lm.parameters:,} parameters"),
+        Item("its forward pass", max(forward, logits), f"{tokens:,} tokens at once; logits in evaluation"),
+        Item("activations", chunks * rows * (sum(widths.values()) * itemsize + 16), f"{chunks} × {rows:,} rows"),
+        Item("coders", weights, f"{weights // FLOAT:,} parameters, float32"),
+        Item("gradients", weights, ""),
+        Item("optimiser", 2 * weights, "Adam's two moments"),
+        Item(
+            "step buffers",
+            max(_step(config, plan) for plan in plans),
+            f"{config.training.batch:,} tokens a step",
+        ),
+        Item("libraries", LIBRARIES, "Python, torch, transformers"),
+    ]
+
+
+def chunk_rows(config: Config) -> int:
+    """Tokens in a chunk of activations: as configured, or what the whole run needs where that is less."""
+    context, batch = config.text.context, config.training.batch
+    needed = int(1.02 * (config.steps + 1) * batch * context / (context - 1)) + context
+    return min(config.activations.chunk, needed)
+
+
+def _parameters(plan: Plan) -> int:
+    c = plan.coder
+    skip = c.d_in * c.d_out if c.skip else 0
+    return c.d_sae * (c.d_in + c.d_out + 1) + c.d_out + skip + (c.d_sae if c.activation == "jumprelu" else 0)
+
+
+def _step(config: Config, plan: Plan) -> int:
+    c, batch = plan.coder, config.training.batch
+    pre = 4 * batch * c.d_sae * FLOAT  # pre-activations, their gradient, the selection's working copies
+    nested = 4 * len(c.widths) * batch * c.d_out * FLOAT
+    aux = 2 * batch * c.d_sae * FLOAT  # at worst every latent is dead
+    return pre + nested + aux + _parameters(plan) * FLOAT  # one working copy in decoder projection and normalising

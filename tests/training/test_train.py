@@ -1,0 +1,277 @@
+"""Training: several coders from one stream, exact resume, and stopping with nothing lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from matryoshka import commands
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.errors import MatryoshkaError
+from matryoshka.run import Run
+from matryoshka.training import checkpoint
+from matryoshka.training.config import Config, merged
+from matryoshka.training.trainee import Trainee
+
+TINY = {
+    "text": {"context": 64},
+    "activations": {"chunk": 4096},
+    "coder": {"read": "1.mlp_in", "write": "1.mlp_out", "d_sae": 512, "k": 4},
+    "training": {
+        "tokens": 10_240, "batch": 512, "lr": 1e-2, "dead_after_tokens": 600, "checkpoint_every": 6,
+        "evaluate_every": 8,
+    },
+    "evaluation": {"tokens": 1024},
+    "log": {"every": 4},
+}  # fmt: skip
+
+
+def config(**values: Any) -> Config:
+    return Config.build(merged(TINY, values))
+
+
+def records(run: Run) -> list[dict[str, Any]]:
+    """metrics.jsonl without the clock."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    x, y = load_file(a / "weights.safetensors"), load_file(b / "weights.safetensors")
+    return x.keys() == y.keys() and all(x[name].equal(y[name]) for name in x)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A tiny run, never interrupted."""
+    return commands.train(config(), tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_a_run_learns_and_holds_all_that_it_should(whole: Run) -> None:
+    log = [record for record in records(whole) if not record.get("held_out")]
+    assert [record["step"] for record in log] == [4, 8, 12, 16, 20]
+    assert log[-1]["fvu"][-1] < 0.8 * log[0]["fvu"][-1]
+    assert log[-1]["fvu"][0] < log[0]["fvu"][0]
+    assert log[-1]["fvu"] == sorted(log[-1]["fvu"], reverse=True)
+    names = {path.name for path in whole.path.iterdir()}
+    assert names == {
+        "config.yaml", "provenance.json", "metrics.jsonl", "checkpoints", "coder", "best", "evaluation",
+    }  # fmt: skip
+    assert sorted(path.name for path in whole.checkpoints.iterdir()) == ["latest", "step_18", "step_20"]
+    results = whole.results()
+    assert results["tokens"] + results["tokens_left_out"] == 1024
+    assert len(results["fvu"]) == len(results["ce"]) == 5
+    coder = SparseCoder.load(whole.path)
+    torch.testing.assert_close(coder.W_dec.norm(dim=1), torch.ones(512))
+    assert coder.metadata["read"] == "1.mlp_in"
+
+
+def test_dead_latents_are_counted_and_the_counters_are_saved(whole: Run) -> None:
+    coder = SparseCoder.load(whole.path)
+    dead = coder.dead(600).double().mean().item()
+    assert 0 < dead < 1
+    assert whole.results()["dead"] == dead == records(whole)[-2]["dead"]
+
+
+def test_the_saved_configuration_repeats_the_run(whole: Run, tmp_path: Path) -> None:
+    again = commands.train(Config.load(whole.config_file), tmp_path / "again")
+    assert same_weights(whole.coder, again.coder)
+    assert records(whole) == records(again)
+
+
+def train_in_a_process(folder: Path, **values: Any) -> subprocess.Popen[str]:
+    recipe = folder.with_suffix(".yaml")
+    recipe.write_text(config(**values).to_yaml())
+    command = [sys.executable, "-m", "matryoshka.cli", "train", str(recipe), "--out", str(folder)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ})
+
+
+def wait_for_step(run: Run, step: int) -> None:
+    for _ in range(3000):
+        if run.metrics.exists() and any(f'"step": {step},' in line for line in run.metrics.open()):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was never logged")
+
+
+SLOW = {"training": {"tokens": 30_720, "checkpoint_every": 7}, "evaluation": {"tokens": 4096}}
+
+
+@pytest.fixture(scope="module")
+def whole_slow(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return commands.train(config(**SLOW), tmp_path_factory.mktemp("slow") / "run")
+
+
+def test_after_kill_9_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole_slow: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "killed")
+    process = train_in_a_process(run.path, **SLOW)
+    wait_for_step(run, 24)
+    process.kill()
+    process.communicate()
+    assert not run.coder.exists(), "it really was interrupted"
+    stopped = json.loads((checkpoint.latest(run.checkpoints) / "state.json").read_text())["step"]
+    assert 0 < stopped < 60
+    assert stopped % 4, "in the middle of a log interval, and of a chunk"
+    commands.resume(run.path)
+    assert same_weights(whole_slow.coder, run.coder)
+    assert same_weights(whole_slow.best, run.best)
+    assert records(whole_slow) == records(run)
+    assert whole_slow.results() == run.results()
+
+
+def test_sigterm_saves_and_exits_with_a_message(whole_slow: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "stopped")
+    process = train_in_a_process(run.path, **SLOW)
+    wait_for_step(run, 4)
+    process.send_signal(signal.SIGTERM)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped at step" in shown
+    assert f"matryoshka resume {run.path}" in shown
+    commands.resume(run.path)
+    assert same_weights(whole_slow.coder, run.coder)
+
+
+def test_resuming_a_finished_run_changes_nothing(whole: Run) -> None:
+    before = load_file(whole.coder / "weights.safetensors")
+    log = whole.metrics.read_text()
+    commands.resume(whole.path)
+    after = load_file(whole.coder / "weights.safetensors")
+    assert all(before[name].equal(after[name]) for name in before)
+    assert whole.metrics.read_text() == log
+
+
+def test_one_of_several_coders_equals_the_same_coder_alone(whole: Run, tmp_path: Path) -> None:
+    variants = ({"k": 8}, {"seed": 0}, {"seed": 1}, {"widths": (512,)})
+    run = commands.train(config(variants=variants), tmp_path / "several")
+    members = {member.path.name: member for member in run.members()}
+    assert members.keys() == {"k=8", "seed=0", "seed=1", "widths=512"}
+    assert same_weights(members["seed=0"].coder, whole.coder)
+    assert not same_weights(members["seed=1"].coder, whole.coder)
+    assert not same_weights(members["widths=512"].coder, whole.coder)
+    assert records(members["seed=0"]) == records(whole)
+    assert members["k=8"].results()["l0"] > 1.5 * members["seed=0"].results()["l0"]
+    alone = commands.train(Config.load(members["k=8"].config_file), tmp_path / "alone")
+    assert same_weights(members["k=8"].coder, alone.coder)
+
+
+def test_several_layers_are_read_in_one_pass(tmp_path: Path) -> None:
+    variants = ({"read": "0.mlp_in", "write": "0.mlp_out"}, {"read": "1.resid_post", "write": "2.resid_post"})
+    run = commands.train(config(variants=variants), tmp_path / "layers")
+    read = {SparseCoder.load(member.path).metadata["read"] for member in run.members()}
+    assert read == {"0.mlp_in", "1.resid_post"}
+
+
+def test_training_from_a_cache_equals_live_training(whole: Run, tmp_path: Path) -> None:
+    values = {"activations": {"cache": tmp_path / "cache"}}
+    written = commands.train(config(**values), tmp_path / "first")
+    index = (tmp_path / "cache" / "index.json").stat().st_mtime_ns
+    read = commands.train(config(**values), tmp_path / "second")
+    assert (tmp_path / "cache" / "index.json").stat().st_mtime_ns == index, "written once"
+    assert same_weights(whole.coder, written.coder)
+    assert same_weights(whole.coder, read.coder)
+
+
+@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+def test_every_activation_trains(activation: str, tmp_path: Path) -> None:
+    values = {"coder": {"activation": activation, "skip": True}, "training": {"lr": 2e-3}}
+    run = commands.train(config(**values), tmp_path / "run")
+    log = [record for record in records(run) if not record.get("held_out")]
+    assert log[-1]["reconstruction"] < log[0]["reconstruction"]
+
+
+def test_random_widths_report_the_fixed_ones(tmp_path: Path) -> None:
+    run = commands.train(config(coder={"random_widths": True}), tmp_path / "run")
+    assert all(len(record["fvu"]) == 5 for record in records(run))
+    assert run.results()["widths"] == [32, 64, 128, 256, 512]
+
+
+def test_a_run_that_exists_is_refused_unless_overwritten(whole: Run, tmp_path: Path) -> None:
+    before = whole.metrics.read_bytes()
+    with pytest.raises(MatryoshkaError, match=r"exists already; .*--overwrite; to go on with it: matryoshka resume"):
+        commands.train(config(), whole.path)
+    assert whole.metrics.read_bytes() == before
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(MatryoshkaError, match="not a run, so --overwrite leaves it alone"):
+        commands.train(config(), mine, overwrite=True)
+    assert (mine / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Trainee.step
+
+    def poison(self: Trainee, batch: Any, number: int, measure: bool) -> None:
+        if number == 9:
+            batch.activations[self.plan.write][0, 0] = float("inf")
+        step(self, batch, number, measure)
+
+    monkeypatch.setattr(Trainee, "step", poison)
+    with pytest.raises(
+        MatryoshkaError,
+        match=r"not finite at step 10 \(epoch 0, chunk \d, .*last good checkpoint is .*step_6",
+    ):
+        commands.train(config(), tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")) == ["step_6"]
+    monkeypatch.undo()
+    commands.resume(tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(whole: Run, tmp_path: Path) -> None:
+    run = commands.train(config(), tmp_path / "run")
+    file = run.checkpoints / "step_20" / "coder.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(MatryoshkaError, match=r"step_20: damaged checkpoint .*go on from step_18"):
+        commands.resume(run.path)
+    import shutil
+
+    shutil.rmtree(run.checkpoints / "step_20")
+    commands.resume(run.path)
+    assert same_weights(whole.coder, run.coder)
+
+
+def test_text_that_changed_since_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"{i} " * 200}) + "\n" for i in range(300)))
+    run = commands.train(config(text={"source": str(text), "held_out": 0.1}), tmp_path / "run")
+    with text.open("a") as file:
+        file.write('{"text": "more"}\n')
+    with pytest.raises(MatryoshkaError, match=r"was trained on tokens .* now gives"):
+        commands.resume(run.path)
+
+
+def test_wandb_offline_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="W&B is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = commands.train(config(log={"wandb": "tests", "tensorboard": True}), tmp_path / "run")
+    assert list((run.path / "wandb").glob("offline-run-*/*.wandb"))
+    assert list((run.path / "tensorboard").iterdir())
+
+
+def test_a_failing_wandb_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wandb = pytest.importorskip("wandb", reason="W&B is not installed")
+
+    class Broken:
+        def log(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError("the network went away\nwith a long trace")
+
+        def finish(self) -> None:
+            raise RuntimeError("still away")
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Broken())
+    run = commands.train(config(log={"wandb": "tests"}), tmp_path / "run")
+    assert run.coder.exists()
+    assert [r.getMessage() for r in caplog.records if "W&B" in r.getMessage()] == [
+        "W&B failed (the network went away); the run goes on without it"
+    ]
