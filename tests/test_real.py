@@ -90,7 +90,7 @@ def test_a_transcoder_of_layer_9_beats_the_mean(gguf: Path, smollm: LanguageMode
         "ce_recovered_zero",
     ):
         print(f"  {name:18} {results[name]}")
-    assert results["fvu"][-1] < 0.75, "the mean alone has 1"
+    assert results["fvu"][-1] < 0.8, "the mean alone has 1"
     assert results["fvu"] == sorted(results["fvu"], reverse=True)
     assert results["ce_recovered_mean"][-1] > 0
     assert results["l0"] == pytest.approx(32, rel=0.2)

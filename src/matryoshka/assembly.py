@@ -19,9 +19,9 @@ from rich.progress import Progress
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.data import cache
 from matryoshka.data.activations import ActivationStream, Chunks, LiveChunks
-from matryoshka.data.documents import check_source, is_local
+from matryoshka.data.documents import TextConfig, check_source, is_local
 from matryoshka.data.tokens import Tokens, tokenise
-from matryoshka.lm.model import LanguageModel, ModelInfo, describe
+from matryoshka.lm.model import LanguageModel, ModelInfo, Vocabulary, describe
 from matryoshka.training.config import Config, Plan, merged, plan
 from matryoshka.training.memory import chunk_rows
 from matryoshka.training.trainee import Trainee
@@ -45,9 +45,9 @@ def resolve(config: Config, info: ModelInfo) -> Config:
     return Config.build(merged(config.model_dump(), found))
 
 
-def open_tokens(config: Config, lm: LanguageModel) -> Tokens:
+def open_tokens(text: TextConfig, vocabulary: Vocabulary) -> Tokens:
     """The tokenised text, made now if it is not there yet."""
-    return tokenise(config.text, lm.tokenizer, lm.bos, lm.separator)
+    return tokenise(text, *vocabulary)
 
 
 def open_stream(config: Config, lm: LanguageModel, tokens: Tokens, plans: Sequence[Plan]) -> ActivationStream:

@@ -1,4 +1,4 @@
-"""The command `matryoshka`."""
+"""The command `matryoshka`. Functions import what they need when they run: torch takes seconds, --help should not."""
 
 import argparse
 import json
@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.logging import RichHandler
 
 from matryoshka import __version__
-from matryoshka.errors import MatryoshkaError
-from matryoshka.flags import Parser, add_flags, overrides
+from matryoshka.errors import MatryoshkaError, did_you_mean
+from matryoshka.parser import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,31 +36,39 @@ def _run(arguments: list[str]) -> int:
     parser = Parser(prog="matryoshka", description="Train and study Matryoshka sparse autoencoders and transcoders.")
     parser.add_argument("--version", action="version", version=f"matryoshka {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for name, (function, define, summary) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        define(command)
-        command.set_defaults(function=function, parser=command)
+    subparsers = {
+        name: commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        for name, (_, _, summary) in COMMANDS.items()
+    }
     if not arguments:
         parser.print_help()
         return 0
-    # the parser of the command itself, so that an unknown flag is answered with the nearest of that command's
-    if arguments[0] in commands.choices and "-h" not in arguments and "--help" not in arguments:
-        given = commands.choices[arguments[0]].parse_known_or_refuse(arguments[1:])
-        return given.function(given) or 0
-    given = parser.parse_args(arguments)
-    return given.function(given) or 0
+    if arguments[0].startswith("-"):
+        parser.parse_args(arguments)  # --help, --version
+    if arguments[0] not in COMMANDS:
+        raise MatryoshkaError(f"unknown command {arguments[0]!r}{did_you_mean(arguments[0], COMMANDS)}")
+    # only the command that is asked for gets its flags, which import torch; its own parser answers an unknown one
+    function, define, _ = COMMANDS[arguments[0]]
+    define(subparsers[arguments[0]])
+    return function(subparsers[arguments[0]].parse_known_or_refuse(arguments[1:])) or 0
 
 
-def _recipe_and_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", type=Path, help="YAML file of the fields below; flags override it")
-    add_flags(parser)
+def _define_tokens(parser: argparse.ArgumentParser) -> None:
+    from matryoshka.flags import add_flags
+    from matryoshka.training.config import TokensConfig
+
+    parser.add_argument("recipe", nargs="?", type=Path, help="YAML recipe, of which model and text are read")
+    add_flags(parser, TokensConfig)
 
 
 def _define_train(parser: argparse.ArgumentParser) -> None:
+    from matryoshka.flags import add_flags
+
     parser.add_argument("--out", type=Path, help="folder of the run [runs/<sae|transcoder>/<base model>/<name>]")
     parser.add_argument("--overwrite", action="store_true", help="delete the run that lies there")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the memory it needs, and stop")
-    _recipe_and_flags(parser)
+    parser.add_argument("recipe", nargs="?", type=Path, help="YAML file of the fields below; flags override it")
+    add_flags(parser)
 
 
 def _define_run(parser: argparse.ArgumentParser) -> None:
@@ -76,16 +84,13 @@ def _define_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the run [%(default)s]")
 
 
-def _config(given: argparse.Namespace):  # imported late: torch takes seconds, --help should not
-    from matryoshka.training.config import Config
-
-    return Config.load(given.recipe, overrides(given)) if given.recipe else Config.build(overrides(given))
-
-
 def _train(given: argparse.Namespace) -> int:
     from matryoshka import commands, display
+    from matryoshka.flags import overrides
+    from matryoshka.training.config import Config
 
-    config = _config(given)
+    flags = overrides(given)
+    config = Config.load(given.recipe, flags) if given.recipe else Config.build(flags)
     if given.dry_run:
         display.show_memory(commands.memory(config))
         return 0
@@ -123,8 +128,14 @@ def _eval(given: argparse.Namespace) -> None:
 
 def _tokens(given: argparse.Namespace) -> None:
     from matryoshka import commands, display
+    from matryoshka.flags import overrides
+    from matryoshka.training.config import TokensConfig, merged, read_yaml
 
-    display.show_tokens(commands.tokenise(_config(given)))
+    flags = overrides(given)
+    if given.recipe:
+        recipe = read_yaml(given.recipe)
+        flags = merged({name: recipe[name] for name in TokensConfig.model_fields if name in recipe}, flags)
+    display.show_tokens(commands.tokenise(TokensConfig.build(flags)))
 
 
 def _models(_: argparse.Namespace) -> None:
@@ -147,7 +158,7 @@ COMMANDS: dict[str, tuple[Callable, Callable[[argparse.ArgumentParser], None], s
         "Go on with an interrupted run, to the same result as if it had not stopped.",
     ),
     "eval": (_eval, _define_eval, "Measure a run's coders on held-out text: FVU, L0, CE and KL recovered."),
-    "tokens": (_tokens, _recipe_and_flags, "Tokenise a recipe's text; training does so by itself."),
+    "tokens": (_tokens, _define_tokens, "Tokenise a recipe's text; training does so by itself."),
     "models": (_models, lambda parser: None, "List the model families, their sites, and what each site is."),
     "quickstart": (
         _quickstart,

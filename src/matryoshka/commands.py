@@ -20,17 +20,26 @@ from rich.progress import Progress
 
 from matryoshka import assembly
 from matryoshka.coder.coder import SparseCoder
+from matryoshka.data.documents import check_source
 from matryoshka.data.tokens import Tokens, Windows
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.reconstruction import Placed, activation_metrics
 from matryoshka.evaluation.reconstruction import evaluate as measure
-from matryoshka.lm.model import DTYPES, LanguageModel, ModelInfo, load, resolve_device
+from matryoshka.lm.model import (
+    DTYPES,
+    LanguageModel,
+    ModelInfo,
+    describe,
+    load,
+    load_vocabulary,
+    resolve_device,
+)
 from matryoshka.lm.shape import shape
 from matryoshka.lm.sites import Site
 from matryoshka.paths import write_text
 from matryoshka.run import Run
 from matryoshka.training import checkpoint
-from matryoshka.training.config import Config, Plan
+from matryoshka.training.config import Config, Plan, TokensConfig
 from matryoshka.training.log import JsonLines, Record, Sink, TensorBoard, Wandb
 from matryoshka.training.memory import Item, estimate
 from matryoshka.training.train import train as run_loop
@@ -50,7 +59,7 @@ def train(config: Config, out: str | Path | None = None, overwrite: bool = False
     path = Path(out) if out else default_folder(config, info, plans)
     Run.refuse_existing(path, overwrite)
     lm = open_lm(config)
-    tokens = assembly.open_tokens(config, lm)
+    tokens = assembly.open_tokens(config.text, lm.vocabulary)
     run = Run.create(path, config.to_yaml(), [each.label for each in plans], overwrite)
     for each in plans:
         if run.member(each.label) != run:
@@ -70,7 +79,7 @@ def resume(path: str | Path) -> Run:
     _, plans = assembly.check(config)
     folder = checkpoint.latest(run.checkpoints)
     lm = open_lm(config)
-    tokens = assembly.open_tokens(config, lm)
+    tokens = assembly.open_tokens(config.text, lm.vocabulary)
     before = json.loads(run.provenance.read_text(encoding="utf-8"))["tokens"]["hash"]
     if before != tokens.hash:
         raise MatryoshkaError(
@@ -123,7 +132,7 @@ def evaluate(path: str | Path) -> dict[str, dict[str, Any]]:
         raise MatryoshkaError(f"{path}: no trained coder yet; go on with: matryoshka resume {path}")
     config = Config.load(run.config_file)
     lm = open_lm(config)
-    held_out = assembly.open_tokens(config, lm).windows("held_out")
+    held_out = assembly.open_tokens(config.text, lm.vocabulary).windows("held_out")
     return {str(member.path): _measure(member, Config.load(member.config_file), lm, held_out) for member in members}
 
 
@@ -142,10 +151,11 @@ def _measure(run: Run, config: Config, lm: LanguageModel, windows: Windows) -> d
     return results
 
 
-def tokenise(config: Config) -> Tokens:
-    """Only the tokens of `config`'s text for its model's tokenizer."""
-    assembly.check(config)
-    return assembly.open_tokens(config, open_lm(config))
+def tokenise(config: TokensConfig) -> Tokens:
+    """Only the tokens of a text for a model's tokenizer; loads no weights."""
+    check_source(config.text)
+    vocabulary = load_vocabulary(describe(config.model.name, config.model.revision))
+    return assembly.open_tokens(config.text, vocabulary)
 
 
 def memory(config: Config) -> list[Item]:

@@ -82,17 +82,16 @@ def show_tokens(tokens: Tokens) -> None:
 
 def show_models() -> None:
     """The families of language models, and what their sites mean."""
-    families = _table("Families of language models", "model_type", "such as", "attention adds", "MLP adds")
-    for column in families.columns:
-        column.justify = "left"
+    families = _table("Families of language models", "model_type", "such as")
+    families.columns[1].justify = "left"
     for model_type, family in FAMILIES.items():
-        families.add_row(model_type, family.examples, family.attn_added, family.mlp_added)
+        families.add_row(model_type, family.examples)
     console.print(families)
     console.print("Any size: sizes come from the model's config. By hub id, local folder, GGUF file, or `bundled`.\n")
-    kinds = _table("Sites, written LAYER.KIND such as 8.mlp_in", "kind", "what it is", "TransformerLens")
+    kinds = _table("Sites, written LAYER.KIND such as 8.mlp_in", "kind", "what it is", "in TransformerLens")
     for column in kinds.columns:
         column.justify = "left"
     for kind, meaning in KINDS.items():
-        names = [f"blocks.L.{name}" for name, ours in TRANSFORMER_LENS.items() if ours == kind]
+        names = [name for name, ours in TRANSFORMER_LENS.items() if ours == kind]
         kinds.add_row(kind, meaning, ", ".join(names))
     console.print(kinds)

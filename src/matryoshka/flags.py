@@ -4,14 +4,13 @@ Flags only collect text; `Config.build` validates it with the recipe's values, s
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from matryoshka.errors import MatryoshkaError, did_you_mean
-from matryoshka.training.config import Config, sections
+from matryoshka.training.config import Config, TokensConfig, sections
 
 SHORT = {
     "model.name": "--model",
@@ -30,32 +29,13 @@ SHORT = {
 RECIPE_ONLY = ("variants",)
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are one MatryoshkaError line with the nearest right flag."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse for what it cannot parse."""
-        raise MatryoshkaError(f"{self.prog}: {message}; see {self.prog} --help")
-
-    def parse_known_or_refuse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """All `arguments` parsed, or the first unknown one refused by name."""
-        given, unknown = self.parse_known_args(arguments)
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-            known = flags if unknown[0].startswith("-") else []
-            hint = did_you_mean(unknown[0].split("=")[0], known) if known else ""
-            hint = hint if "did you mean" in hint else f"; see {self.prog} --help"
-            raise MatryoshkaError(f"{self.prog}: unknown argument {unknown[0]!r}{hint}")
-        return given
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for every field of Config, grouped by section."""
+def add_flags(parser: argparse.ArgumentParser, config: type[TokensConfig] = Config) -> None:
+    """A flag for every field of `config`, grouped by section."""
     groups = {"": parser.add_argument_group("run")}
-    for name, section in sections(Config).items():
+    for name, section in sections(config).items():
         doc = (section.__doc__ or name).splitlines()[0].rstrip(".")
         groups[name] = parser.add_argument_group(f"{name}: {doc[0].lower()}{doc[1:]}")
-    for dotted, field in _fields(Config):
+    for dotted, field in _fields(config):
         if dotted in RECIPE_ONLY:
             continue
         names = [f"--{dotted}", *([SHORT[dotted]] if dotted in SHORT else [])]

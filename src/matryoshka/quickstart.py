@@ -15,7 +15,7 @@ CONFIG = {
     "text": {"source": "bundled"},
     "coder": {"read": "2.mlp_in", "write": "2.mlp_out", "d_sae": 3072, "k": 24},
     "training": {
-        "tokens": 600_000,
+        "tokens": 450_000,
         "batch": 1024,
         "lr": 1e-3,
         "dead_after_tokens": 100_000,
@@ -36,7 +36,7 @@ def quickstart(out: Path) -> Run:
     run = commands.train(config, out, overwrite=out.exists())
     coder = SparseCoder.load(run.path)
     lm = commands.open_lm(config)
-    held_out = assembly.open_tokens(config, lm).windows("held_out")
+    held_out = assembly.open_tokens(config.text, lm.vocabulary).windows("held_out")
     placed = Placed(coder, Site.parse(coder.metadata["read"]), Site.parse(coder.metadata["write"]))
     display.show_run(run)
     display.show_examples(top_tokens(lm, held_out, placed, config.evaluation.tokens, per_ring=2))

@@ -144,7 +144,7 @@ def test_a_large_threshold_moves_by_less_than_a_bfloat16_step():
     activation = BatchTopK(1)
     activation.threshold.fill_(1.0)
     activation.steps.fill_(10_000)
-    activation(torch.tensor([[1.05, 0.0]], dtype=torch.bfloat16))
+    activation(torch.tensor([[1.0078125, 0.0]], dtype=torch.bfloat16))
     assert 1.0 < activation.threshold.item() < 1.0 + 2**-8
 
 

@@ -8,7 +8,7 @@ import pytest
 from matryoshka.cli import main
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.info import describe
-from matryoshka.training.config import Config, merged, plan
+from matryoshka.training.config import Config, TokensConfig, merged, plan
 
 CODER = {"read": "1.mlp_in", "write": "1.mlp_out", "d_sae": 64, "k": 4}
 
@@ -20,8 +20,8 @@ def build(**values: Any) -> Config:
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"coder": {"kk": 3}}, r"^unknown field 'coder\.kk' \(did you mean 'k'\?\)$"),
-        ({"trainning": {}}, r"^unknown field 'trainning' \(did you mean 'training'\?\)$"),
+        ({"coder": {"kk": 3}}, r"^coder\.kk: unknown field \(did you mean 'k'\?\)$"),
+        ({"trainning": {}}, r"^trainning: unknown field \(did you mean 'training'\?\)$"),
         ({"coder": {"k": "many"}}, r"^coder\.k: input should be a valid integer.*got 'many'$"),
         ({"coder": {"k": 0}}, r"^coder\.k: .*greater than or equal to 1, got 0$"),
         ({"coder": {"read": "1.mlp_inn"}}, r"^coder\.read: .*did you mean '1\.mlp_in'"),
@@ -33,8 +33,8 @@ def build(**values: Any) -> Config:
         ({"coder": {"widths": [1.5]}}, r"^coder\.widths\.0: .*got 1\.5"),
         ({"training": {"lr": -1}}, r"^training\.lr: .*greater than 0, got -1$"),
         ({"text": {"held_out": 2}}, r"^text\.held_out: "),
-        ({"variants": [{"kk": 3}]}, r"^variants\.kk.*|^unknown field 'kk' \(did you mean 'k'\?\)$"),
-        ({"variants": [{"k": -3}]}, r"^variants\.k: "),
+        ({"variants": [{"kk": 3}]}, r"^variants\.0\.kk: unknown field \(did you mean 'k'\?\)$"),
+        ({"variants": [{"k": -3}]}, r"^variants\.0\.k: "),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_field(values: dict[str, Any], line: str) -> None:
@@ -64,6 +64,12 @@ def test_what_does_not_fit_the_model_is_refused_from_its_config_alone(values: di
     config = build(**values)
     with pytest.raises(MatryoshkaError, match=line):
         plan(config, describe("bundled"))
+
+
+def test_tokens_alone_need_no_coder() -> None:
+    assert TokensConfig.build({"text": {"context": 32}}).text.context == 32
+    with pytest.raises(MatryoshkaError, match=r"^text\.contxt: unknown field \(did you mean 'context'"):
+        TokensConfig.build({"text": {"contxt": 32}})
 
 
 def test_counts_may_be_written_as_people_do() -> None:
@@ -124,7 +130,7 @@ def test_a_missing_recipe_names_its_neighbour(tmp_path: Path) -> None:
         (["train", "--read", "1.mlp_in", "--d-sae", "64", "--text", "/no/such/file.txt"], "error: "),
         (["train", "--read", "1.mlp_in", "--d-sae", "64", "--model", "./no-such-model"], "error: "),
         (["train", "--read"], "error: matryoshka train: argument --coder.read"),
-        (["trian"], "error: matryoshka: "),
+        (["trian"], "error: unknown command 'trian' (did you mean 'train'?)"),
         (["eval", "no-such-run"], "error: no-such-run: no run here"),
         (["resume", "no-such-run"], "error: no-such-run: no run here"),
     ],
@@ -175,7 +181,8 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
 def test_flags_override_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("coder: {read: 1.mlp_in, d_sae: 64, k: 4, widths: [8, 64]}\n")
-    from matryoshka.flags import Parser, add_flags, overrides
+    from matryoshka.flags import add_flags, overrides
+    from matryoshka.parser import Parser
 
     parser = Parser(prog="x")
     add_flags(parser)

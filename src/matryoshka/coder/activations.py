@@ -71,7 +71,7 @@ class BatchTopK(nn.Module):
     only.
     """
 
-    DECAY = 0.98  # about 50 steps: long enough for the noise of a batch minimum, short enough to follow training
+    DECAY = 0.8  # about 5 steps: the cut of k·B values hardly has noise, and a longer memory lags behind training
     threshold: Tensor
     steps: Tensor
 

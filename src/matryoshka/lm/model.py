@@ -9,7 +9,7 @@ with lm.replace(Site("mlp_out", 8), lambda mlp_out: reconstruction):
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Integer
@@ -31,6 +31,16 @@ class _Stop(Exception):
     """Raised by the hook of the last site read: the rest of the forward pass is not needed."""
 
 
+class Vocabulary(NamedTuple):
+    """A model's tokenizer, and the ids that frame its texts."""
+
+    tokenizer: Any
+    bos: int | None
+    """Begins every window; None if this model wants none."""
+    separator: int | None
+    """Stands between documents."""
+
+
 class LanguageModel:
     """A causal language model of one of the known families, in evaluation mode and without gradients.
 
@@ -38,14 +48,13 @@ class LanguageModel:
     documents.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, info: ModelInfo) -> None:
+    def __init__(self, model: Any, vocabulary: Vocabulary, info: ModelInfo) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+        self.tokenizer, self.bos, self.separator = vocabulary
         self.info = info
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self.bos: int | None = _bos(tokenizer, info)
-        self.separator: int | None = self.bos if self.bos is not None else tokenizer.eos_token_id
         self._blocks = model.get_submodule(info.family.blocks)
         # hooks act on whoever runs the model: a thread that reads ahead waits while another replaces
         self._lock = RLock()
@@ -133,7 +142,7 @@ def load(
     number_type = _dtype(dtype, target)
     info = describe(name, revision)
     model = _weights(info, number_type).to(target)
-    lm = LanguageModel(model, _tokenizer(info), info)
+    lm = LanguageModel(model, load_vocabulary(info), info)
     self_check(info, model.get_submodule(info.family.blocks), lm.read)
     return lm
 
@@ -180,14 +189,15 @@ def _weights(info: ModelInfo, dtype: torch.dtype | str) -> Any:
     return model
 
 
-def _tokenizer(info: ModelInfo) -> Any:
+def load_vocabulary(info: ModelInfo) -> Vocabulary:
+    """The tokenizer of the model that `info` describes; loads no weights."""
     try:
-        return AutoTokenizer.from_pretrained(info.source, revision=info.revision or "main", trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            info.source, revision=info.revision or "main", trust_remote_code=False
+        )
     except Exception as error:  # a missing file, an unknown class, a missing package: its text says which
         raise unavailable(f"tokenizer of {info.name}", info.folder, error) from error
-
-
-def _bos(tokenizer: Any, info: ModelInfo) -> int | None:
-    """The id that texts begin with: if the tokenizer puts it there, or the family is used so nonetheless."""
+    # texts begin with BOS if the tokenizer puts it there, or the family is used so nonetheless
     adds_it = tokenizer("text")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return tokenizer.bos_token_id if adds_it or info.family.prepend_bos else None
+    bos = tokenizer.bos_token_id if adds_it or info.family.prepend_bos else None
+    return Vocabulary(tokenizer, bos, separator=tokenizer.eos_token_id if bos is None else bos)

@@ -151,11 +151,29 @@ class LogSection(Section):
     """Write TensorBoard event files into the run as well."""
 
 
-class Config(Section):
-    """Everything that a run depends on."""
+class TokensConfig(Section):
+    """What tokens depend on: the part of a configuration that `matryoshka tokens` reads."""
 
     model: ModelSection = ModelSection()
     text: TextConfig = TextConfig()
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any]) -> Self:
+        """A validated configuration from nested values; a mistake is one MatryoshkaError line that names the field."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise MatryoshkaError(_one_line(error, cls)) from None
+
+    @classmethod
+    def load(cls, file: Path, overrides: Mapping[str, Any] | None = None) -> Self:
+        """The fields of this class in a YAML recipe, with nested `overrides` laid over them before validation."""
+        return cls.build(merged(read_yaml(file), overrides or {}))
+
+
+class Config(TokensConfig):
+    """Everything that a run depends on."""
+
     activations: ActivationConfig = ActivationConfig()
     coder: CoderSection
     variants: tuple[dict[str, Any], ...] = ()
@@ -168,19 +186,14 @@ class Config(Section):
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:
-        """A validated configuration from nested values; a mistake is one MatryoshkaError line that names the field."""
-        try:
-            config = cls.model_validate(dict(values))
-            for variant in config.variants:
+        """As `TokensConfig.build`; each variant is held against the fields of a coder too."""
+        config = super().build(values)
+        for number, variant in enumerate(config.variants):
+            try:
                 CoderSection.model_validate({**config.coder.model_dump(), **variant})
-        except ValidationError as error:
-            raise MatryoshkaError(_one_line(error)) from None
+            except ValidationError as error:
+                raise MatryoshkaError(f"variants.{number}.{_one_line(error, CoderSection)}") from None
         return config
-
-    @classmethod
-    def load(cls, file: Path, overrides: Mapping[str, Any] | None = None) -> Self:
-        """A recipe from a YAML file, with nested `overrides` laid over it before validation."""
-        return cls.build(merged(read_yaml(file), overrides or {}))
 
     def to_yaml(self) -> str:
         """The resolved configuration, re-runnable."""
@@ -277,19 +290,18 @@ def sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
     }
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
     """The first mistake: the field, what was expected, what was given, the nearest right name."""
     first = error.errors()[0]
     *parents, last = first["loc"]
     if first["type"] == "extra_forbidden":
-        known = sections(Config).get(str(parents[0]), Config) if parents else Config
-        if error.title == "CoderSection":
-            known = CoderSection
-        return f"unknown field {'.'.join(map(str, first['loc']))!r}{did_you_mean(str(last), known.model_fields)}"
-    # in a union pydantic appends the branch that failed to the path
-    path = [str(part) for part in first["loc"] if not isinstance(part, str) or part.replace("_", "a").isidentifier()]
-    path = [part for part in path if part not in ("int", "float", "str")]
-    where = ".".join(path if error.title == "Config" else ["variants", *path])
+        for parent in parents:
+            model = sections(model)[str(parent)]
+        where = ".".join(map(str, first["loc"]))
+        return f"{where}: unknown field{did_you_mean(str(last), model.model_fields)}"
+    # in a union pydantic appends the branch that failed, as a type's name or a description, to the path
+    path = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
+    where = ".".join(part for part in path if part not in ("int", "float", "str"))
     if first["type"] == "missing":
         return f"{where}: is needed (give it in the recipe, or as --{where})"
     message = first["msg"].removeprefix("Value error, ")
