@@ -2,7 +2,7 @@
 
     python benchmarks/end_to_end.py [--model bundled] [--read 2.mlp_in] [--write 2.mlp_out] [--d-sae 3072] [--rounds 5]
 
-Measures, in rounds that alternate (shared machines have slow phases, so compare within a round): the language model alone,
+Measures, in rounds that alternate (machines have slow phases, so compare within a round): the language model alone,
 stopped at the last site read; the coder's step alone, on activations in memory; and both, as `matryoshka train` runs
 them. Prints medians with the smallest and the largest, and the share of the language model.
 """

@@ -51,11 +51,20 @@ def window_count(windows: Windows, tokens: int) -> int:
     return min(len(windows), max(1, tokens // windows.context))
 
 
-@torch.no_grad()
 def activation_metrics(
     lm: LanguageModel, windows: Windows, placed: Sequence[Placed], tokens: int
 ) -> list[dict[str, Any]]:
     """FVU of each prefix, L0 and the share of silent latents of several coders, from one pass of the language model."""
+    return [_activation_results(meter) for meter in _meters(lm, windows, placed, tokens)]
+
+
+def _activation_results(meter: Meter) -> dict[str, Any]:
+    return {"fvu": meter.fvu(), "l0": meter.l0(), "silent": meter.silent()}
+
+
+@torch.no_grad()
+def _meters(lm: LanguageModel, windows: Windows, placed: Sequence[Placed], tokens: int) -> list[Meter]:
+    """A meter of each coder at inference, filled with the same held-out rows."""
     sites = list(dict.fromkeys(site for each in placed for site in (each.read, each.write)))
     keep = RowFilter(lm, windows, sites)
     meters = [_meter(each.coder) for each in placed]
@@ -70,7 +79,7 @@ def activation_metrics(
             meter.update(y, coder.decode(latents, x), latents)
     for each, mode in zip(placed, modes, strict=True):
         each.coder.train(mode)
-    return [{"fvu": meter.fvu(), "l0": meter.l0(), "silent": meter.silent()} for meter in meters]
+    return meters
 
 
 def _meter(coder: SparseCoder) -> Meter:
@@ -92,9 +101,8 @@ def evaluate(
     """
     coder = placed.coder.eval()
     keep = RowFilter(lm, windows, list(dict.fromkeys((placed.read, placed.write))))
-    results = activation_metrics(lm, windows, [placed], tokens)[0]
-    mean, rows, seen = _mean(lm, windows, placed, keep, tokens)
-    total = window_count(windows, tokens)
+    meter = _meters(lm, windows, [placed], tokens)[0]
+    rows, total = int(meter.rows), window_count(windows, tokens)
 
     names = ["clean", "zero", "mean", *(f"prefix {m}" for m in range(len(coder.config.widths)))]
     ce, kl = torch.zeros(2, len(names), dtype=torch.float64)
@@ -102,7 +110,7 @@ def evaluate(
     for batch in batches(lm, windows, tokens, LOGIT_BATCH):
         read = lm.read(batch, [placed.read, placed.write])
         kept = keep(batch, read)
-        scores = _spliced_scores(lm, batch, kept, placed, read[placed.read], mean)
+        scores = _spliced_scores(lm, batch, kept, placed, read[placed.read], meter.mean)
         ce += torch.tensor([c for c, _ in scores], dtype=torch.float64)
         kl += torch.tensor([k for _, k in scores], dtype=torch.float64)
         scored += int(kept[:, :-1].sum())
@@ -110,26 +118,11 @@ def evaluate(
         progress(done, total)
     return {
         "tokens": rows,
-        "tokens_left_out": seen - rows,
+        "tokens_left_out": total * windows.context - rows,
         "widths": list(coder.config.widths),
-        **results,
+        **_activation_results(meter),
         **_recovered((ce / scored).tolist(), (kl / scored).tolist()),
     }
-
-
-def _mean(
-    lm: LanguageModel, windows: Windows, placed: Placed, keep: RowFilter, tokens: int
-) -> tuple[Float[Tensor, " d_out"], int, int]:
-    """(mean activation at the written site, rows kept, tokens seen)."""
-    total = torch.zeros(placed.coder.config.d_out, dtype=torch.float64, device=lm.device)
-    rows = seen = 0
-    for batch in batches(lm, windows, tokens, READ_BATCH):
-        read = lm.read(batch, [placed.read, placed.write])
-        kept = keep(batch, read)
-        total += read[placed.write][kept].double().sum(0)
-        rows += int(kept.sum())
-        seen += batch.numel()
-    return total / rows, rows, seen
 
 
 def _spliced_scores(

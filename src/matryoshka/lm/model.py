@@ -12,7 +12,7 @@ from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -118,6 +118,11 @@ class LanguageModel:
         """Next-token logits at every position."""
         with self._lock:
             return self._forward(tokens).logits
+
+    def tokens(self, text: str) -> Int[Tensor, "1 position"]:
+        """`text` as it stands at the head of a window: after BOS, if this model wants one."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return torch.tensor([ids if self.bos is None else [self.bos, *ids]], device=self.device)
 
     # no_grad and not inference_mode: coders are trained on these tensors
     @torch.no_grad()
