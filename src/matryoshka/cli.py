@@ -57,6 +57,7 @@ def _define_tokens(parser: argparse.ArgumentParser) -> None:
     from matryoshka.flags import add_flags
     from matryoshka.training.config import TokensConfig
 
+    parser.usage = "%(prog)s [RECIPE] [--FIELD VALUE ...]"
     parser.add_argument("recipe", nargs="?", type=Path, help="YAML recipe, of which model and text are read")
     add_flags(parser, TokensConfig)
 
@@ -64,6 +65,7 @@ def _define_tokens(parser: argparse.ArgumentParser) -> None:
 def _define_train(parser: argparse.ArgumentParser) -> None:
     from matryoshka.flags import add_flags
 
+    parser.usage = "%(prog)s [RECIPE] [--FIELD VALUE ...] [--out FOLDER] [--overwrite] [--dry-run]"
     parser.add_argument("--out", type=Path, help="folder of the run [runs/<sae|transcoder>/<base model>/<name>]")
     parser.add_argument("--overwrite", action="store_true", help="delete the run that lies there")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the memory it needs, and stop")

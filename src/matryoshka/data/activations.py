@@ -40,7 +40,7 @@ class ActivationConfig(BaseModel):
     lm_batch: Annotated[int, Field(ge=1)] = 16
     """Windows in one forward pass of the language model."""
     cache: Path | None = None
-    """Folder of activations on disk: written first if it is not there, then trained from. Disk: one chunk per chunk."""
+    """Folder of activations on disk: written first if it is not there, then trained from."""
 
 
 class Batch(NamedTuple):

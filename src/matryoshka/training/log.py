@@ -2,11 +2,11 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.paths import write_text
@@ -121,27 +122,36 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+class _TwoLines(Progress):
+    """The bar, and below it the numbers: on one line they would not fit a narrow terminal."""
+
+    numbers = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.numbers)
+
+
 class ProgressBar:
-    """Loss, L0, FVU of the first and the full prefix, dead share, tokens/s and time left; lines where there is no
-    terminal."""
+    """Loss, L0, FVU of the first and the full prefix, dead share, tokens/s and time left; where there is no terminal, a
+    line now and then."""
 
     LINES = 10  # in a log file: so many lines a run
 
     def __init__(self, steps: int, start: int, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self.steps, self.start, self._printed = steps, start, start
-        self._bar = Progress(
+        self.steps, self._printed = steps, start
+        self._bar = _TwoLines(
             TextColumn("training"),
-            BarColumn(bar_width=24),
+            BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("training", total=steps, completed=start, numbers="")
+        self._task = self._bar.add_task("training", total=steps, completed=start)
 
     def __enter__(self) -> "ProgressBar":
         self._bar.start()
@@ -162,7 +172,7 @@ class ProgressBar:
             f"loss {mean['loss']:.4g}  L0 {mean['l0']:.1f}  FVU {first:.3f} → {full:.3f}"
             f"  dead {mean['dead']:.1%}  {records[0]['tokens_per_second']:,.0f} tokens/s"
         )
-        self._bar.update(self._task, completed=step, numbers=numbers)
+        self._bar.numbers = numbers
         if not self.console.is_terminal and ((step - self._printed) * self.LINES >= self.steps or step == self.steps):
             self._printed = step
             self.console.print(f"step {step}/{self.steps}  {numbers}", highlight=False, soft_wrap=True)
