@@ -180,6 +180,12 @@ def test_training_from_a_cache_equals_live_training(whole: Run, tmp_path: Path) 
     assert same_weights(whole.coder, read.coder)
 
 
+def test_the_inference_threshold_gives_k_on_held_out_text(tmp_path: Path) -> None:
+    values = {"coder": {"k": 16}, "training": {"tokens": 40_960, "lr": 2e-3}, "evaluation": {"tokens": 8192}}
+    run = commands.train(config(**values), tmp_path / "run")
+    assert run.results()["l0"] == pytest.approx(16, rel=0.1)
+
+
 @pytest.mark.parametrize("activation", ["topk", "jumprelu"])
 def test_every_activation_trains(activation: str, tmp_path: Path) -> None:
     values = {"coder": {"activation": activation, "skip": True}, "training": {"lr": 2e-3}}
@@ -275,3 +281,20 @@ def test_a_failing_wandb_does_not_stop_the_run(
     assert [r.getMessage() for r in caplog.records if "W&B" in r.getMessage()] == [
         "W&B failed (the network went away); the run goes on without it"
     ]
+
+
+def test_a_wandb_that_cannot_start_falls_back_to_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wandb = pytest.importorskip("wandb", reason="W&B is not installed")
+    start = wandb.init
+
+    def unreachable(**options: Any) -> Any:
+        if options.get("mode") != "offline":
+            raise TimeoutError("no answer in 60 seconds")
+        return start(**options)
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    run = commands.train(config(log={"wandb": "tests"}), tmp_path / "run")
+    assert list((run.path / "wandb").glob("offline-run-*/*.wandb"))
+    assert "W&B cannot start (no answer in 60 seconds); logging to it offline instead" in caplog.text

@@ -9,10 +9,10 @@
 The state is four numbers (seed, epoch, chunk, batch): everything else follows from them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from matryoshka.data.tokens import Windows
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
+
+T = TypeVar("T")
 
 SINK_FACTOR = 10.0
 """A row is an attention sink if its norm at any site read exceeds so many times the median norm there. GPT-2's first
@@ -148,6 +150,21 @@ class LiveChunks:
         return torch.empty(rows, self.lm.info.check(site), dtype=self.lm.dtype, device=self.lm.device)
 
 
+def _aside(make: Callable[[int, int], T], epoch: int, index: int) -> T:
+    """`make(epoch, index)` in a thread; on a GPU in a CUDA stream of its own, or it would queue behind training.
+
+    The stream first waits for what training has queued, which may still read the memory of the chunk before the last.
+    """
+    if not torch.cuda.is_available():
+        return make(epoch, index)
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.default_stream())
+    with torch.cuda.stream(aside):
+        made = make(epoch, index)
+        aside.synchronize()
+    return made
+
+
 class ActivationStream(Iterator[Batch]):
     """Batches of `batch` rows from `chunks`, for ever: seeded, shuffled within each chunk, resumable.
 
@@ -219,7 +236,7 @@ class ActivationStream(Iterator[Batch]):
         made = self._next[1].result() if self._next and self._next[0] == place else self._make(*place)
         if self._thread is not None:
             after = self._after(*place)
-            self._next = (after, self._thread.submit(self._make, *after))
+            self._next = (after, self._thread.submit(_aside, self._make, *after))
         if self.next_batch == 0:  # a resumed chunk was counted when it was begun
             self.tokens_left_out += made[0].left_out
             self.tokens_read += made[0].left_out + len(made[0].positions)
