@@ -1,5 +1,7 @@
 """The first minutes with matryoshka: a Matryoshka transcoder of the bundled model, no network."""
 
+import shutil
+import sys
 from pathlib import Path
 
 from matryoshka import assembly, commands, display
@@ -40,13 +42,14 @@ def quickstart(out: Path) -> Run:
     placed = Placed(coder, Site.parse(coder.metadata["read"]), Site.parse(coder.metadata["write"]))
     display.show_run(run)
     display.show_examples(top_tokens(lm, held_out, placed, config.evaluation.tokens, per_ring=2))
-    display.console.print(NEXT.format(run=run.path), soft_wrap=True)
+    command = "matryoshka" if shutil.which("matryoshka") else sys.argv[0]  # not on the PATH: as it was called
+    display.console.print(NEXT.format(matryoshka=command, run=run.path), soft_wrap=True)
     return run
 
 
 NEXT = """\
 Next:
-  matryoshka eval {run}                        these measures again, --json for programs
-  matryoshka train --model gpt2 --read 8.mlp_in --write 8.mlp_out --d-sae 12288 --k 32 --text FILE --tokens 2e6
-  matryoshka train --help                      every field of a recipe
+  {matryoshka} eval {run}                        these measures again, --json for programs
+  {matryoshka} train --model gpt2 --read 8.mlp_in --write 8.mlp_out --d-sae 12288 --k 32 --text FILE --tokens 2e6
+  {matryoshka} train --help                      every field of a recipe
   python: from matryoshka import SparseCoder; coder = SparseCoder.load("{run}")"""
