@@ -8,7 +8,7 @@ from torch import Tensor
 
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Windows
-from matryoshka.evaluation.reconstruction import Placed, batches
+from matryoshka.evaluation.reconstruction import READ_BATCH, Placed, batches
 from matryoshka.lm.model import LanguageModel
 
 
@@ -29,13 +29,13 @@ def top_tokens(
 ) -> list[Example]:
     """For each ring the `per_ring` latents most concentrated on their top tokens, among those that fire often enough.
 
-    One pass over the first `tokens` tokens; what is summed is sparse: (latent, token) pairs that occur.
+    One pass over `tokens` tokens; what is summed is sparse: (latent, token) pairs that occur.
     """
     coder = placed.coder.eval()
-    sites = list(dict.fromkeys((placed.read, placed.write)))
+    sites = [placed.read, placed.write]
     keep = RowFilter(lm, windows, sites)
     pairs, values, rows = [], [], 0
-    for batch in batches(lm, windows, tokens, size=16):
+    for batch in batches(lm, windows, tokens, READ_BATCH):
         read = lm.read(batch, sites)
         kept = keep(batch, read)
         latents = coder.encode(read[placed.read][kept])

@@ -65,7 +65,7 @@ def _activation_results(meter: Meter) -> dict[str, Any]:
 @torch.no_grad()
 def _meters(lm: LanguageModel, windows: Windows, placed: Sequence[Placed], tokens: int) -> list[Meter]:
     """A meter of each coder at inference, filled with the same held-out rows."""
-    sites = list(dict.fromkeys(site for each in placed for site in (each.read, each.write)))
+    sites = [site for each in placed for site in (each.read, each.write)]
     keep = RowFilter(lm, windows, sites)
     meters = [_meter(each.coder) for each in placed]
     modes = [each.coder.training for each in placed]
@@ -100,12 +100,11 @@ def evaluate(
     Returns plain numbers: `fvu`, `ce`, `kl` and their recovered shares as lists, one entry a prefix.
     """
     coder = placed.coder.eval()
-    keep = RowFilter(lm, windows, list(dict.fromkeys((placed.read, placed.write))))
+    keep = RowFilter(lm, windows, [placed.read, placed.write])
     meter = _meters(lm, windows, [placed], tokens)[0]
     rows, total = int(meter.rows), window_count(windows, tokens)
 
-    names = ["clean", "zero", "mean", *(f"prefix {m}" for m in range(len(coder.config.widths)))]
-    ce, kl = torch.zeros(2, len(names), dtype=torch.float64)
+    ce, kl = torch.zeros(2, 3 + len(coder.config.widths), dtype=torch.float64)  # clean, zero, mean, each prefix
     scored = done = 0
     for batch in batches(lm, windows, tokens, LOGIT_BATCH):
         read = lm.read(batch, [placed.read, placed.write])
