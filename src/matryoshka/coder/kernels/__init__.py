@@ -1,0 +1,47 @@
+"""What a sparse coder does with its few active entries, in three versions with the same functions.
+
+    topk, batch_topk    which entries of the pre-activations are selected, exactly, without sorting them all
+    nonzero             the positions of a mask, where a threshold selects
+    group               entries by latent (the transposed pattern), or by ring and row
+    dots                one inner product for each entry: exact pre-activations, gradients of latents
+    bags                one weighted sum of rows for each bag: the nested reconstruction, gradients of both weights
+    prefix_errors_      the squared error of every prefix in one pass
+    suffix_sums_        its backward pass
+
+`reference` is the oracle, `cpu` and `triton` are fast; nothing in them knows autograd. `operations` is the one place
+that chooses.
+"""
+
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Protocol, cast, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class Operations(Protocol):
+    """The functions of each module; `reference` says what they do."""
+
+    def topk(self, pre: Tensor, k: int) -> Tensor: ...
+    def batch_topk(self, pre: Tensor, n: int) -> Tensor: ...
+    def nonzero(self, mask: Tensor) -> Tensor: ...
+    def group(self, keys: Tensor, n: int) -> tuple[Tensor, Tensor]: ...
+    def dots(self, a: Tensor, b: Tensor, i: Tensor, j: Tensor) -> Tensor: ...
+    def bags(self, table: Tensor, rows: Tensor, weights: Tensor, offsets: Tensor) -> Tensor: ...
+    def prefix_errors_(self, rings: Tensor, target: Tensor) -> Tensor: ...
+    def suffix_sums_(self, errors: Tensor, weights: Tensor) -> None: ...
+
+
+def operations(x: Tensor) -> Operations:
+    """The fastest version for the device of `x`: `cpu`, `triton` on CUDA where Triton is installed, or `reference`."""
+    return _load(x.device.type)
+
+
+@cache
+def _load(device: str) -> Operations:
+    fast = {"cpu": "cpu", "cuda": "triton"}.get(device)
+    if fast == "triton" and find_spec("triton") is None:
+        fast = None
+    return cast(Operations, import_module(f"{__name__}.{fast or 'reference'}"))

@@ -1,0 +1,137 @@
+"""The fast operations on a CPU against `reference`: over shapes, ties, empty rows and bags, dtypes and strides."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from matryoshka.coder.kernels import cpu, operations, reference
+
+FLOATS = st.sampled_from([torch.bfloat16, torch.float32, torch.float64])
+CHECK = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def normal(*shape, seed, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@st.composite
+def matrices(draw, dtypes=FLOATS):
+    """Pre-activations: few or many latents, all different or full of ties, some rows without a positive entry, and
+    sometimes a view of a wider or a transposed tensor."""
+    batch, d_sae = draw(st.integers(1, 6)), draw(st.one_of(st.integers(1, 40), st.integers(500, 1200)))
+    pre = normal(batch, d_sae, seed=draw(st.integers(0, 99)), dtype=draw(dtypes))
+    if draw(st.booleans()):
+        pre = (2 * pre).round()  # ties
+    pre[: draw(st.integers(0, batch))] *= draw(st.sampled_from([1, -1, 0]))
+    if draw(st.booleans()):
+        pre -= 3  # few are positive
+    match draw(st.sampled_from(["contiguous", "columns", "transposed"])):
+        case "columns":
+            pre = torch.cat([pre, pre], dim=1)[:, :d_sae]
+        case "transposed":
+            pre = pre.T.contiguous().T
+    return pre
+
+
+@CHECK
+@given(pre=matrices(), data=st.data())
+def test_topk_selects_the_k_largest_positive_entries_of_each_row(pre, data):
+    k = data.draw(st.integers(1, min(pre.shape[1], 50)))
+    indices = cpu.topk(pre, k)
+    assert indices.shape == (len(pre), k)
+    assert all(len(row.unique()) == k for row in indices)
+    ours = pre.gather(1, indices).relu().sort(1).values
+    assert torch.equal(ours, pre.gather(1, reference.topk(pre, k)).relu().sort(1).values)
+
+
+@CHECK
+@given(pre=matrices(), data=st.data())
+def test_batch_topk_selects_what_a_stable_sort_selects(pre, data):
+    n = data.draw(st.integers(1, min(pre.numel(), 400)))
+    assert torch.equal(cpu.batch_topk(pre, n), reference.batch_topk(pre, n))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_selection_is_exact_at_the_size_of_a_training_batch(dtype):
+    pre = normal(256, 6150, seed=0, dtype=dtype)
+    pre[:, ::7] = pre[:, 1::7][:, : pre[:, ::7].shape[1]]  # ties within rows
+    assert torch.equal(cpu.batch_topk(pre, 32 * 256), reference.batch_topk(pre, 32 * 256))
+    ours, theirs = (pre.gather(1, module.topk(pre, 32)).sort(1).values for module in (cpu, reference))
+    assert torch.equal(ours, theirs)
+
+
+@CHECK
+@given(pre=matrices(), threshold=st.sampled_from([-10.0, 0.0, 1.0, 10.0]))
+def test_nonzero_lists_a_mask(pre, threshold):
+    assert torch.equal(cpu.nonzero(pre > threshold), reference.nonzero(pre > threshold))
+
+
+@CHECK
+@given(n=st.sampled_from([1, 3, 70_000, 2**18]), entries=st.integers(0, 300), seed=st.integers(0, 99))
+def test_group_is_a_stable_sort(n, entries, seed):
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randint(max(0, n - 100_000), n, (entries,), generator=generator)
+    keys[: entries // 2] = n - 1
+    for ours, theirs in zip(cpu.group(keys, n), reference.group(keys, n), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@st.composite
+def tables(draw):
+    """(two tables, entries into both, weights, bags of very different length)"""
+    d, n, m, entries = (
+        draw(st.integers(1, 40)),
+        draw(st.integers(1, 9)),
+        draw(st.integers(1, 9)),
+        draw(st.integers(0, 60)),
+    )
+    seed, dtype = draw(st.integers(0, 99)), draw(st.sampled_from([torch.float32, torch.float64]))
+    generator = torch.Generator().manual_seed(seed)
+    a, b = normal(n, d, seed=seed, dtype=dtype), normal(m, d, seed=seed + 1, dtype=dtype)
+    if draw(st.booleans()):
+        b = b.T.contiguous().T
+    i, j = (torch.randint(0, size, (entries,), generator=generator) for size in (n, m))
+    inner = sorted(draw(st.lists(st.sampled_from([0, 1, entries // 2, entries]), max_size=5)))
+    offsets = torch.tensor([0, *(min(x, entries) for x in inner), entries])
+    return a, b, i, j, normal(entries, seed=seed + 2, dtype=dtype), offsets
+
+
+@CHECK
+@given(tables())
+def test_dots_are_inner_products(case):
+    a, b, i, j, _, _ = case
+    torch.testing.assert_close(cpu.dots(a, b, i, j), reference.dots(a, b, i, j), rtol=1e-5, atol=1e-5)
+
+
+@CHECK
+@given(tables())
+def test_bags_are_weighted_sums_and_empty_ones_zero(case):
+    _, b, _, j, weights, offsets = case
+    ours = cpu.bags(b, j, weights, offsets)
+    torch.testing.assert_close(ours, reference.bags(b, j, weights, offsets), rtol=1e-5, atol=1e-5)
+    assert (ours[offsets.diff() == 0] == 0).all()
+
+
+@CHECK
+@given(shape=st.tuples(st.integers(1, 6), st.integers(1, 20), st.integers(1, 9)), seed=st.integers(0, 99))
+def test_prefix_errors_and_their_gradient(shape, seed):
+    ours, theirs = (normal(*shape, seed=seed, dtype=torch.float64) for _ in range(2))
+    target, weights = normal(*shape[1:], seed=seed + 1, dtype=torch.float64), normal(shape[0], seed=2).double()
+    sums = cpu.prefix_errors_(ours, target)
+    torch.testing.assert_close(sums, reference.prefix_errors_(theirs, target))
+    torch.testing.assert_close(ours, theirs)
+    cpu.suffix_sums_(ours, weights)
+    reference.suffix_sums_(theirs, weights)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_prefix_errors_in_float32_add_up_in_float64():
+    rings = torch.full((1, 40_000, 16), 1.1)
+    sums = cpu.prefix_errors_(rings, torch.zeros(40_000, 16))
+    assert sums.item() == pytest.approx(40_000 * 16 * 1.1**2, rel=1e-6)
+
+
+def test_a_cpu_tensor_is_dispatched_to_the_fast_operations():
+    assert operations(torch.zeros(1)) is cpu
+    assert operations(torch.zeros(1, device="meta")) is reference

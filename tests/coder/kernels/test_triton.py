@@ -1,0 +1,289 @@
+"""The Triton kernels against the reference: interpreted on CPU tensors, or compiled where there is a GPU.
+
+Blocks are made small so that small inputs fill several of them.
+"""
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from matryoshka.coder.kernels import reference
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+# for the import and for the tests only: whatever else runs in this process must not see it
+INTERPRET = {} if GPU else {"TRITON_INTERPRET": "1"}
+with pytest.MonkeyPatch.context() as _patch:
+    for _name, _value in INTERPRET.items():
+        _patch.setenv(_name, _value)
+    pytest.importorskip("triton", reason="Triton is not installed")
+    fast = import_module("matryoshka.coder.kernels.triton")
+
+BLOCKS = {
+    "TOPK_ROUNDS": 4,
+    "TOPK_MAX_GROUPS": 8,
+    "BLOCK": 64,
+    "PROGRAMS": 2,
+    "TILE": 128,
+    "DOTS_COLUMNS": 16,
+    "PIECE": 4,
+    "BAG_ROWS": 2,
+    "BAG_COLUMNS": 16,
+    "ELEMENTS": 32,
+}
+REAL_BLOCKS = {name: getattr(fast, name) for name in BLOCKS}
+TABLES = st.sampled_from([torch.float32, torch.bfloat16])
+SIZES = st.integers(1, 40)
+
+
+def examples(n):
+    phases = [Phase.generate]  # a failure is shown as found: shrinking it takes the interpreter minutes
+    return settings(derandomize=True, deadline=None, max_examples=n, database=None, phases=phases)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in INTERPRET.items():
+            patch.setenv(name, value)
+        for name, value in BLOCKS.items():
+            patch.setattr(fast, name, value)
+        yield
+
+
+@st.composite
+def random_tensors(draw, *shape, dtype=torch.float32):
+    """Standard normal numbers; in half of the cases the rows are not adjacent."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    x = torch.randn(*shape[:-1], draw(st.sampled_from([1, 2])) * shape[-1], generator=generator)
+    return x.to(dtype).to(DEVICE)[..., : shape[-1]]
+
+
+@st.composite
+def pre_activations(draw):
+    """Normal, without positive entries, with ties, neighbouring codes, at the ends of rows only, at the very end
+    only, of a few special values, or with few finite ones; contiguous or not."""
+    batch, d_sae = draw(st.integers(1, 6)), draw(st.integers(1, 70))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    noise = torch.randn(batch, d_sae, generator=generator)
+    levels = torch.tensor([-torch.inf, -1, -0.0, 0.0, 1e-30, 1, 1 + 2**-7, 1 + 2**-23, 3, torch.inf])
+    pre = draw(
+        st.sampled_from(
+            [
+                noise,
+                -noise.abs(),
+                (2 * noise).round(),
+                1 + noise * 1e-5,
+                torch.zeros_like(noise).index_fill_(1, torch.tensor([d_sae - 1]), 1),
+                torch.zeros(batch * d_sae).index_fill_(0, torch.tensor([batch * d_sae - 1]), 1).view(batch, d_sae),
+                levels[torch.randint(len(levels), noise.shape, generator=generator)],
+                torch.where(noise > 1.5, noise, -torch.inf),
+            ]
+        )
+    )
+    pre = pre.to(draw(st.sampled_from([torch.bfloat16, torch.float32, torch.float16]))).to(DEVICE)
+    return pre if draw(st.booleans()) else pre.t().contiguous().t()
+
+
+@st.composite
+def bag_lengths(draw):
+    """Empty bags, bags that end on the border of a piece or next to it, and now and then a very long one."""
+    return draw(st.lists(st.sampled_from([0, 0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 61]), min_size=1, max_size=9))
+
+
+def offsets_of(lengths):
+    return torch.tensor([0, *lengths]).cumsum(0).to(DEVICE)
+
+
+def integers(n, size):
+    return st.integers(0, 2**32 - 1).map(
+        lambda seed: torch.randint(n, (size,), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    )
+
+
+@examples(40)
+@given(pre_activations(), st.data())
+def test_topk_finds_the_largest_positive_of_each_row_and_k_distinct_ones(pre, data):
+    k = data.draw(st.sampled_from(sorted({1, min(3, pre.shape[1]), (pre.shape[1] + 1) // 2, pre.shape[1]})))
+    indices = fast.topk(pre, k)
+    assert indices.shape == (len(pre), k)
+    assert all(len(set(row)) == k and min(row) >= 0 and max(row) < pre.shape[1] for row in indices.tolist())
+    got, expected = (pre.gather(1, i).relu().sort(dim=1).values for i in (indices, reference.topk(pre, k)))
+    assert got.equal(expected)
+
+
+@examples(40)
+@given(pre_activations(), st.data())
+def test_batch_topk_finds_the_first_of_the_largest_and_fills_up_to_n(pre, data):
+    n = data.draw(st.integers(0, pre.numel()) | st.just(pre.numel()) | st.just(min(5, pre.numel())))
+    positions = fast.batch_topk(pre, n)
+    assert len(positions) == n
+    assert (positions.diff() > 0).all()
+    assert all(0 <= p < pre.numel() for p in positions.tolist())
+    assert positions[pre.flatten()[positions] > 0].equal(reference.batch_topk(pre, n))
+
+
+@examples(20)
+@given(st.sampled_from([1, 5, 300, 40000, 70000]), st.integers(0, 200), st.data())
+def test_group_is_the_stable_order(n, entries, data):
+    keys = data.draw(integers(n, entries))
+    order, offsets = fast.group(keys, n)
+    expected_order, expected_offsets = reference.group(keys, n)
+    assert order.equal(expected_order)
+    assert offsets.equal(expected_offsets)
+
+
+@examples(20)
+@given(TABLES, TABLES, st.integers(0, 20), SIZES, st.data())
+def test_dots(a_dtype, b_dtype, entries, d, data):
+    a, b = data.draw(random_tensors(7, d, dtype=a_dtype)), data.draw(random_tensors(5, d, dtype=b_dtype))
+    if data.draw(st.booleans()):
+        a = a.t().contiguous().t()  # columns apart
+    i, j = data.draw(integers(7, entries)), data.draw(integers(5, entries))
+    torch.testing.assert_close(fast.dots(a, b, i, j), reference.dots(a.float(), b.float(), i, j))
+
+
+@examples(40)
+@given(TABLES, TABLES, bag_lengths(), SIZES, st.data())
+def test_bags(table_dtype, weight_dtype, lengths, d, data):
+    table = data.draw(random_tensors(6, d, dtype=table_dtype))
+    if data.draw(st.booleans()):
+        table = table.t().contiguous().t()
+    rows = data.draw(integers(6, sum(lengths)))
+    weights = data.draw(random_tensors(sum(lengths), dtype=weight_dtype))
+    sums = fast.bags(table, rows, weights, offsets_of(lengths))
+    expected = reference.bags(table.float(), rows, weights.float(), offsets_of(lengths))
+    assert sums.dtype == torch.float32
+    torch.testing.assert_close(sums, expected)
+
+
+def test_bags_of_no_entries_are_zeros():
+    none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
+    sums = fast.bags(torch.ones(3, 5, device=DEVICE), none, none.float(), offsets_of([0, 0]))
+    assert sums.equal(torch.zeros(2, 5, device=DEVICE))
+
+
+def test_bags_share_a_long_bag_among_programs_and_give_the_same_bits(monkeypatch):
+    table, weights = torch.randn(50, 20, device=DEVICE), torch.randn(203, device=DEVICE)
+    rows, offsets = torch.arange(203, device=DEVICE) % 50, offsets_of([0, 0, 201, 0, 2])
+    grids, launch = [], fast._launch
+    monkeypatch.setattr(
+        fast, "_launch", lambda kernel, grid, *a, **k: (grids.append(grid), launch(kernel, grid, *a, **k))
+    )
+    sums = fast.bags(table, rows, weights, offsets)
+    assert grids == [(5 + 203 // 4, 2), (203 // 4, 2)]
+    assert sums.equal(fast.bags(table, rows, weights, offsets))
+    torch.testing.assert_close(sums, reference.bags(table, rows, weights, offsets), rtol=1e-4, atol=1e-5)
+
+
+@examples(15)
+@given(st.integers(1, 5), st.integers(1, 4), SIZES, TABLES, st.data())
+def test_prefix_errors(m, batch, d, dtype, data):
+    rings = data.draw(random_tensors(m, batch, d)).contiguous()
+    target = data.draw(random_tensors(batch, d, dtype=dtype))
+    expected_rings = rings.clone()
+    expected = reference.prefix_errors_(expected_rings, target.float())
+    torch.testing.assert_close(fast.prefix_errors_(rings, target), expected)
+    torch.testing.assert_close(rings, expected_rings)
+
+
+@examples(15)
+@given(st.integers(1, 5), st.integers(1, 4), SIZES, st.data())
+def test_suffix_sums(m, batch, d, data):
+    errors, weights = data.draw(random_tensors(m, batch, d)).contiguous(), data.draw(random_tensors(m))
+    expected = errors.clone()
+    reference.suffix_sums_(expected, weights)
+    fast.suffix_sums_(errors, weights)
+    torch.testing.assert_close(errors, expected)
+
+
+def test_what_is_overwritten_must_be_contiguous():
+    rings = torch.zeros(2, 3, 8, device=DEVICE)[..., ::2]
+    with pytest.raises(ValueError, match="contiguous"):
+        fast.prefix_errors_(rings, rings[0])
+    with pytest.raises(ValueError, match="contiguous"):
+        fast.suffix_sums_(rings, torch.ones(2, device=DEVICE))
+
+
+def test_float64_is_left_to_the_reference():
+    x = torch.randn(4, 30, dtype=torch.float64, device=DEVICE)
+    i = torch.tensor([0, 3, 2], device=DEVICE)
+    assert fast.topk(x, 3).equal(reference.topk(x, 3))
+    assert fast.batch_topk(x, 9).equal(reference.batch_topk(x, 9))
+    assert fast.dots(x, x, i, i).equal(reference.dots(x, x, i, i))
+    assert fast.bags(x, i, x[0, :3], offsets_of([1, 2])).equal(reference.bags(x, i, x[0, :3], offsets_of([1, 2])))
+
+
+def test_every_kernel_compiles_for_an_h100(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    program = [sys.executable, str(Path(__file__).with_name("compile_triton.py"))]
+    run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    kernels = {name for name, value in vars(fast).items() if hasattr(value, "fn") and name != "_keep_largest"}
+    assert {line.split()[0] for line in run.stdout.splitlines()} == kernels
+
+
+@pytest.fixture
+def real_blocks(monkeypatch):
+    """The blocks as users have them."""
+    for name, value in REAL_BLOCKS.items():
+        monkeypatch.setattr(fast, name, value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.usefixtures("real_blocks")
+def test_at_the_sizes_of_a_training_step(dtype):
+    batch, d_sae, d, k = 2048, 65536, 2304, 32
+    pre = torch.randn(batch, d_sae, device=DEVICE).to(dtype)
+    pre[:, 7] += 9  # a dense latent: one bag of 2048 entries
+    got, expected = (pre.gather(1, i).sort(dim=1).values for i in (fast.topk(pre, k), reference.topk(pre, k)))
+    assert got.equal(expected)
+    positions = fast.batch_topk(pre, k * batch)
+    assert positions.equal(reference.batch_topk(pre, k * batch))
+    order, offsets = fast.group(positions % d_sae, d_sae)
+    expected_order, expected_offsets = reference.group(positions % d_sae, d_sae)
+    assert order.equal(expected_order)
+    assert offsets.equal(expected_offsets)
+    x, weight = torch.randn(batch, d, device=DEVICE).to(dtype), torch.randn(d_sae, d, device=DEVICE).to(dtype)
+    i, j, values = (positions // d_sae)[order], (positions % d_sae)[order], pre.flatten()[positions][order]
+    close = {"rtol": 1e-3, "atol": 1e-3}
+    torch.testing.assert_close(fast.dots(x, weight, i, j), reference.dots(x.float(), weight.float(), i, j), **close)
+    expected = reference.bags(x.float(), i, values.float(), offsets)
+    torch.testing.assert_close(fast.bags(x, i, values, offsets), expected, **close)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="no GPU")
+@pytest.mark.usefixtures("real_blocks")
+def test_a_cuda_graph_captures_all_of_it():
+    """Capture fails at the first host sync."""
+    pre, x = torch.randn(256, 4096, device=DEVICE).bfloat16(), torch.randn(256, 768, device=DEVICE)
+
+    def step():
+        selected = fast.topk(pre, 16)
+        positions = fast.batch_topk(pre, 4096)
+        order, offsets = fast.group(positions % 4096, 4096)
+        i, j = (positions // 4096)[order], (positions % 4096)[order]
+        sums = fast.bags(x, i, fast.dots(x, x, i, j % 256), offsets)
+        rings = sums[:512].view(2, 256, 768).clone()
+        errors = fast.prefix_errors_(rings, x)
+        fast.suffix_sums_(rings, errors.rsqrt())
+        return selected.sort(dim=1).values, positions, sums, errors, rings
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    pre.copy_(torch.randn_like(pre))
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert all(a.equal(b) for a, b in zip(captured, step(), strict=True))
