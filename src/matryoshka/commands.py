@@ -39,6 +39,7 @@ from matryoshka.lm.sites import Site
 from matryoshka.paths import write_text
 from matryoshka.run import Run
 from matryoshka.training import checkpoint
+from matryoshka.training.allocator import keep_freed_memory
 from matryoshka.training.config import Config, Plan, TokensConfig
 from matryoshka.training.log import JsonLines, Record, Sink, TensorBoard, Wandb
 from matryoshka.training.memory import Item, estimate
@@ -90,6 +91,7 @@ def resume(path: str | Path) -> Run:
 
 def _run(run: Run, config: Config, lm: LanguageModel, tokens: Tokens, plans: list[Plan], resumed: Path | None) -> Run:
     """The loop, then the trained coders and their measures."""
+    keep_freed_memory()
     stream = assembly.open_stream(config, lm, tokens, plans)
     trainees = assembly.new_trainees(config, plans, lm.device, lm.info)
     state: dict[str, Any] = {"step": 0, "best": {}}

@@ -39,7 +39,7 @@ def trained(activation, *, offset=0.0, **sizes):
         coder.W_dec.mul_(1.5)
         if coder.W_skip is not None:
             coder.W_skip.copy_(normal(*coder.W_skip.shape, seed=2))
-    coder(x)  # a training step, for BatchTopK's threshold
+    coder(x, y)  # a training step, for BatchTopK's threshold
     return coder.eval()
 
 
@@ -81,21 +81,24 @@ def test_encode_and_decode_are_the_formula_in_raw_units(activation, skip, d_in, 
 def test_forward_is_encode_and_decode_in_scaled_units():
     coder = trained("topk", skip=True)
     x, y = data(6, 4, rows=20, seed=7)
-    forward = coder(x)
+    forward = coder(x, y)
     latents = coder.encode(x)
     assert torch.equal(forward.latents.dense(), latents.dense())
-    torch.testing.assert_close(forward.y_hat / coder.scale_out, coder.decode(latents, x))
-    torch.testing.assert_close(coder.scaled_target(y), y * coder.scale_out)
+    torch.testing.assert_close(forward.y, y * coder.scale_out)
+    left = coder.scale_out * (y - coder.decode(latents, x))
+    torch.testing.assert_close(forward.errors, left.square().sum(-1).mean(-1))
+    torch.testing.assert_close(forward.residual, left[-1])
 
 
 def test_other_widths_can_be_asked_for():
     coder = trained("topk")
-    x, _ = data(6, 4, rows=20, seed=7)
+    x, y = data(6, 4, rows=20, seed=7)
     other = copy.deepcopy(coder)
     other.config = coder.config.model_copy(update={"widths": (2, 16, 32)})
     expected = formula(other, x)[1]
     torch.testing.assert_close(coder.decode(coder.encode(x), widths=(2, 16, 32)), expected)
-    torch.testing.assert_close(coder(x, (2, 16, 32)).y_hat / coder.scale_out, expected)
+    errors = (coder.scale_out * (y - expected)).square().sum(-1).mean(-1)
+    torch.testing.assert_close(coder(x, y, (2, 16, 32)).errors, errors)
 
 
 def test_the_skip_is_part_of_every_prefix():
@@ -129,7 +132,7 @@ def test_bfloat16_activations_are_read_in_the_coders_own_precision():
     coder.calibrate(x, y)
     half = x.bfloat16()
     assert torch.equal(coder.inputs(half), coder.inputs(half.float()))
-    assert coder(half).y_hat.dtype == torch.float32
+    assert coder(half, y.bfloat16()).errors.dtype == torch.float32
 
 
 # initialisation
@@ -171,7 +174,7 @@ def test_calibration_makes_mean_squared_norms_equal_dimensions_at_both_ends(offs
     x, y = data(6, 4, offset=offset)
     coder = make().double().calibrate(x, y)
     assert (coder.scale_in * x).square().sum(1).mean().item() == pytest.approx(6)
-    assert coder.scaled_target(y).square().sum(1).mean().item() == pytest.approx(4)
+    assert (coder.scale_out * y).square().sum(1).mean().item() == pytest.approx(4)
     assert coder.inputs(x).mean(0).abs().max() < 1e-9
 
 

@@ -26,7 +26,7 @@ def make(activation="batchtopk", seed=0, skip=False):
     )
     coder = SparseCoder(config, METADATA).initialise(seed, tied=False)
     coder.calibrate(rows(64, 5, 0), rows(64, 3, 1))
-    coder(rows(64, 5, 2))
+    coder(rows(64, 5, 2), rows(64, 3, 3))
     coder.tokens_since_fired[2] = 99
     return coder
 

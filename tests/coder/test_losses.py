@@ -15,8 +15,19 @@ from matryoshka.coder.losses import (
     squared_error,
     variance,
 )
+from matryoshka.training.dead import gather
 
 ACTIVATIONS = ("topk", "batchtopk", "jumprelu")
+
+
+def prefix_errors(y, y_hat):
+    """‖y − ŷ_m‖² of every prefix, mean over rows."""
+    return (y - y_hat).square().sum(-1).mean(-1)
+
+
+def main_term(coder, x, y, name="matryoshka"):
+    forward = coder(x, y)
+    return CONVENTIONS[name].reconstruction(forward.errors, forward.y, coder.b_dec)
 
 
 def normal(*shape, seed):
@@ -62,29 +73,31 @@ def test_terms_are_sums_over_dimensions_and_means_over_rows():
     y, y_hat = normal(6, 3, seed=0) + 4, normal(2, 6, 3, seed=1)
     for m in range(2):
         error, spread = by_hand(y, y_hat[m])
-        assert squared_error(y, y_hat)[m].item() == pytest.approx(error / 6)
+        assert squared_error(y, y_hat[m]).item() == pytest.approx(error / 6)
         assert variance(y).item() == pytest.approx(spread / 6)
-        assert fvu(y, y_hat)[m].item() == pytest.approx(error / spread)
+        assert fvu(prefix_errors(y, y_hat), y)[m].item() == pytest.approx(error / spread)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(scale=st.floats(1e-3, 1e3), shift=st.floats(-100, 100), seed=st.integers(0, 99))
 def test_fvu_does_not_depend_on_units_or_origin(scale, shift, seed):
     y, y_hat = normal(8, 3, seed=seed), normal(2, 8, 3, seed=seed + 1)
-    torch.testing.assert_close(fvu(scale * y + shift, scale * y_hat + shift), fvu(y, y_hat), rtol=1e-6, atol=0)
+    scaled, scaled_hat = scale * y + shift, scale * y_hat + shift
+    ours = fvu(prefix_errors(scaled, scaled_hat), scaled)
+    torch.testing.assert_close(ours, fvu(prefix_errors(y, y_hat), y), rtol=1e-6, atol=0)
 
 
 def test_fvu_is_zero_for_the_target_and_one_for_its_mean():
     y = normal(8, 3, seed=0) + torch.tensor([0.0, 50.0, -9.0])
     y_hat = torch.stack([y, y.mean(0).expand_as(y)])
-    torch.testing.assert_close(fvu(y, y_hat), torch.tensor([0.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(fvu(prefix_errors(y, y_hat), y), torch.tensor([0.0, 1.0], dtype=torch.float64))
 
 
 def test_fvu_of_float32_data_with_a_large_mean():
     y = (normal(512, 8, seed=0) + 1e3).float()
     y_hat = (y.double() + 0.3 * normal(512, 8, seed=1)).float()[None]
-    exact = fvu(y.double(), y_hat.double())
-    torch.testing.assert_close(fvu(y, y_hat).double(), exact, rtol=1e-4, atol=0)
+    exact = fvu(prefix_errors(y.double(), y_hat.double()), y.double())
+    torch.testing.assert_close(fvu(prefix_errors(y, y_hat), y).double(), exact, rtol=1e-4, atol=0)
 
 
 def test_l0_deviation_vanishes_at_k_and_pulls_from_both_sides():
@@ -118,7 +131,7 @@ def test_conventions_are_what_each_project_computes():
     assert expected.keys() == CONVENTIONS.keys()
     for name, (main, aux, coefficient) in expected.items():
         convention = CONVENTIONS[name]
-        assert convention.reconstruction(y, y_hat, b_dec).item() == pytest.approx(main), name
+        assert convention.reconstruction(prefix_errors(y, y_hat), y, b_dec).item() == pytest.approx(main), name
         assert convention.aux(residual, r_hat).item() == pytest.approx(aux), name
         assert convention.aux_coefficient == coefficient, name
 
@@ -127,7 +140,7 @@ def test_conventions_are_what_each_project_computes():
 def test_every_convention_teaches_every_prefix(name):
     y, b_dec = normal(6, 3, seed=0), normal(3, seed=2)
     y_hat = normal(4, 6, 3, seed=1).requires_grad_()
-    CONVENTIONS[name].reconstruction(y, y_hat, b_dec).backward()
+    CONVENTIONS[name].reconstruction(prefix_errors(y, y_hat), y, b_dec).backward()
     each = (y_hat.grad / (y_hat.detach() - y)).flatten(1)
     assert (each > 0).all()  # towards the target
     torch.testing.assert_close(each, each[0, 0].expand_as(each))  # and all prefixes alike
@@ -141,7 +154,7 @@ def test_every_convention_teaches_every_prefix(name):
 def test_the_main_term_teaches_every_parameter(activation, name):
     coder = make(activation, skip=True)
     x, y = normal(40, 5, seed=4), normal(40, 3, seed=5)
-    CONVENTIONS[name].reconstruction(y, coder(x).y_hat, coder.b_dec).backward()
+    main_term(coder, x, y, name).backward()
     taught = {n for n, p in coder.named_parameters() if p.grad is not None and (p.grad != 0).any()}
     thresholds = {"activation.log_threshold"} if activation == "jumprelu" else set()
     assert taught == {"W_enc", "b_enc", "W_dec", "b_dec", "W_skip"} | thresholds
@@ -162,7 +175,7 @@ def dense_main_term(coder, x, y):
 def test_main_gradients_are_those_of_the_dense_formula(activation, widths):
     x, y = normal(20, 5, seed=4), normal(20, 3, seed=5)
     coder, dense = make(activation, widths=widths), make(activation, widths=widths)
-    loss = CONVENTIONS["matryoshka"].reconstruction(y, coder(x).y_hat, coder.b_dec)
+    loss = main_term(coder, x, y)
     expected, _ = dense_main_term(dense, x, y)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     loss.backward()
@@ -176,7 +189,7 @@ def test_the_main_term_reaches_jumprelu_thresholds_by_the_straight_through_estim
     """∂L/∂θ_j = −(θ_j/ε) Σ_b rect((z_bj − θ_j)/ε) ∂L/∂latents_bj (Rajamanoharan et al. 2024)."""
     x, y = normal(60, 5, seed=4), normal(60, 3, seed=5)
     coder, dense = make("jumprelu"), make("jumprelu")
-    loss = CONVENTIONS["matryoshka"].reconstruction(y, coder(x).y_hat, coder.b_dec)
+    loss = main_term(coder, x, y)
     loss.backward()
 
     expected, latents = dense_main_term(dense, x, y)
@@ -198,7 +211,7 @@ def test_widths_change_gradients():
     gradients = {}
     for widths in [(8, 16, 32, 64), (64,)]:
         coder = make("topk", widths=widths)
-        CONVENTIONS["matryoshka"].reconstruction(y, coder(x).y_hat, coder.b_dec).backward()
+        main_term(coder, x, y).backward()
         gradients[widths] = coder
     nested, plain = gradients.values()
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
@@ -211,9 +224,10 @@ def test_each_ring_learns_from_the_errors_of_the_prefixes_that_contain_it():
     x, y = normal(20, 5, seed=4), normal(20, 3, seed=5)
     widths = (8, 16, 32, 64)
     coder = make("batchtopk", widths=widths)
-    forward = coder(x)
-    CONVENTIONS["matryoshka"].reconstruction(y, forward.y_hat, coder.b_dec).backward()
-    latents, errors = forward.latents.dense().detach(), (y - forward.y_hat).detach()
+    main_term(coder, x, y).backward()
+    with torch.no_grad():
+        encoded = coder.encode(x)
+        latents, errors = encoded.dense(), y - coder.decode(encoded)
     total = (y - y.mean(0)).square().sum()
     for j in (0, 7, 8, 15, 16, 31, 32, 63):
         of_prefixes = sum(errors[m] for m, n in enumerate(widths) if n > j)
@@ -228,9 +242,14 @@ def aux_gradients(name, activation="batchtopk", k_aux=4):
     coder = make(activation)
     dead = torch.zeros(16, dtype=torch.bool)
     dead[[1, 3, 6, 7, 10, 15]] = True
-    forward = coder(normal(40, 5, seed=4))
-    residual = (normal(40, 3, seed=5) - forward.y_hat[-1]).detach()
-    CONVENTIONS[name].aux(residual, residual_reconstruction(forward.pre, dead, coder.W_dec, k_aux)).backward()
+    forward = coder(normal(40, 5, seed=4), normal(40, 3, seed=5))
+    assert not forward.residual.requires_grad
+    for weight in (coder.W_enc, coder.b_enc, coder.W_dec):
+        weight.grad = torch.zeros_like(weight)
+    index = dead.nonzero().squeeze(1)
+    part = gather(coder, index, torch.ones_like(index, dtype=torch.bool))
+    CONVENTIONS[name].aux(forward.residual, part.reconstruct(forward.inputs, k_aux)).backward()
+    part.add_gradients(coder)
     return coder, dead
 
 
@@ -253,7 +272,7 @@ def test_the_aux_reconstruction_is_the_dense_formula(k_aux):
     dead = torch.zeros(16, dtype=torch.bool)
     dead[[1, 3, 6, 7, 10, 15]] = True
     pre, W_dec = normal(9, 16, seed=0).requires_grad_(), normal(16, 3, seed=1).requires_grad_()
-    r_hat = residual_reconstruction(pre, dead, W_dec, k_aux)
+    r_hat = residual_reconstruction(pre[:, dead], W_dec[dead], k_aux)
     upstream = normal(9, 3, seed=2)
     ours = torch.autograd.grad((r_hat * upstream).sum(), (pre, W_dec))
 
@@ -266,15 +285,8 @@ def test_the_aux_reconstruction_is_the_dense_formula(k_aux):
 
 
 def test_dead_latents_with_negative_pre_activations_reconstruct_nothing():
-    dead = torch.tensor([True, True, False])
-    pre = torch.tensor([[-1.0, -2.0, 5.0], [1.0, -2.0, 5.0]])
-    r_hat = residual_reconstruction(pre, dead, torch.eye(3), k_aux=2)
-    assert r_hat.tolist() == [[0, 0, 0], [1, 0, 0]]
-
-
-def test_without_dead_latents_the_residual_is_reconstructed_as_zero():
-    none = torch.zeros(3, dtype=torch.bool)
-    assert residual_reconstruction(torch.ones(2, 3), none, torch.ones(3, 4), k_aux=2).tolist() == [[0] * 4] * 2
+    pre = torch.tensor([[-1.0, -2.0], [1.0, -2.0]])
+    assert residual_reconstruction(pre, torch.eye(2), k_aux=2).tolist() == [[0, 0], [1, 0]]
 
 
 # what the sparsity term teaches
@@ -282,8 +294,7 @@ def test_without_dead_latents_the_residual_is_reconstructed_as_zero():
 
 def test_the_sparsity_term_teaches_thresholds_only():
     coder = make("jumprelu")
-    forward = coder(normal(40, 5, seed=4))
-    l0 = coder.activation.l0(forward.pre, forward.latents)
+    l0 = coder.activation.l0(coder(normal(40, 5, seed=4), normal(40, 3, seed=5)).selected)
     assert l0.item() > coder.config.k
     l0_deviation(l0, coder.config.k).backward()
     thresholds = coder.activation.log_threshold.grad

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matryoshka.coder import nesting
-from matryoshka.coder.latents import Latents, from_mask
+from matryoshka.coder.kernels import cpu
+from matryoshka.coder.latents import Latents, Pattern, from_mask
 from matryoshka.coder.nesting import nested_decode, random_widths, resolve_widths
 from matryoshka.errors import MatryoshkaError
 
@@ -67,31 +67,31 @@ def test_float32_is_within_rounding_of_float64():
 
 
 def test_rows_without_latents_decode_to_zero():
-    latents = Latents(torch.tensor([2]), torch.tensor([3.0]), torch.tensor([0, 0, 1, 1]), 4)
+    latents = Latents(Pattern(torch.tensor([2]), torch.tensor([0, 0, 1, 1]), 4), torch.tensor([3.0]))
     y_hat = nested_decode(latents, torch.ones(4, 2), (2, 4))
     assert y_hat.tolist() == [[[0, 0]] * 3, [[0, 0], [3, 3], [0, 0]]]
 
 
 def test_a_batch_without_any_latent_decodes_to_zero():
-    latents = Latents(torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(3, dtype=torch.int64), 4)
+    latents = Latents(Pattern(torch.zeros(0, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), 4), torch.zeros(0))
     assert nested_decode(latents, torch.ones(4, 2), (2, 4)).tolist() == [[[0, 0]] * 2] * 2
 
 
 def test_a_latent_on_the_border_belongs_to_the_next_ring():
     for latent, prefixes in [(1, [1.0, 1.0, 1.0]), (2, [0.0, 1.0, 1.0]), (4, [0.0, 0.0, 1.0])]:
-        latents = Latents(torch.tensor([latent]), torch.ones(1), torch.tensor([0, 1]), 8)
+        latents = Latents(Pattern(torch.tensor([latent]), torch.tensor([0, 1]), 8), torch.ones(1))
         assert nested_decode(latents, torch.ones(8, 1), (2, 4, 8)).flatten().tolist() == prefixes
 
 
 def test_each_latent_is_decoded_once_whatever_the_number_of_widths(monkeypatch):
     decoded = []
 
-    def counting(indices, *args, **kwargs):
-        decoded.append(len(indices))
-        return original(indices, *args, **kwargs)
+    def counting(table, rows, *args):
+        decoded.append(len(rows))
+        return original(table, rows, *args)
 
-    original = nesting.F.embedding_bag
-    monkeypatch.setattr(nesting.F, "embedding_bag", counting)
+    original = cpu.bags
+    monkeypatch.setattr(cpu, "bags", counting)
     latents = random_latents(6, 32, 0.4, seed=2)
     W_dec = normal(32, 4, seed=0)
     for widths in [(32,), (8, 16, 32), tuple(range(1, 33))]:

@@ -4,8 +4,11 @@
     BatchTopK   the k·B largest positive ones of the batch (Bussmann et al. 2024); at inference one threshold for all
     JumpReLU    those above a threshold learned for each latent (Rajamanoharan et al. 2024)
 
-In training mode a module selects as in training, in eval mode as at inference. A new activation is a class here and a
-line in `build`. All are positively homogeneous once `rescale` has scaled their thresholds along, so constants fold.
+Each does two things: `select` says which entries of the pre-activations may be active and takes them out; `activate`
+makes latents of what was taken out. Between the two the coder puts in exact values, so that selecting may be done in
+low precision. In training mode a module selects as in training, in eval mode as at inference. A new activation is a
+class here and a line in `build`. All are positively homogeneous once `rescale` has scaled their thresholds along, so
+constants fold.
 """
 
 import math
@@ -13,48 +16,46 @@ from collections.abc import Callable
 from typing import Literal, assert_never
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from matryoshka.coder.latents import Latents, from_mask
+from matryoshka.coder.kernels import operations
+from matryoshka.coder.latents import Latents, Pattern, from_mask
 
 ActivationName = Literal["topk", "batchtopk", "jumprelu"]
 
 
-def batch_topk_positions(pre: Float[Tensor, "batch d_sae"], n: int) -> Int[Tensor, " entries"]:
-    """Flat positions, ascending, of the `n` largest positive entries (all, if fewer are positive); the first of ties
-    win.
+class _Activation(nn.Module):
+    """Pre-activations → latents in one go, where nothing is put in between."""
 
-    No sort of the batch: positive float32 numbers are ordered as their bits are, so a histogram of the upper bits
-    finds the bin of the n-th largest, and only that bin is searched further.
-    """
-    flat = pre.detach().flatten()
-    codes = flat.float().view(torch.int32).clamp(min=0) >> 16
-    at_least = torch.bincount(codes, minlength=2**15).flip(0).cumsum(0).flip(0)
-    bin_ = max(0, int((at_least >= n).sum()) - 1)
-    keep = codes > bin_
-    missing = n - int(keep.sum())
-    inside = ((codes == bin_) & (flat > 0)).nonzero().squeeze(1)
-    if len(inside) > missing:
-        values = flat[inside]
-        cut = values.topk(missing, sorted=False).values.min()
-        larger, ties = inside[values > cut], inside[values == cut]
-        inside = torch.cat([larger, ties[: missing - len(larger)]])
-    keep[inside] = True
-    return keep.nonzero().squeeze(1)
+    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+        """The entries of `pre` that may be active, with their pre-activations as values."""
+        raise NotImplementedError
+
+    def activate(self, selected: Latents) -> Latents:
+        """The latents of selected pre-activations."""
+        raise NotImplementedError
+
+    def forward(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+        return self.activate(self.select(pre))
 
 
-class TopK(nn.Module):
+class TopK(_Activation):
     """latents = ReLU of the k largest pre-activations of each row, in training and at inference alike."""
 
     def __init__(self, k: int) -> None:
         super().__init__()
         self.k = k
 
-    def forward(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
-        values, indices = pre.topk(self.k, dim=1, sorted=False)
-        offsets = torch.arange(0, values.numel() + 1, self.k, device=pre.device)
-        return Latents(indices.flatten(), values.flatten().relu(), offsets, pre.shape[1])
+    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+        """The k largest of each row."""
+        indices = operations(pre).topk(pre.detach(), self.k)
+        offsets = torch.arange(0, indices.numel() + 1, self.k, device=pre.device)
+        return Latents(Pattern(indices.flatten(), offsets, pre.shape[1]), pre.gather(1, indices).flatten())
+
+    def activate(self, selected: Latents) -> Latents:
+        """Their ReLU."""
+        return selected._replace(values=selected.values.relu())
 
     def calibrate(self, pre: Float[Tensor, "batch d_sae"]) -> None:
         """Nothing here depends on the data."""
@@ -63,7 +64,7 @@ class TopK(nn.Module):
         """Top-k is homogeneous as it is."""
 
 
-class BatchTopK(nn.Module):
+class BatchTopK(_Activation):
     """The k·B largest positive pre-activations of the batch; at inference those above `threshold`.
 
     `threshold` follows the smallest selected value of each training step: a mean over the first steps, an exponential
@@ -81,12 +82,17 @@ class BatchTopK(nn.Module):
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float32))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
-        if not self.training:
-            return from_mask(pre, (pre > self.threshold).flatten().nonzero().squeeze(1))
-        latents = from_mask(pre, batch_topk_positions(pre, self.k * len(pre)))
-        if torch.is_grad_enabled() and len(latents.values):
-            self._track(latents.values.detach().min().float())
+    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+        """The k·B largest of the batch; at inference those above the threshold."""
+        ops, found = operations(pre), pre.detach()
+        positions = ops.batch_topk(found, self.k * len(pre)) if self.training else ops.nonzero(found > self.threshold)
+        return from_mask(pre, positions)
+
+    def activate(self, selected: Latents) -> Latents:
+        """Their ReLU; in a training step the threshold follows the smallest of them."""
+        latents = selected._replace(values=selected.values.relu())
+        if self.training and torch.is_grad_enabled() and len(latents.values):
+            self._track(latents.values.detach())
         return latents
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BatchTopK":
@@ -95,10 +101,12 @@ class BatchTopK(nn.Module):
         self.threshold = threshold.to(self.threshold.device)  # `coder.bfloat16()` does not cast it
         return self
 
-    def _track(self, smallest: Tensor) -> None:
-        self.steps += 1
-        weight = (1 / self.steps).clamp(min=1 - self.DECAY).float()
-        self.threshold += weight * (smallest - self.threshold)
+    def _track(self, values: Tensor) -> None:
+        smallest = torch.where(values > 0, values, torch.inf).min().float()
+        some = smallest.isfinite()
+        self.steps += some
+        weight = (1 / self.steps.clamp(min=1)).clamp(min=1 - self.DECAY).float()
+        self.threshold += torch.where(some, weight * (smallest - self.threshold), 0)
 
     def calibrate(self, pre: Float[Tensor, "batch d_sae"]) -> None:
         """Nothing: the threshold is tracked from the first training step on."""
@@ -108,7 +116,7 @@ class BatchTopK(nn.Module):
         self.threshold *= factor
 
 
-class JumpReLU(nn.Module):
+class JumpReLU(_Activation):
     """latents = pre · H(pre − θ), with a threshold θ = exp(log_threshold) of its own for each latent.
 
     H has no gradient: θ learns by the straight-through estimators of Rajamanoharan et al. (2024), a rectangle kernel of
@@ -121,30 +129,30 @@ class JumpReLU(nn.Module):
         self.k, self.bandwidth = k, bandwidth
         self.log_threshold = nn.Parameter(torch.zeros(d_sae))
 
-    def forward(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
-        threshold = self.log_threshold.exp()
-        if not self.training:
-            return from_mask(pre, (pre > threshold).flatten().nonzero().squeeze(1))
-        reach = (pre > threshold - self.bandwidth / 2).flatten().nonzero().squeeze(1)
-        latents = from_mask(pre, reach)
-        values = _Jump.apply(latents.values, threshold[latents.indices], self.bandwidth)
-        return latents._replace(values=values)
+    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+        """Those above their threshold; in training also those within half a bandwidth below it."""
+        reach = self.log_threshold.detach().exp() - (self.bandwidth / 2 if self.training else 0)
+        return from_mask(pre, operations(pre).nonzero(pre.detach() > reach))
 
-    def l0(self, pre: Float[Tensor, "batch d_sae"], latents: Latents) -> Float[Tensor, ""]:
+    def activate(self, selected: Latents) -> Latents:
+        """What exceeds its threshold, otherwise 0."""
+        threshold = self.log_threshold.exp()[selected.indices]
+        return selected._replace(values=_Jump.apply(selected.values, threshold, self.bandwidth))
+
+    def l0(self, selected: Latents) -> Float[Tensor, ""]:
         """Mean number of active latents a row, differentiable in the thresholds.
 
-        `latents` are those of a training-mode `forward(pre)`: their pattern holds every entry that has a gradient.
+        `selected` are those of a training-mode `select`: their pattern holds every entry that has a gradient.
         """
-        entries = pre.detach().flatten().gather(0, latents.rows * latents.d_sae + latents.indices)
-        steps = _Step.apply(entries, self.log_threshold.exp()[latents.indices], self.bandwidth)
-        return steps.sum() / len(pre)
+        threshold = self.log_threshold.exp()[selected.indices]
+        return _Step.apply(selected.values.detach(), threshold, self.bandwidth).sum() / selected.pattern.batch
 
     @torch.no_grad()
     def calibrate(self, pre: Float[Tensor, "batch d_sae"]) -> None:
         """Start from the threshold that leaves k latents active a row on `pre`."""
-        positions = batch_topk_positions(pre, self.k * len(pre))
-        if len(positions):
-            self.log_threshold.fill_(pre.flatten()[positions].min().log().item())
+        values = pre.flatten()[operations(pre).batch_topk(pre, self.k * len(pre))]
+        if (values > 0).any():
+            self.log_threshold.fill_(values[values > 0].min().log().item())
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:

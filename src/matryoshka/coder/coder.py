@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from matryoshka.coder import io
 from matryoshka.coder.activations import ActivationName, build
 from matryoshka.coder.latents import Latents
-from matryoshka.coder.nesting import check_ascending, nested_decode
+from matryoshka.coder.nesting import check_ascending, nested_decode, nested_errors
+from matryoshka.coder.sparse import pre_activations
 from matryoshka.errors import MatryoshkaError
 
 Size = Annotated[int, Field(ge=1, lt=2**31)]
@@ -59,9 +60,14 @@ class Forward(NamedTuple):
     """One training forward pass, in scaled units."""
 
     inputs: Float[Tensor, "batch d_in"]
-    pre: Float[Tensor, "batch d_sae"]
+    y: Float[Tensor, "batch d_out"]
+    selected: Latents
+    """The pattern with pre-activations as values."""
     latents: Latents
-    y_hat: Float[Tensor, "prefix batch d_out"]
+    errors: Float[Tensor, " prefix"]
+    """‖y − ŷ_m‖² of every prefix, mean over the batch."""
+    residual: Float[Tensor, "batch d_out"]
+    """y − ŷ of the whole dictionary, without a gradient."""
 
 
 class SparseCoder(nn.Module):
@@ -76,7 +82,8 @@ class SparseCoder(nn.Module):
         super().__init__()
         self.config, self.metadata = config, dict(metadata or {})
         d_in, d_out, d_sae = config.d_in, config.d_out, config.d_sae
-        self.W_enc = nn.Parameter(torch.zeros(d_in, d_sae))
+        # each latent's encoder weights lie together in memory, as its decoder weights do
+        self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in).T)
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_out))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
@@ -121,9 +128,13 @@ class SparseCoder(nn.Module):
         """Raw activations scaled and centred: x' of the module's docstring."""
         return x.to(self.W_enc.dtype) * self.scale_in - self.b_in
 
+    @torch.no_grad()
     def _pre(self, inputs: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
-        # under autocast the product is bfloat16; what follows it never is
-        return (inputs @ self.W_enc).to(self.b_enc.dtype) + self.b_enc
+        # the one dense product; it only selects, so under autocast it may be bfloat16
+        return torch.addmm(self.b_enc, inputs, self.W_enc)
+
+    def _select(self, inputs: Float[Tensor, "batch d_in"]) -> Latents:
+        return pre_activations(inputs, self.W_enc, self.b_enc, self.activation.select(self._pre(inputs)))
 
     def reconstruct(
         self, latents: Latents, inputs: Tensor | None, widths: Sequence[int]
@@ -136,20 +147,32 @@ class SparseCoder(nn.Module):
             raise MatryoshkaError("a skip transcoder decodes from its latents and its input: decode(latents, x)")
         return y_hat + (inputs @ self.W_skip).to(y_hat.dtype)
 
-    def forward(self, x: Float[Tensor, "batch d_in"], widths: Sequence[int] | None = None) -> Forward:
-        """The training pass: raw `x` in; pre-activations, latents and nested reconstructions in scaled units out."""
-        inputs = self.inputs(x)
-        pre = self._pre(inputs)
-        latents = self.activation(pre)
-        return Forward(inputs, pre, latents, self.reconstruct(latents, inputs, widths or self.config.widths))
+    def forward(
+        self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], widths: Sequence[int] | None = None
+    ) -> Forward:
+        """The training pass on raw `x` and `y`; the prefixes of `widths` (default: the coder's own) are its errors."""
+        inputs, y = self.inputs(x), y.to(self.W_dec.dtype) * self.scale_out
+        selected = self._select(inputs)
+        latents = self.activation.activate(selected)
+        errors, residual = self.errors(latents, y, inputs, widths or self.config.widths)
+        return Forward(inputs, y, selected, latents, errors, residual)
 
-    def scaled_target(self, y: Float[Tensor, "batch d_out"]) -> Float[Tensor, "batch d_out"]:
-        """Raw targets in the units of `Forward.y_hat`."""
-        return y.to(self.W_dec.dtype) * self.scale_out
+    def errors(
+        self,
+        latents: Latents,
+        y: Float[Tensor, "batch d_out"],
+        inputs: Float[Tensor, "batch d_in"],
+        widths: Sequence[int],
+    ) -> tuple[Float[Tensor, " prefix"], Float[Tensor, "batch d_out"]]:
+        """`Forward.errors` and `Forward.residual` of these latents, in scaled units."""
+        target = y - self.b_dec
+        if self.W_skip is not None:
+            target = target - (inputs @ self.W_skip).to(y.dtype)
+        return nested_errors(latents, self.W_dec, target, widths)
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Latents:
         """Sparse latents of raw activations (in eval mode: by the inference threshold)."""
-        return self.activation(self._pre(self.inputs(x)))
+        return self.activation.activate(self._select(self.inputs(x)))
 
     def decode(
         self,

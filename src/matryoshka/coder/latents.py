@@ -1,45 +1,111 @@
 """The sparse type between encoder and decoder: which latents are active on each row, and how strongly."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from matryoshka.coder.kernels import operations
 
-class Latents(NamedTuple):
-    """A batch's active latents in rows (compressed sparse rows: BatchTopK rows differ in length).
 
-    Row i holds the entries `offsets[i]:offsets[i + 1]`. An entry may hold a zero: TopK keeps k entries a row even where
-    fewer are positive, and JumpReLU in training keeps entries just below its threshold, which have a gradient. A latent
-    is *active* where its value is positive.
+class ByLatent(NamedTuple):
+    """The entries of a pattern ordered latent by latent, rows ascending within each."""
+
+    order: Int[Tensor, " entries"]
+    """The places of these entries in the pattern."""
+    rows: Int[Tensor, " entries"]
+    indices: Int[Tensor, " entries"]
+    offsets: Int[Tensor, " d_sae_plus_1"]
+    """Latent j holds the entries `offsets[j]:offsets[j + 1]`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """Where a batch's entries lie (compressed sparse rows: BatchTopK rows differ in length).
+
+    Row i holds the entries `offsets[i]:offsets[i + 1]`, of the latents `indices`.
     """
 
     indices: Int[Tensor, " entries"]
-    values: Float[Tensor, " entries"]
     offsets: Int[Tensor, " batch_plus_1"]
     d_sae: int
 
     @property
+    def batch(self) -> int:
+        """Number of rows."""
+        return len(self.offsets) - 1
+
+    @cached_property
     def rows(self) -> Int[Tensor, " entries"]:
         """The row of each entry."""
-        counts = self.offsets.diff()
-        return torch.repeat_interleave(counts, output_size=len(self.indices))
+        return torch.repeat_interleave(self.offsets.diff(), output_size=len(self.indices))
+
+    @cached_property
+    def by_latent(self) -> ByLatent:
+        """The transposed pattern: encoder and decoder learn latent by latent."""
+        order, offsets = operations(self.indices).group(self.indices, self.d_sae)
+        return ByLatent(order, self.rows[order], self.indices[order], offsets)
+
+
+class Latents(NamedTuple):
+    """A batch's active latents: a pattern and its values.
+
+    An entry may hold a zero: TopK keeps k entries a row even where fewer are positive, and JumpReLU in training keeps
+    entries just below its threshold, which have a gradient. A latent is *active* where its value is positive.
+    """
+
+    pattern: Pattern
+    values: Float[Tensor, " entries"]
+
+    @property
+    def indices(self) -> Int[Tensor, " entries"]:
+        """The latent of each entry."""
+        return self.pattern.indices
+
+    @property
+    def offsets(self) -> Int[Tensor, " batch_plus_1"]:
+        """Row i holds the entries `offsets[i]:offsets[i + 1]`."""
+        return self.pattern.offsets
+
+    @property
+    def rows(self) -> Int[Tensor, " entries"]:
+        """The row of each entry."""
+        return self.pattern.rows
+
+    @property
+    def d_sae(self) -> int:
+        """Latents in the dictionary."""
+        return self.pattern.d_sae
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
         """The same as one dense tensor, zeros where nothing is active."""
-        flat = self.values.new_zeros((len(self.offsets) - 1) * self.d_sae)
+        flat = self.values.new_zeros(self.pattern.batch * self.d_sae)
         return flat.scatter_add(0, self.rows * self.d_sae + self.indices, self.values).view(-1, self.d_sae)
 
     def fired(self) -> Int[Tensor, " d_sae"]:
         """On how many rows each latent is active."""
-        return torch.bincount(self.indices[self.values > 0], minlength=self.d_sae)
+        active = (self.values > 0).long()
+        return torch.zeros(self.d_sae, dtype=torch.int64, device=active.device).scatter_add_(0, self.indices, active)
+
+    def first(self, width: int) -> "Latents":
+        """The latents 0 … width − 1 alone."""
+        inside = (self.indices < width).nonzero().squeeze(1)
+        offsets = _offsets(self.rows[inside], self.pattern.batch)
+        return Latents(Pattern(self.indices[inside], offsets, width), self.values[inside])
 
 
 def from_mask(pre: Float[Tensor, "batch d_sae"], positions: Int[Tensor, " entries"]) -> Latents:
-    """Latents with the values of `pre` at ascending flat `positions` (row · d_sae + latent); gradients flow to
-    `pre`."""
+    """The entries of `pre` at ascending flat `positions` (row · d_sae + latent); gradients flow to `pre`."""
     batch, d_sae = pre.shape
-    counts = torch.bincount(positions // d_sae, minlength=batch)
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return Latents(positions % d_sae, pre.flatten().gather(0, positions), offsets, d_sae)
+    rows = positions // d_sae
+    values = pre.flatten().gather(0, positions)
+    return Latents(Pattern(positions - rows * d_sae, _offsets(rows, batch), d_sae), values)
+
+
+def _offsets(rows: Int[Tensor, " entries"], batch: int) -> Int[Tensor, " batch_plus_1"]:
+    """Where each row begins, given the ascending rows of the entries."""
+    counts = torch.zeros(batch, dtype=torch.int64, device=rows.device).scatter_add_(0, rows, torch.ones_like(rows))
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

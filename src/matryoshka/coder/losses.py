@@ -1,7 +1,8 @@
 """Training losses: named terms, each a pure function of one batch, and the conventions that combine them.
 
-All take targets `y [batch, d_out]` and the nested reconstructions `y_hat [prefix, batch, d_out]` in the coder's scaled
-units. A convention repeats how one project weights its terms, so that its runs can be repeated here:
+All are in the coder's scaled units. The main term of every convention is made of the errors ‖y − ŷ_m‖² of the
+prefixes alone (`nesting.nested_errors`). A convention repeats how one project weights its terms, so that its runs can
+be repeated here:
 
     matryoshka           mean over prefixes of FVU_m; aux: FVU of the residual, × 1/32
     saelens              Σ over prefixes of the squared error a row; aux: squared error a row, × 1
@@ -13,19 +14,13 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 ConventionName = Literal["matryoshka", "saelens", "bussmann", "dictionary_learning"]
 
 Target = Float[Tensor, "batch d_out"]
-Nested = Float[Tensor, "prefix batch d_out"]
 Scalar = Float[Tensor, ""]
-
-
-def squared_error(y: Target, y_hat: Nested) -> Float[Tensor, " prefix"]:
-    """Σ over d_out of (y − ŷ)², mean over the batch, for each prefix."""
-    return (y - y_hat).square().sum(-1).mean(-1)
 
 
 def variance(y: Target) -> Scalar:
@@ -33,27 +28,26 @@ def variance(y: Target) -> Scalar:
     return (y - y.mean(0)).square().sum(-1).mean()
 
 
-def fvu(y: Target, y_hat: Nested) -> Float[Tensor, " prefix"]:
-    """Fraction of the batch's variance unexplained by each prefix."""
-    return squared_error(y, y_hat) / variance(y).clamp(min=torch.finfo(y.dtype).tiny)
+def fvu(errors: Float[Tensor, " prefix"], y: Target) -> Float[Tensor, " prefix"]:
+    """Fraction of the batch's variance that leaves the `errors` ‖y − ŷ_m‖² (means over the batch)."""
+    return errors / variance(y).clamp(min=torch.finfo(y.dtype).tiny)
 
 
-def residual_reconstruction(
-    pre: Float[Tensor, "batch d_sae"],
-    dead: Bool[Tensor, " d_sae"],
-    W_dec: Float[Tensor, "d_sae d_out"],
-    k_aux: int,
-) -> Target:
-    """What the `k_aux` largest positive pre-activations of *dead* latents alone decode to, without b_dec.
+def squared_error(y: Target, y_hat: Target) -> Scalar:
+    """Σ over d_out of (y − ŷ)², mean over the batch."""
+    return (y - y_hat).square().sum(-1).mean()
 
-    One dense product over the compacted dead subset. Gradients reach the dead latents' encoder and decoder.
+
+def residual_reconstruction(pre: Float[Tensor, "batch dead"], W_dec: Float[Tensor, "dead d_out"], k_aux: int) -> Target:
+    """What the `k_aux` largest positive pre-activations of each row decode to, without b_dec.
+
+    Both arguments are those of *dead* latents alone: one dense product over the compacted subset.
     """
-    index = dead.nonzero().squeeze(1)
-    values = pre[:, index].relu()
-    if k_aux < len(index):
+    values = pre.relu()
+    if k_aux < pre.shape[1]:
         top = values.topk(k_aux, dim=1, sorted=False)
         values = torch.zeros_like(values).scatter(1, top.indices, top.values)
-    return values @ W_dec[index]
+    return values @ W_dec
 
 
 def l0_deviation(l0: Scalar, k: int) -> Scalar:
@@ -64,31 +58,25 @@ def l0_deviation(l0: Scalar, k: int) -> Scalar:
 class Convention(NamedTuple):
     """How one project weights the terms."""
 
-    reconstruction: Callable[[Target, Nested, Float[Tensor, " d_out"]], Scalar]
-    """(y, y_hat, b_dec) → the main term."""
+    reconstruction: Callable[[Float[Tensor, " prefix"], Target, Float[Tensor, " d_out"]], Scalar]
+    """(errors of the prefixes, y, b_dec) → the main term."""
     aux: Callable[[Target, Target], Scalar]
     """(residual, its reconstruction) → the dead latents' term."""
     aux_coefficient: float
 
 
 def _residual_fvu(residual: Target, r_hat: Target) -> Scalar:
-    return fvu(residual, r_hat[None])[0]
+    return fvu(squared_error(residual, r_hat)[None], residual)[0]
 
 
-def _with_bare_bias(y: Target, y_hat: Nested, b_dec: Float[Tensor, " d_out"]) -> Scalar:
+def _with_bare_bias(errors: Float[Tensor, " prefix"], y: Target, b_dec: Float[Tensor, " d_out"]) -> Scalar:
     bare = (y - b_dec).square().mean()
-    return (bare + (y - y_hat).square().mean((1, 2)).sum()) / (len(y_hat) + 1)
+    return (bare + errors.sum() / y.shape[1]) / (len(errors) + 1)
 
 
 CONVENTIONS: dict[ConventionName, Convention] = {
-    "matryoshka": Convention(lambda y, y_hat, _: fvu(y, y_hat).mean(), _residual_fvu, 1 / 32),
-    "saelens": Convention(
-        lambda y, y_hat, _: squared_error(y, y_hat).sum(),
-        lambda residual, r_hat: squared_error(residual, r_hat[None])[0],
-        1.0,
-    ),
+    "matryoshka": Convention(lambda errors, y, _: fvu(errors, y).mean(), _residual_fvu, 1 / 32),
+    "saelens": Convention(lambda errors, *_: errors.sum(), squared_error, 1.0),
     "bussmann": Convention(_with_bare_bias, lambda residual, r_hat: (residual - r_hat).square().mean(), 1 / 32),
-    "dictionary_learning": Convention(
-        lambda y, y_hat, _: squared_error(y, y_hat).sum() / len(y_hat) ** 2, _residual_fvu, 1 / 32
-    ),
+    "dictionary_learning": Convention(lambda errors, *_: errors.sum() / len(errors) ** 2, _residual_fvu, 1 / 32),
 }

@@ -1,4 +1,4 @@
-"""Widths (the nested prefixes of the dictionary) and the nested reconstruction.
+"""Widths (the nested prefixes of the dictionary), the nested reconstruction and its errors.
 
 Prefix m of widths n₁ < … < n_M = d_sae reconstructs from latents 0 … n_m − 1. The latents between two widths are a
 *ring*. Every prefix is the sum of its rings, so each latent is decoded once, into its ring, and the prefixes are one
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float
 from torch import Tensor
 
 from matryoshka.coder.latents import Latents
+from matryoshka.coder.sparse import prefix_errors, ring_sums
 from matryoshka.errors import MatryoshkaError
 
 
@@ -60,18 +60,20 @@ def nested_decode(
 
     `widths` may end before d_sae: what lies beyond is not decoded.
     """
-    batch, m = len(latents.offsets) - 1, len(widths)
-    bounds = torch.tensor(widths, device=latents.indices.device)
-    ring = torch.searchsorted(bounds, latents.indices, right=True)
-    # one bag for each ring of each row; entries lie row by row already, so taking ring after ring orders them
-    order = torch.cat([(ring == i).nonzero().squeeze(1) for i in range(m)])
-    ends = torch.bincount(ring * batch + latents.rows, minlength=m * batch)[: m * batch].cumsum(0)
-    rings = F.embedding_bag(
-        latents.indices[order],
-        W_dec,
-        offsets=torch.cat([ends.new_zeros(1), ends]),
-        per_sample_weights=latents.values[order].to(W_dec.dtype),
-        mode="sum",
-        include_last_offset=True,
-    )
-    return rings.view(m, batch, W_dec.shape[1]).cumsum(0)
+    if widths[-1] < latents.d_sae:
+        latents, W_dec = latents.first(widths[-1]), W_dec[: widths[-1]]
+    return ring_sums(latents, W_dec, widths).cumsum(0)
+
+
+def nested_errors(
+    latents: Latents,
+    W_dec: Float[Tensor, "d_sae d_out"],
+    target: Float[Tensor, "batch d_out"],
+    widths: Sequence[int],
+) -> tuple[Float[Tensor, " prefix"], Float[Tensor, "batch d_out"]]:
+    """‖target − ŷ_m‖², mean over the batch, for every prefix m, ŷ as `nested_decode` gives it; and target − ŷ_M.
+
+    Made for training: the reconstructions are not kept beside their errors, and the second result has no gradient.
+    """
+    sums, residual = prefix_errors(ring_sums(latents, W_dec, widths), target)
+    return sums / len(target), residual

@@ -59,7 +59,6 @@ def load(folder: Path, trainees: Sequence[Trainee]) -> dict[str, Any]:
         for trainee in trainees:
             file = folder / f"{trainee.plan.label}.safetensors"
             tensors = load_file(file, device=str(trainee.sums.device))
-            _prepare(trainee)
             check_tensors(str(file), _tensors(trainee), tensors)
             with torch.no_grad():
                 for name, tensor in _tensors(trainee).items():
@@ -80,16 +79,6 @@ def _tensors(trainee: Trainee) -> dict[str, Tensor]:
     adam = {
         f"adam.{name}.{key}": value
         for name, parameter in trainee.coder.named_parameters()
-        for key, value in trainee.optimiser.state.get(parameter, {}).items()
+        for key, value in trainee.optimiser.state[parameter].items()
     }
     return {**trainee.state_dict(), **adam}
-
-
-def _prepare(trainee: Trainee) -> None:
-    """Make Adam allocate its state, as it does in its first step."""
-    for parameter in trainee.coder.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    for group in trainee.optimiser.param_groups:
-        group["lr"] = 0.0
-    trainee.optimiser.step()
-    trainee.optimiser.zero_grad(set_to_none=False)

@@ -124,7 +124,8 @@ class TrainingSection(Section):
     l0_coefficient: Annotated[float, Field(ge=0)] = 1.0
     """Weight of JumpReLU's sparsity term (L0/k − 1)²."""
     autocast: Literal["auto", "bfloat16", "off"] = "auto"
-    """Precision of the encoder's product; weights stay float32. auto: bfloat16 on CUDA, off on a CPU."""
+    """Precision of the product that selects latents; their values, weights and gradients stay float32. auto: bfloat16
+    on CUDA and on a CPU that multiplies it natively."""
     checkpoint_every: Count = 1000
     """Steps between checkpoints; the last two are kept."""
     evaluate_every: Count = 500

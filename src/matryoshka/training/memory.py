@@ -8,8 +8,8 @@ from matryoshka.lm.shape import Shape
 from matryoshka.training.config import Config, Plan
 
 FLOAT = 4
-LIBRARIES = 500_000_000
-"""Python, torch and transformers themselves."""
+LIBRARIES = 550_000_000
+"""Python, torch and transformers themselves, and what malloc keeps."""
 
 
 class Item(NamedTuple):
@@ -62,7 +62,7 @@ def _parameters(plan: Plan) -> int:
 
 def _step(config: Config, plan: Plan) -> int:
     c, batch = plan.coder, config.training.batch
-    pre = 4 * batch * c.d_sae * FLOAT  # pre-activations, their gradient, the selection's working copies
+    pre = 1.5 * batch * c.d_sae * FLOAT  # pre-activations, and what selects among them
     nested = 4 * len(c.widths) * batch * c.d_out * FLOAT
-    aux = 2 * batch * c.d_sae * FLOAT  # at worst every latent is dead
-    return pre + nested + aux + _parameters(plan) * FLOAT  # one working copy in decoder projection and normalising
+    aux = 5 * batch * c.d_sae * FLOAT  # at worst every latent is dead: their dense coder, forward and backward
+    return int(pre) + nested + aux + _parameters(plan) * FLOAT  # one copy of weights in low precision, one being made

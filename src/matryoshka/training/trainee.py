@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from matryoshka.coder.activations import JumpReLU
 from matryoshka.coder.coder import Forward, SparseCoder
-from matryoshka.coder.losses import CONVENTIONS, l0_deviation, residual_reconstruction
-from matryoshka.coder.metrics import Meter
+from matryoshka.coder.losses import CONVENTIONS, fvu, l0_deviation
 from matryoshka.coder.nesting import random_widths
 from matryoshka.data.activations import Batch
 from matryoshka.training.config import Plan, TrainingSection
-from matryoshka.training.optim import adam, learning_rate, normalise_rows, project_rows
+from matryoshka.training.dead import DeadLatents, DeadPart
+from matryoshka.training.optim import Adam, learning_rate, normalise_rows, project_rows
 
 AVERAGED = ("loss", "reconstruction", "aux", "sparsity", "gradient_norm")
 
@@ -26,6 +26,13 @@ class Terms(NamedTuple):
     sparsity: Tensor
 
 
+class Measures(NamedTuple):
+    """Of one batch: FVU of each of the coder's own prefixes, and L0."""
+
+    fvu: Tensor
+    l0: Tensor
+
+
 class Trainee(nn.Module):
     """A coder, its Adam state, and the sums of the current log interval (a buffer, so that a checkpoint has it too)."""
 
@@ -36,51 +43,52 @@ class Trainee(nn.Module):
         super().__init__()
         self.plan, self.section, self.steps = plan, section, steps
         self.coder = coder.train()
-        self.optimiser = adam(coder.parameters(), section)
+        self.optimiser = Adam(coder.parameters(), section)
         self.convention = CONVENTIONS[section.loss]
+        self.dead = DeadLatents(coder, section.dead_after_tokens)
         device = coder.W_enc.device
-        self.meter = Meter(len(coder.config.widths), coder.config.d_out, coder.config.d_sae).to(device)
         self.register_buffer("sums", torch.zeros(len(AVERAGED), dtype=torch.float64, device=device))
         self.register_buffer("bad_step", torch.tensor(-1, device=device))
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=_low_precision(section, device))
+        self._measures: Measures | None = None
 
     def step(self, batch: Batch, step: int, measure: bool) -> None:
-        """Learn from one batch. Its loss terms are added to `sums`; with `measure`, its FVU and L0 are put into
-        `meter`."""
+        """Learn from one batch. Its loss terms are added to `sums`; with `measure`, `report` will tell its FVU and
+        L0."""
         coder = self.coder
-        x, y = batch.activations[self.plan.read], batch.activations[self.plan.write]
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self._autocast(x.device.type)):
-            forward = coder(x, self._widths(step))
-        y = coder.scaled_target(y)
-        terms = self.loss(forward, y)
+        dead = self.dead.part(coder, step) if self._aux_weight else None
+        with self.autocast:
+            forward = coder(batch.activations[self.plan.read], batch.activations[self.plan.write], self._widths(step))
+            terms = self.loss(forward, dead)
         terms.loss.backward()
+        if dead is not None:
+            dead.add_gradients(coder)
 
         project_rows(coder.W_dec)
-        norm = nn.utils.clip_grad_norm_(coder.parameters(), self.section.clip)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(step, self.steps, self.section)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=False)
+        norm = self.optimiser.step(learning_rate(step, self.steps, self.section))
         normalise_rows(coder.W_dec)
 
         self._count(forward, torch.stack([*terms, norm]).detach(), step)
         if measure:
-            self._measure(forward, y)
+            self._measures = self._measure(forward)
 
-    def loss(self, forward: Forward, y: Tensor) -> Terms:
+    def loss(self, forward: Forward, dead: DeadPart | None) -> Terms:
         """The convention's main term, plus the dead latents' term, plus the activation's own sparsity term."""
         coder, section = self.coder, self.section
-        reconstruction = self.convention.reconstruction(y, forward.y_hat, coder.b_dec)
+        reconstruction = self.convention.reconstruction(forward.errors, forward.y, coder.b_dec)
         aux = sparsity = reconstruction.new_zeros(())
-        dead = coder.dead(section.dead_after_tokens)
-        weight = self.convention.aux_coefficient if section.aux_coefficient is None else section.aux_coefficient
-        if weight and dead.any():
-            residual = (y - forward.y_hat[-1]).detach()
-            k_aux = section.aux_k or max(1, coder.config.d_out // 2)
-            aux = weight * self.convention.aux(residual, residual_reconstruction(forward.pre, dead, coder.W_dec, k_aux))
+        if dead is not None:
+            r_hat = dead.reconstruct(forward.inputs, section.aux_k or max(1, coder.config.d_out // 2))
+            aux = self._aux_weight * self.convention.aux(forward.residual, r_hat.to(aux.dtype)) * dead.still.any()
         if isinstance(coder.activation, JumpReLU):
-            l0 = coder.activation.l0(forward.pre, forward.latents)
+            l0 = coder.activation.l0(forward.selected)
             sparsity = section.l0_coefficient * l0_deviation(l0, coder.config.k)
         return Terms(reconstruction + aux + sparsity, reconstruction, aux, sparsity)
+
+    @property
+    def _aux_weight(self) -> float:
+        given = self.section.aux_coefficient
+        return self.convention.aux_coefficient if given is None else given
 
     def _widths(self, step: int) -> tuple[int, ...]:
         widths = self.coder.config.widths
@@ -90,31 +98,45 @@ class Trainee(nn.Module):
         generator = torch.Generator().manual_seed(self.plan.section.seed * 1_000_003 + step)
         return random_widths(len(widths), widths[-1], generator)
 
-    def _autocast(self, device: str) -> bool:
-        return self.section.autocast == "bfloat16" or (self.section.autocast == "auto" and device == "cuda")
-
     @torch.no_grad()
     def _count(self, forward: Forward, values: Tensor, step: int) -> None:
-        fired = forward.latents.fired() > 0
-        self.coder.tokens_since_fired.add_(len(forward.inputs)).masked_fill_(fired, 0)
+        silent, latents = self.coder.tokens_since_fired, forward.latents
+        silent += len(forward.inputs)
+        silent.scatter_reduce_(
+            0, latents.indices, torch.where(latents.values > 0, 0, torch.iinfo(silent.dtype).max), "amin"
+        )
         self.sums += values
         # a NaN input could pass the selection unseen, so inputs are looked at too
-        finite = values.isfinite().all() & forward.inputs.isfinite().all()
+        finite = values.isfinite().all() & forward.inputs.sum().isfinite()
         first = (self.bad_step < 0) & ~finite
         self.bad_step.copy_(torch.where(first, step, self.bad_step))
 
     @torch.no_grad()
-    def _measure(self, forward: Forward, y: Tensor) -> None:
-        y_hat = forward.y_hat
+    def _measure(self, forward: Forward) -> Measures:
+        errors = forward.errors
         if self.plan.section.random_widths:  # these teach; what is reported are the fixed widths
-            y_hat = self.coder.reconstruct(forward.latents, forward.inputs, self.coder.config.widths)
-        self.meter.reset()
-        self.meter.update(y, y_hat, forward.latents)
+            errors = self.coder.errors(forward.latents, forward.y, forward.inputs, self.coder.config.widths)[0]
+        return Measures(fvu(errors, forward.y), (forward.latents.values > 0).sum() / len(forward.y))
 
     def report(self, every: int) -> dict[str, float | list[float]]:
         """The means of the log interval of `every` steps that ends here, and the measures of its last step."""
+        if self._measures is None:
+            raise RuntimeError("nothing to report: no step was measured")
         values: dict[str, float | list[float]] = dict(zip(AVERAGED, (self.sums / every).tolist(), strict=True))
-        values |= {"fvu": self.meter.fvu(), "l0": self.meter.l0()}
+        values |= {name: x.tolist() for name, x in self._measures._asdict().items()}
         values["dead"] = self.coder.dead(self.section.dead_after_tokens).double().mean().item()
         self.sums.zero_()
         return values
+
+
+def _low_precision(section: TrainingSection, device: torch.device) -> bool:
+    """Whether the encoder's product is bfloat16: as configured, or where the hardware multiplies it."""
+    if section.autocast != "auto":
+        return section.autocast == "bfloat16"
+    return device.type == "cuda" or (device.type == "cpu" and native_bfloat16())
+
+
+def native_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones (AVX-512 BF16, AMX)."""
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))

@@ -1,0 +1,136 @@
+"""The two linear maps of a sparse coder, at its active entries only, and their gradients.
+
+    pre_activations   z_e = ⟨x[row_e], W_enc[:, latent_e]⟩ + b_enc[latent_e] for every entry e of a pattern
+    ring_sums         Σ over a ring's entries of a row of z_e W_dec[latent_e], for every ring and row
+    prefix_errors     Σ ‖y − ŷ‖² of every prefix, ŷ_m the sum of the first m rings
+
+A step costs one dense product, the one that *selects* (it may be of low precision and has no gradient); all else
+touches k entries a row. Both weights learn latent by latent: ∂W[j] is a weighted sum of the rows on which j is active,
+of the inputs or of the errors that ring j of j's prefixes leaves.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from matryoshka.coder.kernels import operations
+from matryoshka.coder.latents import Latents, Pattern
+
+
+def pre_activations(
+    inputs: Float[Tensor, "batch d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+    selected: Latents,
+) -> Latents:
+    """`selected` with its values made exact and differentiable: inner products in the weights' own precision.
+
+    Values that have that precision already are taken as they are.
+    """
+    return selected._replace(values=_PreActivations.apply(inputs, W_enc, b_enc, selected.pattern, selected.values))
+
+
+class _PreActivations(Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, W_enc: Tensor, b_enc: Tensor, pattern: Pattern, found: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, W_enc)
+        ctx.pattern = pattern
+        if found.dtype == W_enc.dtype:
+            return found.clone()
+        by = pattern.by_latent
+        exact = operations(inputs).dots(inputs, W_enc.T, by.rows, by.indices) + b_enc[by.indices]
+        return torch.empty_like(exact).scatter_(0, by.order, exact)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator forgets ctx's name
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        (grad,), (inputs, W_enc), pattern = grad_outputs, ctx.saved_tensors, ctx.pattern
+        ops, by = operations(inputs), pattern.by_latent
+        of_inputs = of_W = of_b = None
+        if ctx.needs_input_grad[0]:
+            of_inputs = ops.bags(W_enc.T, pattern.indices, grad, pattern.offsets)
+        if ctx.needs_input_grad[1]:
+            sorted_grad = grad[by.order]
+            of_W = ops.bags(inputs, by.rows, sorted_grad, by.offsets).T
+            of_b = torch.segment_reduce(sorted_grad, "sum", offsets=by.offsets)
+        return of_inputs, of_W, of_b, None, None
+
+
+def ring_sums(
+    latents: Latents, W_dec: Float[Tensor, "d_sae d_out"], widths: Sequence[int]
+) -> Float[Tensor, "ring batch d_out"]:
+    """What the latents between two of `widths` (which end with d_sae) decode to on each row; each latent once."""
+    return _RingSums.apply(latents.values, W_dec, latents.pattern, tuple(widths))
+
+
+def _ring(indices: Int[Tensor, " entries"], widths: Sequence[int]) -> Int[Tensor, " entries"]:
+    """The ring of each latent. Compared number by number: a tensor of widths would have to be sent to the device."""
+    ring = torch.zeros_like(indices)
+    for width in widths[:-1]:
+        ring += indices >= width
+    return ring
+
+
+class _RingSums(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, W_dec: Tensor, pattern: Pattern, widths: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(values, W_dec)
+        ctx.pattern, ctx.widths = pattern, widths
+        ops, bags = operations(W_dec), len(widths) * pattern.batch
+        order, offsets = ops.group(_ring(pattern.indices, widths) * pattern.batch + pattern.rows, bags)
+        sums = ops.bags(W_dec, pattern.indices[order], values[order], offsets)
+        return sums.view(len(widths), pattern.batch, W_dec.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator forgets ctx's name
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        (grad,), (values, W_dec), pattern = grad_outputs, ctx.saved_tensors, ctx.pattern
+        ops, by = operations(W_dec), pattern.by_latent
+        grad = grad.reshape(-1, W_dec.shape[1])
+        rows = _ring(by.indices, ctx.widths) * pattern.batch + by.rows
+        of_values = of_W = None
+        if ctx.needs_input_grad[0]:
+            sorted_grad = ops.dots(grad, W_dec, rows, by.indices)
+            of_values = torch.empty_like(sorted_grad).scatter_(0, by.order, sorted_grad)
+        if ctx.needs_input_grad[1]:
+            of_W = ops.bags(grad, rows, values[by.order], by.offsets)
+        return of_values, of_W, None, None
+
+
+def prefix_errors(
+    rings: Float[Tensor, "prefix batch d_out"], target: Float[Tensor, "batch d_out"]
+) -> tuple[Float[Tensor, " prefix"], Float[Tensor, "batch d_out"]]:
+    """Σ ‖target − ŷ‖² of every prefix, and what the last one leaves of the target (without a gradient).
+
+    Consumes `rings`: the errors are kept in their place.
+    """
+    return _PrefixErrors.apply(rings, target)
+
+
+class _PrefixErrors(Function):
+    @staticmethod
+    def forward(ctx: Any, rings: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        sums = operations(rings).prefix_errors_(rings, target)
+        residual = rings[-1].neg()
+        ctx.errors = rings
+        ctx.mark_non_differentiable(residual)
+        return sums, residual
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator forgets ctx's name
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        errors = ctx.errors
+        del ctx.errors  # overwritten below, so there is no second backward pass
+        operations(errors).suffix_sums_(errors, 2 * grad_outputs[0])
+        return errors, errors[0].neg() if ctx.needs_input_grad[1] else None
