@@ -150,8 +150,8 @@ def test_one_that_fires_again_no_longer_reconstructs_or_learns():
     alone = dead.gather(coder, index[:1], torch.tensor([True]))
     torch.testing.assert_close(part.reconstruct(x, 99), alone.reconstruct(x, 99))
     part.reconstruct(x, 99).sum().backward()
-    assert not part.W_enc.grad[:, 1].any()
-    assert part.W_enc.grad[:, 0].any()
+    assert not part.encoder.grad[1].any()
+    assert part.encoder.grad[0].any()
 
 
 def test_without_dead_latents_there_is_no_such_term():

@@ -47,28 +47,30 @@ class DeadPart:
     index: Int[Tensor, " dead"]
     still: Bool[Tensor, " dead"]
     """Which of them are dead by now: the others take no part."""
-    W_enc: Float[Tensor, "d_in dead"]
-    b_enc: Float[Tensor, " dead"]
-    W_dec: Float[Tensor, "dead d_out"]
+    encoder: Float[Tensor, "dead d_in"]
+    biases: Float[Tensor, " dead"]
+    decoder: Float[Tensor, "dead d_out"]
 
     def reconstruct(self, inputs: Float[Tensor, "batch d_in"], k_aux: int) -> Float[Tensor, "batch d_out"]:
         """What they make of the residual, at most `k_aux` of them on each row."""
-        pre = torch.addmm(self.b_enc, inputs, self.W_enc).masked_fill(~self.still, 0)
-        return residual_reconstruction(pre, self.W_dec, k_aux)
+        pre = torch.addmm(self.biases, inputs, self.encoder.T).masked_fill(~self.still, 0)
+        return residual_reconstruction(pre, self.decoder, k_aux)
 
     @torch.no_grad()
     def add_gradients(self, coder: SparseCoder) -> None:
         """Add what they have learned to the gradients of `coder`, after the backward pass."""
-        for whole, part in ((coder.W_enc, self.W_enc), (coder.b_enc, self.b_enc), (coder.W_dec, self.W_dec)):
-            if whole.grad is None or part.grad is None:
-                raise RuntimeError("there are no gradients yet: call this after backward()")
-            latents_first = whole is not coder.W_enc
-            grad, added = (whole.grad, part.grad) if latents_first else (whole.grad.T, part.grad.T)
-            grad[self.index] += added
+        _gradient(coder.W_enc).T[self.index] += _gradient(self.encoder)
+        _gradient(coder.b_enc)[self.index] += _gradient(self.biases)
+        _gradient(coder.W_dec)[self.index] += _gradient(self.decoder)
 
 
 def gather(coder: SparseCoder, index: Int[Tensor, " dead"], still: Bool[Tensor, " dead"]) -> DeadPart:
     """The latents `index` of `coder`."""
-    W_enc = coder.W_enc.detach().T[index].T
-    parts = (W_enc, coder.b_enc.detach()[index], coder.W_dec.detach()[index])
-    return DeadPart(index, still, *(part.requires_grad_() for part in parts))
+    whole = (coder.W_enc.T, coder.b_enc, coder.W_dec)
+    return DeadPart(index, still, *(weights.detach()[index].requires_grad_() for weights in whole))
+
+
+def _gradient(weights: Tensor) -> Tensor:
+    if weights.grad is None:
+        raise RuntimeError("there are no gradients yet: add them after the backward pass")
+    return weights.grad
