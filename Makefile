@@ -22,7 +22,9 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/end_to_end.py
+	$(BIN)/python benchmarks/step.py --save
+	$(BIN)/python benchmarks/scaling.py --save
+	$(BIN)/python benchmarks/quality.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

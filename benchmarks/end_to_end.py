@@ -1,38 +1,38 @@
 """Tokens a second from text to a trained coder, on this machine.
 
-    python benchmarks/end_to_end.py [--model bundled] [--read 2.mlp_in] [--write 2.mlp_out] [--d-sae 3072] [--rounds 5]
+    python benchmarks/end_to_end.py [--model bundled] [--read 2.mlp_in] [--write 2.mlp_out] [--d-sae 3072] [--k 24]
+                                    [--rounds 5] [--json FILE] [--save]
 
 Measures, in rounds that alternate (machines have slow phases, so compare within a round): the language model alone,
 stopped at the last site read; the coder's step alone, on activations in memory; and both, as `matryoshka train` runs
-them. Prints medians with the smallest and the largest, and the share of the language model.
+them. Prints medians with the smallest and the largest, and the share of the language model. --model takes what a recipe
+takes, a GGUF file of SmolLM2-135M for one (tests/test_real.py fetches it), with --read 9.mlp_in --write 9.mlp_out.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import available_threads, machine, publish, ratio
 
 from matryoshka import assembly, commands
 from matryoshka.training.config import Config
 
 
-def rate(tokens: int, job: Callable[[], object]) -> float:
+def seconds(job: Callable[[], object]) -> float:
     started = time.perf_counter()
     job()
-    return tokens / (time.perf_counter() - started)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="bundled")
-    parser.add_argument("--read", default="2.mlp_in")
-    parser.add_argument("--write", default="2.mlp_out")
-    parser.add_argument("--d-sae", type=int, default=3072)
-    parser.add_argument("--k", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    coder = {"read": given.read, "write": given.write, "d_sae": given.d_sae, "k": given.k}
-    config = Config.build({"model": {"name": given.model}, "coder": coder, "activations": {"chunk": 16_384}})
+def measure(config: Config, rounds: int) -> dict[str, Any]:
+    """Tokens a second of each part and of the whole, and the language model's share of the whole's time."""
     info, plans = assembly.check(config)
     lm = commands.open_lm(config)
     stream = assembly.open_stream(config, lm, assembly.open_tokens(config.text, lm.vocabulary), plans)
@@ -55,13 +55,54 @@ def main() -> None:
         "coder's step alone": (rows, step_alone),
         "end to end": (rows, both),
     }
-    rates: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(given.rounds):
-        for name, (tokens, job) in jobs.items():
-            rates[name].append(rate(tokens, job))
-    for name, values in rates.items():
-        middle = statistics.median(values)
-        print(f"{name:22} {middle:10,.0f} tokens/s   ({min(values):,.0f} to {max(values):,.0f}, {len(values)} rounds)")
+    taken: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, (_, job) in jobs.items():
+            taken[name].append(seconds(job))
+    rates = {name: sorted(tokens / each for each in taken[name]) for name, (tokens, _) in jobs.items()}
+    return {
+        "machine": machine(lm.device.type, available_threads()),
+        "tokens_per_second": {
+            name: {"median": statistics.median(values), "min": values[0], "max": values[-1], "rounds": rounds}
+            for name, values in rates.items()
+        },
+        "language_model_share": ratio(taken["language model alone"], taken["end to end"]),
+    }
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The results as one table."""
+    about, coder = results["machine"], results["coder"]
+    lines = [
+        f"# From text to a trained coder on {about['hardware']}, {about['cores']} cores, {about['date']}",
+        "",
+        f"{results['model']}, {coder['read']} → {coder['write']}, d_sae {coder['d_sae']:,}, k {coder['k']};"
+        f" torch {about['torch']}, {about['threads']} threads.",
+        "",
+        "| | tokens/s (smallest, largest) |",
+        "|---|---|",
+    ]
+    for name, each in results["tokens_per_second"].items():
+        lines.append(f"| {name} | {each['median']:,.0f} ({each['min']:,.0f}, {each['max']:,.0f}) |")
+    lines += ["", f"The language model takes {results['language_model_share']['median']:.0%} of the time end to end."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--read", default="2.mlp_in")
+    parser.add_argument("--write", default="2.mlp_out")
+    parser.add_argument("--d-sae", type=int, default=3072)
+    parser.add_argument("--k", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
+    parser.add_argument("--save", action="store_true", help="write results/DATE-HARDWARE-end-to-end.json and .md")
+    given = parser.parse_args()
+    coder = {"read": given.read, "write": given.write, "d_sae": given.d_sae, "k": given.k}
+    config = Config.build({"model": {"name": given.model}, "coder": coder, "activations": {"chunk": 16_384}})
+    results = {"model": Path(given.model).name, "coder": coder, **measure(config, given.rounds)}
+    publish(results, markdown(results), given.json, given.save, "-end-to-end")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""Does the fast step learn what the plain one learns? Held-out FVU of both, on the same tokens.
+
+    python benchmarks/quality.py [--d-sae 3072] [--k 24] [--tokens 400000] [--seeds 3]
+
+1. one stream of activations of the bundled language model, one coder a seed, copied
+2. ours: `Trainee`, its encoder product in bfloat16 and in float32
+3. dense reference: the same loss written out with autograd in float32: dense latents, every prefix decoded anew, a flat
+   top-k of the batch, plain Adam; the same start, batches, learning rates, clipping and unit decoder rows
+4. held-out FVU of every prefix, at inference, of all three
+"""
+
+import argparse
+import copy
+import itertools
+import statistics
+
+import torch
+from torch import Tensor
+
+from matryoshka import assembly, commands
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.data.activations import Batch
+from matryoshka.evaluation.reconstruction import Placed, activation_metrics
+from matryoshka.training.config import Config, merged
+from matryoshka.training.optim import learning_rate
+from matryoshka.training.trainee import Trainee
+
+
+class Dense:
+    """A BatchTopK coder in training as the papers write it, at six dense products a step."""
+
+    def __init__(self, trainee: Trainee) -> None:
+        self.coder: SparseCoder = copy.deepcopy(trainee.coder)
+        self.plan, self.section, self.steps = trainee.plan, trainee.section, trainee.steps
+        self.adam = torch.optim.Adam(self.coder.parameters(), betas=self.section.betas, fused=False)
+
+    def step(self, batch: Batch, step: int) -> None:
+        coder = self.coder
+        x, y = batch.activations[self.plan.read], coder.scale_out * batch.activations[self.plan.write]
+        pre = coder.inputs(x) @ coder.W_enc + coder.b_enc
+        values = pre.relu().flatten()
+        chosen = values.topk(coder.config.k * len(x))
+        latents = torch.zeros_like(values).scatter(0, chosen.indices, chosen.values).view_as(pre)
+        y_hat = torch.stack([latents[:, :n] @ coder.W_dec[:n] + coder.b_dec for n in coder.config.widths])
+        spread = (y - y.mean(0)).square().sum()
+        loss = (y - y_hat).square().sum((1, 2)).mean() / spread
+        loss = loss + self._aux(pre, (y - y_hat[-1]).detach())
+        self.adam.zero_grad()
+        loss.backward()
+        self._update(step)
+        with torch.no_grad():
+            coder.tokens_since_fired += len(x)
+            coder.tokens_since_fired[(latents > 0).any(0)] = 0
+            coder.activation._track(chosen.values)
+
+    def _aux(self, pre: Tensor, residual: Tensor) -> Tensor | float:
+        dead = self.coder.dead(self.section.dead_after_tokens)
+        if not dead.any():
+            return 0.0
+        candidates = torch.where(dead, pre, 0).relu()
+        top = candidates.topk(min(self.coder.config.d_out // 2, int(dead.sum())), dim=1)
+        r_hat = torch.zeros_like(pre).scatter(1, top.indices, top.values) @ self.coder.W_dec
+        return (residual - r_hat).square().sum() / (residual - residual.mean(0)).square().sum() / 32
+
+    @torch.no_grad()
+    def _update(self, step: int) -> None:
+        W_dec = self.coder.W_dec
+        W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
+        torch.nn.utils.clip_grad_norm_(self.coder.parameters(), self.section.clip)
+        self.adam.param_groups[0]["lr"] = learning_rate(step, self.steps, self.section)
+        self.adam.step()
+        W_dec /= W_dec.norm(dim=1, keepdim=True)
+
+
+def compare(config: Config, seeds: int) -> dict[str, list[list[float]]]:
+    """Held-out FVU of every prefix, for each seed: {"bfloat16": …, "float32": …, "dense": …}."""
+    given = config.model_dump()
+    low, full = (Config.build(merged(given, {"training": {"autocast": each}})) for each in ("bfloat16", "off"))
+    info, plans = assembly.check(config)
+    lm = commands.open_lm(config)
+    tokens = assembly.open_tokens(config.text, lm.vocabulary)
+    results: dict[str, list[list[float]]] = {"bfloat16": [], "float32": [], "dense": []}
+    for seed in range(seeds):
+        plan = plans[0]._replace(section=plans[0].section.model_copy(update={"seed": seed}))
+        stream = assembly.open_stream(config, lm, tokens, [plan])
+        learners = [assembly.new_trainees(each, [plan], lm.device, info)[0] for each in (low, full)]
+        assembly.calibrate(learners, stream)
+        dense = Dense(learners[1])
+        for step, batch in enumerate(itertools.islice(stream, config.steps)):
+            for learner in learners:
+                learner.step(batch, step, measure=False)
+            dense.step(batch, step)
+        placed = [Placed(coder.eval(), plan.read, plan.write) for coder in (*(t.coder for t in learners), dense.coder)]
+        measured = activation_metrics(lm, tokens.windows("held_out"), placed, config.evaluation.tokens)
+        for name, metrics in zip(results, measured, strict=True):
+            results[name].append(metrics["fvu"])
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--d-sae", type=int, default=3072)
+    parser.add_argument("--k", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=400_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    coder = {"read": "2.mlp_in", "write": "2.mlp_out", "d_sae": given.d_sae, "k": given.k}
+    training = {"tokens": given.tokens, "lr": 1e-3, "dead_after_tokens": 50_000}
+    config = Config.build({"coder": coder, "training": training})
+    results = compare(config, given.seeds)
+    print(f"held-out FVU, {given.tokens:,} tokens, d_sae {given.d_sae}, k {given.k}, {given.seeds} seeds")
+    for name, runs in results.items():
+        ratios = [ours[-1] / dense[-1] for ours, dense in zip(runs, results["dense"], strict=True)]
+        means = "  ".join(f"{statistics.mean(each):.4f}" for each in zip(*runs, strict=True))
+        print(f"{name:9} {means}   last over dense {min(ratios):.4f} to {max(ratios):.4f}")
+
+
+if __name__ == "__main__":
+    main()
