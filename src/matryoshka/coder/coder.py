@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from matryoshka.coder import io
 from matryoshka.coder.activations import ActivationName, build
+from matryoshka.coder.kernels import operations
 from matryoshka.coder.latents import Latents
 from matryoshka.coder.nesting import check_ascending, nested_decode, nested_errors
 from matryoshka.coder.sparse import pre_activations
@@ -130,8 +131,8 @@ class SparseCoder(nn.Module):
 
     @torch.no_grad()
     def _pre(self, inputs: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
-        # the one dense product; it only selects, so under autocast it may be bfloat16
-        return torch.addmm(self.b_enc, inputs, self.W_enc)
+        # it only selects, so under autocast it may be bfloat16
+        return operations(inputs).product(inputs, self.W_enc, self.b_enc)
 
     def _select(self, inputs: Float[Tensor, "batch d_in"]) -> Latents:
         return pre_activations(inputs, self.W_enc, self.b_enc, self.activation.select(self._pre(inputs)))

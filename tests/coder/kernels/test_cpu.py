@@ -34,6 +34,18 @@ def matrices(draw, dtypes=FLOATS):
     return pre
 
 
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_product_is_addmm_in_the_precision_of_autocast(low, transposed):
+    inputs, W, b = normal(9, 40, seed=0), normal(40, 70, seed=1), normal(70, seed=2)
+    if transposed:
+        W = W.T.contiguous().T
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        ours, theirs = cpu.product(inputs, W, b), reference.product(inputs, W, b)
+    assert ours.dtype == (torch.bfloat16 if low else torch.float32)
+    torch.testing.assert_close(ours, theirs)
+
+
 @CHECK
 @given(pre=matrices(), data=st.data())
 def test_topk_selects_the_k_largest_positive_entries_of_each_row(pre, data):

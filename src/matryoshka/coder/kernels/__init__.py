@@ -1,5 +1,6 @@
 """What a sparse coder does with its few active entries, in three versions with the same functions.
 
+    product             the dense product whose result only selects
     topk, batch_topk    which entries of the pre-activations are selected, exactly, without sorting them all
     nonzero             the positions of a mask, where a threshold selects
     group               entries by latent (the transposed pattern), or by ring and row
@@ -24,6 +25,7 @@ from torch import Tensor
 class Operations(Protocol):
     """The functions of each module; `reference` says what they do."""
 
+    def product(self, inputs: Tensor, W: Tensor, b: Tensor) -> Tensor: ...
     def topk(self, pre: Tensor, k: int) -> Tensor: ...
     def batch_topk(self, pre: Tensor, n: int) -> Tensor: ...
     def nonzero(self, mask: Tensor) -> Tensor: ...

@@ -16,6 +16,8 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from matryoshka.coder.kernels import reference
+
 GROUP_BITS = 4
 GROUP = 2**GROUP_BITS
 CODES = {
@@ -24,6 +26,18 @@ CODES = {
     torch.float32: torch.int32,
     torch.float64: torch.int64,
 }
+
+
+def product(
+    inputs: Float[Tensor, "batch d_in"], W: Float[Tensor, "d_in d_sae"], b: Float[Tensor, " d_sae"]
+) -> Float[Tensor, "batch d_sae"]:
+    """inputs W + b, the one dense product; of low precision under autocast."""
+    low = torch.get_autocast_dtype("cpu")
+    if not (torch.is_autocast_enabled("cpu") and low == torch.bfloat16 and torch.backends.mkldnn.is_available()):
+        return reference.product(inputs, W, b)
+    # oneDNN adds the biases while it writes; addmm first copies them to every row of the result
+    rows = W.T.to(low).contiguous()
+    return torch.ops.mkldnn._linear_pointwise(inputs.to(low), rows, b.to(low), "none", [], "")
 
 
 def topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:

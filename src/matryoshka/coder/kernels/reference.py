@@ -5,6 +5,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+def product(
+    inputs: Float[Tensor, "batch d_in"], W: Float[Tensor, "d_in d_sae"], b: Float[Tensor, " d_sae"]
+) -> Float[Tensor, "batch d_sae"]:
+    """inputs W + b, the one dense product; of low precision under autocast."""
+    return torch.addmm(b, inputs, W)
+
+
 def topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
     """The latents of the `k` largest entries of each row, in any order."""
     return pre.topk(k, dim=1, sorted=False).indices
