@@ -6,7 +6,7 @@
 
 A step costs one dense product, the one that *selects* (it may be of low precision and has no gradient); all else
 touches k entries a row. Both weights learn latent by latent: ∂W[j] is a weighted sum of the rows on which j is active,
-of the inputs or of the errors that ring j of j's prefixes leaves.
+of the inputs, or of the errors that the prefixes holding j leave.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ class _PreActivations(Function):
         of_inputs = of_W = of_b = None
         if ctx.needs_input_grad[0]:
             of_inputs = ops.bags(W_enc.T, pattern.indices, grad, pattern.offsets)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             sorted_grad = grad[by.order]
             of_W = ops.bags(inputs, by.rows, sorted_grad, by.offsets).T
             of_b = torch.segment_reduce(sorted_grad, "sum", offsets=by.offsets)
