@@ -69,3 +69,8 @@ def test_sites_are_ordered_as_the_forward_pass_meets_them():
 def test_the_named_families_are_supported():
     families = {"gpt2", "gemma2", "gemma3", "gemma3_text", "llama", "qwen2", "qwen3", "gpt_neox"}
     assert set(FAMILIES) == families
+
+
+def test_what_is_added_to_the_residual_or_is_it_has_a_direct_path():
+    direct = {kind for kind in KINDS if Site(kind, 0).in_residual}
+    assert direct == {"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"}

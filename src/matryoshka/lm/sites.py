@@ -21,6 +21,9 @@ KINDS = {
 }
 """In the order of the forward pass (raw Hugging Face model: nothing folded, nothing centred)."""
 
+IN_RESIDUAL = frozenset({"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"})
+"""What is added to the residual stream or is the stream itself; the others are read off it through a norm."""
+
 _ORDER = {kind: place for place, kind in enumerate(KINDS)}
 
 TRANSFORMER_LENS = {
@@ -54,6 +57,11 @@ class Site:
     def __lt__(self, other: "Site") -> bool:
         return (self.layer, _ORDER[self.kind]) < (other.layer, _ORDER[other.kind])
 
+    @property
+    def in_residual(self) -> bool:
+        """What is written here is added to the residual stream, so it has a direct path to the logits."""
+        return self.kind in IN_RESIDUAL
+
     @classmethod
     def parse(cls, text: str) -> "Site":
         """`8.mlp_in`, or a TransformerLens name such as `blocks.8.hook_resid_mid`."""
@@ -72,13 +80,15 @@ class Site:
 
 @dataclass(frozen=True)
 class Family:
-    """Where a model family keeps its parts: a path from the model, then names of modules within a block.
+    """Where a model family keeps its parts: two paths from the model, then names of modules within a block.
 
     Sizes are not here, nor whether the residual is parallel: those stand in each model's config.
     """
 
     examples: str
     blocks: str
+    final_norm: str
+    """The norm before the unembedding."""
     attn_norm: str
     attention: str
     attn_added: str
@@ -98,6 +108,7 @@ class Family:
 _LLAMA = Family(
     examples="Llama, SmolLM2",
     blocks="model.layers",
+    final_norm="model.norm",
     attn_norm="input_layernorm",
     attention="self_attn",
     attn_added="self_attn",
@@ -109,6 +120,7 @@ _LLAMA = Family(
 _GEMMA3 = Family(
     examples="Gemma-3 270m, 1b",
     blocks="model.layers",
+    final_norm="model.norm",
     attn_norm="input_layernorm",
     attention="self_attn",
     attn_added="post_attention_layernorm",
@@ -122,6 +134,7 @@ FAMILIES = {
     "gpt2": Family(
         examples="GPT-2 small, medium, large, xl",
         blocks="transformer.h",
+        final_norm="transformer.ln_f",
         attn_norm="ln_1",
         attention="attn",
         attn_added="attn",
@@ -134,13 +147,19 @@ FAMILIES = {
     "gemma2": replace(_GEMMA3, examples="Gemma-2 2b, 9b, 27b", attention_implementation="eager"),
     "gemma3_text": _GEMMA3,
     # with a vision tower beside it
-    "gemma3": replace(_GEMMA3, examples="Gemma-3 4b, 12b, 27b", blocks="model.language_model.layers"),
+    "gemma3": replace(
+        _GEMMA3,
+        examples="Gemma-3 4b, 12b, 27b",
+        blocks="model.language_model.layers",
+        final_norm="model.language_model.norm",
+    ),
     "llama": _LLAMA,
     "qwen2": replace(_LLAMA, examples="Qwen2, Qwen2.5"),
     "qwen3": replace(_LLAMA, examples="Qwen3"),
     "gpt_neox": Family(
         examples="Pythia, GPT-NeoX",
         blocks="gpt_neox.layers",
+        final_norm="gpt_neox.final_layer_norm",
         attn_norm="input_layernorm",
         attention="attention",
         attn_added="post_attention_dropout",
