@@ -51,9 +51,14 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 def write_text(file: Path, text: str) -> None:
     """Replace `file` in one rename, fsynced."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Replace `file` in one rename, fsynced."""
     new = file.with_name(f".new-{file.name}-{uuid.uuid4().hex[:8]}")
     try:
-        new.write_text(text, encoding="utf-8")
+        new.write_bytes(content)
         sync(new)
         new.replace(file)
     finally:

@@ -1,0 +1,193 @@
+"""A run's figures for papers, as PNG and SVG in `figures/`, each drawn from what the run has saved.
+
+    training          metrics.jsonl: FVU of each prefix, L0 and the share of dead latents over training
+    fvu-per-prefix    evaluation/reconstruction.json: held-out FVU and CE recovered against the prefix's width
+    density           the features' firing shares (given), ring by ring
+
+Each is one column of a paper wide. Style, fonts and ids are fixed here whatever the user's matplotlibrc says, and no
+date is written: the same numbers on the same machine give the same bytes. pyplot is never touched, so no display is
+needed and a notebook's figures are left alone.
+"""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from matryoshka.errors import MatryoshkaError
+from matryoshka.paths import write_bytes
+from matryoshka.report import drawing
+from matryoshka.report.saved import Curves, checked, read_metrics, read_results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from matryoshka.run import Run
+
+DPI = 200
+
+
+def draw(run: "Run", density: np.ndarray | None) -> list[Path]:
+    """Draw all figures of `run` into its figures/; the files written.
+
+    `density` is each feature's firing share, [d_sae]; None leaves its figure out. Raises MatryoshkaError, before
+    anything is written, if the run lacks what a figure needs.
+    """
+    _require_matplotlib()
+    members = run.members()
+    if members and run not in members:
+        names = ", ".join(str(member.path) for member in members)
+        raise MatryoshkaError(f"{run.path}: holds several coders; draw the figures of one of: {names}")
+    curves = read_metrics(run)
+    results = read_results(run, prefixes=curves.fvu.shape[1])
+    name = f"{run.path.resolve().name}: {results['read']} → {results['write']} of {results['model']}"
+    with drawing.style():
+        figures = {"training": training_figure(curves, results["widths"]), "fvu-per-prefix": prefix_figure(results)}
+        if density is not None:
+            figures["density"] = density_figure(checked(density, results["widths"], run), results["widths"])
+        files = {
+            run.path / "figures" / f"{stem}.{kind}": _encoded(figure, kind, f"{stem}, {name}")
+            for stem, figure in figures.items()
+            for kind in ("png", "svg")
+        }
+    (run.path / "figures").mkdir(exist_ok=True)
+    for file, content in files.items():
+        write_bytes(file, content)
+    return list(files)
+
+
+def training_figure(curves: Curves, widths: Sequence[int]) -> "Figure":
+    """FVU of each prefix (thin: of training's batches; thick: held out), L0, and the share of dead latents."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (above, middle, below) = drawing.panels([1.75, 0.7, 0.7], right=0.82, top=0.24)
+    unit, unit_name = drawing.unit(curves.tokens[-1])
+    tokens, held_out = curves.tokens / unit, curves.held_out_tokens / unit
+    colours = drawing.palette(len(widths))
+    fine: dict[str, Any] = {
+        "linewidth": 0.6,
+        "marker": "." if len(tokens) == 1 else None,
+        "markersize": 3,
+        "clip_on": len(tokens) > 1,
+    }
+    thick: dict[str, Any] = {
+        "linewidth": 1.2, "marker": "o", "markersize": 2.2, "markevery": 1 + len(held_out) // 16, "clip_on": False,
+    }  # fmt: skip
+    for m, (width, colour) in enumerate(zip(widths, colours, strict=True)):
+        faint = 0.45 if len(held_out) else 1.0
+        above.plot(tokens, curves.fvu[:, m], color=colour, alpha=faint, label=f"training, first {width}", **fine)
+        if len(held_out):
+            above.plot(held_out, curves.held_out_fvu[:, m], color=colour, label=f"held out, first {width}", **thick)
+    drawing.scale_fvu(above, np.concatenate([curves.fvu.ravel(), curves.held_out_fvu.ravel()]))
+    last = curves.held_out_fvu[-1] if len(held_out) else curves.fvu[-1]
+    drawing.label_ends(above, last, [f"first {width:,}" for width in widths], colours, height=1.75)
+    above.set_ylabel("FVU")
+
+    middle.plot(tokens, curves.l0, color=drawing.INK, alpha=0.45 if len(held_out) else 1.0, label="training", **fine)
+    if len(held_out):
+        middle.plot(held_out, curves.held_out_l0, color=drawing.INK, label="held out", **thick)
+        keys = [
+            Line2D([], [], color=drawing.INK, alpha=0.45, **fine),
+            Line2D([], [], color=drawing.INK, **{**thick, "markevery": 2}),
+        ]
+        drawing.key(above, keys, ["training batch", "held out"])
+    middle.set_ylim(0, drawing.top(np.concatenate([curves.l0, curves.held_out_l0])))
+    middle.set_ylabel("L0 (latents)")
+
+    below.plot(tokens, curves.dead, color=drawing.INK, label="dead", **{**fine, "linewidth": 1.2})
+    below.set_ylim(0, max(0.01, drawing.top(curves.dead)))
+    below.yaxis.set_major_formatter(drawing.percent)
+    below.set_ylabel("dead latents")
+    for axes in (middle, below):
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+    below.set_xlim(0, max(tokens.max(), held_out.max(initial=0)))
+    below.set_xlabel(f"training tokens{unit_name}")
+    return figure
+
+
+def prefix_figure(results: dict[str, Any]) -> "Figure":
+    """Held-out FVU, and below it CE recovered against both ablations, over the prefix's width."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+    right = 0.12
+    figure, (above, below) = drawing.panels([1.35, 1.35], right, gap=0.3)
+    widths, fvu = results["widths"], np.array(results["fvu"])
+    colours = drawing.palette(len(widths))
+    points: dict[str, Any] = {"s": 20, "zorder": 3, "linewidths": 1.0}
+    line: dict[str, Any] = {"color": "#a8a8a8", "linewidth": 0.9}
+    above.plot(widths, fvu, label="FVU", **line)
+    above.scatter(widths, fvu, c=colours, **points)
+    drawing.scale_fvu(above, fvu)
+    above.set_ylabel("held-out FVU")
+
+    zero, mean = (np.array(results[f"ce_recovered_{baseline}"]) for baseline in ("zero", "mean"))
+    below.plot(widths, zero, label="zero", **line)
+    below.plot(widths, mean, label="mean", linestyle=(0, (3, 2)), **line)
+    below.scatter(widths, zero, c=colours, label="against zero ablation", **points)
+    below.scatter(widths, mean, facecolors="white", edgecolors=colours, label="against mean ablation", **points)
+    key: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4, "markeredgecolor": drawing.QUIET}
+    keys = [Line2D([], [], markerfacecolor=face, **key) for face in (drawing.QUIET, "white")]
+    drawing.key(below, keys, ["against zero ablation", "against mean ablation"])
+    below.yaxis.set_major_locator(MaxNLocator(5))
+    below.yaxis.set_major_formatter(drawing.percent)
+    below.set_ylabel("CE recovered")
+    below.set_xscale("log")
+    below.set_xlabel("width of the prefix (latents)")
+    below.xaxis.set_major_locator(FixedLocator(drawing.legible(widths, drawing.COLUMN - drawing.LEFT - right)))
+    below.xaxis.set_minor_locator(NullLocator())
+    below.xaxis.set_major_formatter(lambda width, _: f"{width:,.0f}")
+    return figure
+
+
+def density_figure(density: np.ndarray, widths: Sequence[int]) -> "Figure":
+    """How often features fire: a histogram for each ring of the Matryoshka, all on one scale; silent ones in words."""
+    from matplotlib.ticker import MaxNLocator
+
+    rings = np.split(np.asarray(density, dtype=np.float64), widths[:-1])
+    logs = [np.log10(ring[ring > 0]) for ring in rings]
+    edges = drawing.bins(np.concatenate(logs))
+    shares = [np.histogram(log, edges)[0] / len(ring) for log, ring in zip(logs, rings, strict=True)]
+    top = 1.2 * max(share.max() for share in shares) or 1.0
+
+    figure, panels = drawing.panels([0.5 if len(rings) > 1 else 1.35] * len(rings), right=1.0, top=0.3, sharey=True)
+    beside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
+    colours = drawing.palette(len(rings))
+    for r, (axes, log, share) in enumerate(zip(panels, logs, shares, strict=True)):
+        axes.stairs(share, edges, fill=True, color=colours[r], label=f"ring {r}")
+        if len(log):
+            axes.plot(np.median(log), top, marker="v", markersize=3.5, color=drawing.INK, clip_on=False, label="median")
+        size = len(rings[r])
+        text = f"{size:,} features\n{drawing.in_words(size - len(log), size)} silent"
+        axes.annotate(f"ring {r}", (1, 1), (6, -5), **beside, weight="bold")
+        axes.annotate(text, (1, 1), (6, -15), **beside, color=drawing.QUIET, fontsize=6.5)
+        axes.yaxis.set_major_locator(MaxNLocator(2))
+        axes.yaxis.set_major_formatter(drawing.percent)
+    panels[0].set_ylim(0, top)
+    panels[-1].set_xlim(np.floor(edges[0] + 0.01), edges[-1] if edges[-1] > 0 else np.ceil(edges[-1]))
+    panels[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    panels[-1].set_xlabel("log₁₀ density (share of tokens it fires on)")
+    figure.supylabel("share of the ring's features", x=0.02, fontsize=7)
+    silent, size = int((density == 0).sum()), len(density)
+    panels[0].annotate(f"{drawing.in_words(silent, size)} of {size:,} features silent", (0, 1), (0, 14), **beside)
+    if silent < size:
+        panels[0].annotate("▾ median", (1, 1), (6, 14), **beside, color=drawing.QUIET, fontsize=6.5)
+    return figure
+
+
+def _require_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MatryoshkaError("figures need matplotlib: pip install 'matryoshka-sae[figures]'") from None
+
+
+def _encoded(figure: "Figure", kind: str, title: str) -> bytes:
+    """The file's bytes; the same ones every time."""
+    metadata = {"Title": title, **({"Date": None} if kind == "svg" else {"Software": None})}
+    buffer = BytesIO()
+    figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+    return buffer.getvalue()
