@@ -17,7 +17,7 @@ import statistics
 import torch
 from torch import Tensor
 
-from matryoshka import assembly, commands
+from matryoshka import assembly
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.data.activations import Batch
 from matryoshka.evaluation.reconstruction import Placed, activation_metrics
@@ -77,7 +77,7 @@ def compare(config: Config, seeds: int) -> dict[str, list[list[float]]]:
     given = config.model_dump()
     low, full = (Config.build(merged(given, {"training": {"autocast": each}})) for each in ("bfloat16", "off"))
     info, plans = assembly.check(config)
-    lm = commands.open_lm(config)
+    lm = assembly.open_lm(config)
     tokens = assembly.open_tokens(config.text, lm.vocabulary)
     results: dict[str, list[list[float]]] = {"bfloat16": [], "float32": [], "dense": []}
     for seed in range(seeds):

@@ -1,6 +1,7 @@
 """Shapes are checked in every test: jaxtyping's annotations are enforced by beartype."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -23,8 +24,21 @@ ROOMS = [
 ]
 install_import_hook(ROOMS, "beartype.beartype")
 
+from matryoshka import commands, evidence  # noqa: E402
 from matryoshka.data.tokens import TextConfig, Tokens, tokenise  # noqa: E402
 from matryoshka.lm.model import LanguageModel, load  # noqa: E402
+from matryoshka.run import Run  # noqa: E402
+from matryoshka.training.config import Config  # noqa: E402
+
+SMALL = {
+    "text": {"context": 64},
+    "activations": {"chunk": 8192},
+    "coder": {"read": "1.mlp_in", "write": "1.mlp_out", "d_sae": 256, "k": 6, "widths": [32, 96, 256]},
+    "training": {"tokens": 20_480, "batch": 512, "lr": 3e-3, "dead_after_tokens": 5000},
+    "evaluation": {"tokens": 1024},
+}
+"""A transcoder of the bundled model that trains in seconds."""
+FEATURE_TOKENS = 9000
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +51,18 @@ def lm() -> LanguageModel:
 def tokens(lm: LanguageModel) -> Tokens:
     """The bundled text's tokens, in windows of 64."""
     return tokenise(TextConfig(context=64), lm.tokenizer, lm.bos, lm.separator, progress=False)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of SMALL. Never changed: tests work in copies of it."""
+    return commands.train(Config.build(SMALL), tmp_path_factory.mktemp("trained") / "run")
+
+
+@pytest.fixture(scope="session")
+def featured(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same with its features, of FEATURE_TOKENS tokens. Never changed either."""
+    run = Run(tmp_path_factory.mktemp("featured") / "run")
+    shutil.copytree(trained.path, run.path)
+    evidence.features(run.path, FEATURE_TOKENS)
+    return run

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from matryoshka import commands
+from matryoshka import commands, evidence
 from matryoshka.lm.model import LanguageModel, load
 from matryoshka.lm.sites import Site
+from matryoshka.run import Run
 from matryoshka.training.config import Config
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
@@ -94,3 +95,23 @@ def test_a_transcoder_of_layer_9_beats_the_mean(gguf: Path, smollm: LanguageMode
     assert results["fvu"] == sorted(results["fvu"], reverse=True)
     assert results["ce_recovered_mean"][-1] > 0
     assert results["l0"] == pytest.approx(32, rel=0.2)
+    features_of_a_real_model(run)
+
+
+def features_of_a_real_model(run: Run) -> None:
+    """Its features fire on what their summaries say, and some are of one kind of word."""
+    [store] = evidence.features(run.path, 20_000)
+    columns = store.columns()
+    assert sum(columns["count"]) / store.about.tokens == pytest.approx(32, rel=0.25)
+    concentrated = [
+        i
+        for i in store.ranking("entropy", descending=False)
+        if columns["count"][i] >= 20 and not columns["flags"][i] and columns["entropy"][i] > 1
+    ]
+    for index in concentrated[:3]:
+        feature = store[index]
+        print(f"  feature {index}: {feature.summary}; raises {[each.token for each in feature.logits.top[:5]]}")
+        example = feature.groups[0].examples[0]
+        assert example.activation == max(example.values) == pytest.approx(feature.statistics.max)
+        assert len(feature.top_tokens) > 1
+    assert concentrated

@@ -2,18 +2,23 @@
 
 check     config + the model's sizes → plans; wrong sites, sizes, sources and devices end here
 resolve   what the config left open (model revision, tokens to read from the hub), so that it can be re-run
-tokens, stream, trainees
+open_lm, open_tokens, open_stream, new_trainees
+trained, placed     a run's coders, and where each belongs
+progress            how far a long job is
 """
 
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from rich.console import Console
 from rich.progress import Progress
 
 from matryoshka.coder.coder import SparseCoder
@@ -21,7 +26,11 @@ from matryoshka.data import cache
 from matryoshka.data.activations import ActivationStream, Chunks, LiveChunks
 from matryoshka.data.documents import TextConfig, check_source, is_local
 from matryoshka.data.tokens import Tokens, tokenise
-from matryoshka.lm.model import LanguageModel, ModelInfo, Vocabulary, describe
+from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation.reconstruction import Placed
+from matryoshka.lm.model import LanguageModel, ModelInfo, Vocabulary, describe, load
+from matryoshka.lm.sites import Site
+from matryoshka.run import Run
 from matryoshka.training.config import Config, Plan, merged, plan
 from matryoshka.training.memory import chunk_rows
 from matryoshka.training.trainee import Trainee
@@ -43,6 +52,13 @@ def resolve(config: Config, info: ModelInfo) -> Config:
     if not is_local(config.text.source) and config.text.limit is None:
         found["text"] = {"limit": chunk_rows(config) + config.steps * config.training.batch}
     return Config.build(merged(config.model_dump(), found))
+
+
+def open_lm(config: Config) -> LanguageModel:
+    """The language model that `config` names."""
+    transformers.utils.logging.disable_progress_bar()  # reading weights from a disk is no news
+    model = config.model
+    return load(model.name, model.revision, model.dtype, model.device)
 
 
 def open_tokens(text: TextConfig, vocabulary: Vocabulary) -> Tokens:
@@ -77,9 +93,8 @@ def _cached(config: Config, folder: Path, live: LiveChunks, tokens: Tokens) -> c
     if not (folder / "index.json").is_file():
         usable = live.per_chunk * (live.windows.context - 1) // config.training.batch * config.training.batch
         count = min(len(live), -(-config.steps * config.training.batch // usable) + 1)
-        with Progress(transient=True) as progress:
-            task = progress.add_task(f"caching activations in {folder}", total=count)
-            cache.write(live, folder, seed, count, identity, lambda done: progress.update(task, completed=done))
+        with progress(f"caching activations in {folder}") as update:
+            cache.write(live, folder, seed, count, identity, lambda done: update(done, count))
     return cache.CachedChunks(folder, identity, list(live.sites), live.lm.device)
 
 
@@ -106,6 +121,28 @@ def calibrate(trainees: Sequence[Trainee], stream: ActivationStream) -> None:
     for trainee in trainees:
         x, y = (first.activations[site] for site in (trainee.plan.read, trainee.plan.write))
         trainee.coder.calibrate(x, y)
+
+
+def trained(run: Run) -> list[Run]:
+    """The runs of a run's coders. Raises MatryoshkaError if none is trained yet."""
+    if not (members := run.members()):
+        raise MatryoshkaError(f"{run.path}: no trained coder yet; go on with: matryoshka resume {run.path}")
+    return members
+
+
+def placed(member: Run, lm: LanguageModel) -> Placed:
+    """A run's coder on the model's device, and its sites."""
+    coder = SparseCoder.load(member.coder, lm.device)
+    return Placed(coder, Site.parse(coder.metadata["read"]), Site.parse(coder.metadata["write"]))
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows on a terminal how far `what` is, as the yielded function (done, total) is told; elsewhere nothing."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def provenance(lm: LanguageModel, tokens: Tokens) -> dict[str, Any]:

@@ -82,6 +82,35 @@ def _define_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
+def _define_features(parser: argparse.ArgumentParser) -> None:
+    _define_run(parser)
+    parser.add_argument("--tokens", type=_count, default=2_000_000, help="tokens to read [2e6]")
+    parser.add_argument("--text", metavar="SOURCE", help="another text than the run's: a file, folder or data set")
+    parser.add_argument(
+        "--split", choices=["held_out", "train"], default="held_out", help="which documents of the text [%(default)s]"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="collect anew; labels and notes are kept")
+
+
+def _define_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument("--port", type=int, default=8421, help="port on this machine, 0 for any [%(default)s]")
+
+
+def _define_export(parser: argparse.ArgumentParser) -> None:
+    _define_run(parser)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="new folder for the page")
+    parser.add_argument("--overwrite", action="store_true", help="replace the page that lies there")
+
+
+def _count(text: str) -> int:
+    """A whole number, also written 2e6 or 2_000_000."""
+    number = float(text)
+    if number < 1 or number != int(number):
+        raise ValueError
+    return int(number)
+
+
 def _define_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the run [%(default)s]")
 
@@ -128,6 +157,37 @@ def _eval(given: argparse.Namespace) -> None:
             display.show_results(path, measures)
 
 
+def _features(given: argparse.Namespace) -> None:
+    from matryoshka import display, evidence
+
+    stores = evidence.features(
+        given.run, given.tokens, given.text, given.split, given.overwrite, announce=display.show_needs
+    )
+    for store in stores:
+        display.show_features(store)
+    if stores:
+        print(f"\nlook at them: matryoshka serve {given.run}")
+
+
+def _serve(given: argparse.Namespace) -> None:
+    from matryoshka import evidence
+
+    evidence.serve(given.runs, given.port, lambda address: print(f"{address}  (Ctrl-C ends it)", flush=True))
+
+
+def _export_page(given: argparse.Namespace) -> None:
+    from matryoshka import evidence
+
+    print(evidence.export_page(given.run, given.folder, given.overwrite))
+
+
+def _figures(given: argparse.Namespace) -> None:
+    from matryoshka import evidence
+
+    for path in evidence.figures(given.run):
+        print(path)
+
+
 def _tokens(given: argparse.Namespace) -> None:
     from matryoshka import commands, display
     from matryoshka.flags import overrides
@@ -160,6 +220,10 @@ COMMANDS: dict[str, tuple[Callable, Callable[[argparse.ArgumentParser], None], s
         "Go on with an interrupted run, to the same result as if it had not stopped.",
     ),
     "eval": (_eval, _define_eval, "Measure a run's coders on held-out text: FVU, L0, CE and KL recovered."),
+    "features": (_features, _define_features, "Collect every feature's evidence from text it was not trained on."),
+    "serve": (_serve, _define_serve, "Look at the features of runs in a browser, on this machine."),
+    "export-page": (_export_page, _define_export, "Write the same page as a folder that opens without a server."),
+    "figures": (_figures, _define_run, "Draw training curves, FVU of each prefix and densities as PNG and SVG."),
     "tokens": (_tokens, _define_tokens, "Tokenise a recipe's text; training does so by itself."),
     "models": (_models, lambda parser: None, "List the model families, their sites, and what each site is."),
     "quickstart": (

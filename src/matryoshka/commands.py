@@ -15,11 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from rich.progress import Progress
 
 from matryoshka import assembly
-from matryoshka.coder.coder import SparseCoder
 from matryoshka.data.documents import check_source
 from matryoshka.data.tokens import Tokens, Windows
 from matryoshka.errors import MatryoshkaError
@@ -30,12 +27,10 @@ from matryoshka.lm.model import (
     LanguageModel,
     ModelInfo,
     describe,
-    load,
     load_vocabulary,
     resolve_device,
 )
 from matryoshka.lm.shape import shape
-from matryoshka.lm.sites import Site
 from matryoshka.paths import write_text
 from matryoshka.run import Run
 from matryoshka.training import checkpoint
@@ -59,7 +54,7 @@ def train(config: Config, out: str | Path | None = None, overwrite: bool = False
     config = assembly.resolve(config, info)
     path = Path(out) if out else default_folder(config, info, plans)
     Run.refuse_existing(path, overwrite)
-    lm = open_lm(config)
+    lm = assembly.open_lm(config)
     tokens = assembly.open_tokens(config.text, lm.vocabulary)
     run = Run.create(path, config.to_yaml(), [each.label for each in plans], overwrite)
     for each in plans:
@@ -79,7 +74,7 @@ def resume(path: str | Path) -> Run:
     config = Config.load(run.config_file)
     _, plans = assembly.check(config)
     folder = checkpoint.latest(run.checkpoints)
-    lm = open_lm(config)
+    lm = assembly.open_lm(config)
     tokens = assembly.open_tokens(config.text, lm.vocabulary)
     before = json.loads(run.provenance.read_text(encoding="utf-8"))["tokens"]["hash"]
     if before != tokens.hash:
@@ -130,25 +125,20 @@ def evaluate(path: str | Path) -> dict[str, dict[str, Any]]:
     """Measure the coders of a run on held-out text; the results, by coder's folder, are saved in each one's
     evaluation/."""
     run = Run.open(path)
-    if not (members := run.members()):
-        raise MatryoshkaError(f"{path}: no trained coder yet; go on with: matryoshka resume {path}")
+    members = assembly.trained(run)
     config = Config.load(run.config_file)
-    lm = open_lm(config)
+    lm = assembly.open_lm(config)
     held_out = assembly.open_tokens(config.text, lm.vocabulary).windows("held_out")
     return {str(member.path): _measure(member, Config.load(member.config_file), lm, held_out) for member in members}
 
 
 def _measure(run: Run, config: Config, lm: LanguageModel, windows: Windows) -> dict[str, Any]:
-    coder = SparseCoder.load(run.coder, lm.device)
-    read, write = Site.parse(coder.metadata["read"]), Site.parse(coder.metadata["write"])
-    with Progress(transient=True) as progress:
-        task = progress.add_task(f"measuring {run.path.name} on held-out text", total=None)
-        results = measure(
-            lm, windows, Placed(coder, read, write), config.evaluation.tokens,
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )  # fmt: skip
+    placed = assembly.placed(run, lm)
+    with assembly.progress(f"measuring {run.path.name} on held-out text") as update:
+        results = measure(lm, windows, placed, config.evaluation.tokens, update)
+    coder = placed.coder
     dead = coder.dead(coder.metadata["dead_after_tokens"]).double().mean().item()
-    results = {"model": lm.info.name, "read": str(read), "write": str(write), **results, "dead": dead}
+    results = {"model": lm.info.name, "read": str(placed.read), "write": str(placed.write), **results, "dead": dead}
     run.save_results(results)
     return results
 
@@ -180,13 +170,6 @@ def default_folder(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Pa
     made = f"{sites}-{c.activation}-{c.d_sae}-k{c.k}-s{c.seed}"
     model = Path(info.name).name.removesuffix(".gguf").lower()
     return Path("runs") / kind / model / (config.name or made)
-
-
-def open_lm(config: Config) -> LanguageModel:
-    """The language model that `config` names."""
-    transformers.utils.logging.disable_progress_bar()  # reading weights from a disk is no news
-    model = config.model
-    return load(model.name, model.revision, model.dtype, model.device)
 
 
 def _sinks(run: Run, config: Config, each: Plan, start: int, coders: int) -> list[Sink]:

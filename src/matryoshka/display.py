@@ -1,20 +1,25 @@
 """What commands print: tables for people, on standard output."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from matryoshka.data.tokens import SPLITS, Tokens
-from matryoshka.evaluation.examples import Example
+from matryoshka.features.collect import Needs
+from matryoshka.features.feature import FLAGS, Example, Feature, printable
+from matryoshka.features.store import FeatureStore
 from matryoshka.lm.sites import FAMILIES, KINDS, TRANSFORMER_LENS
 from matryoshka.run import Run
 from matryoshka.training.memory import Item
 
 console = Console(highlight=False)
+WORD = re.compile("‘[A-Za-z]{3,}’")
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -42,15 +47,69 @@ def show_results(name: str, results: Mapping[str, Any]) -> None:
     )
 
 
-def show_examples(examples: Sequence[Example]) -> None:
-    """A few latents and the tokens that make up most of their activation."""
-    table = _table("What some latents fire on", "latent", "ring", "density", "top tokens (share of its activation)")
-    table.columns[-1].justify = "left"
-    for example in examples:
-        tokens = "  ".join(f"{word!r} {share:.0%}" for word, share in example.tokens)
-        row = (f"{example.latent:,}", str(example.ring + 1), f"{example.density:.2%}", Text(tokens))
-        table.add_row(*row)
+def show_needs(needed: Needs) -> None:
+    """What collecting features takes."""
+    console.print(
+        f"collecting takes at most {needed.memory / 1e9:.1f} GB of memory beside the models,"
+        f" and {needed.disk / 1e9:.1f} GB of disk until it is done",
+        soft_wrap=True,
+    )
+
+
+def show_features(store: FeatureStore) -> None:
+    """What a store holds: a row a ring."""
+    about, columns = store.about, store.columns()
+    table = _table(f"{len(store):,} features (density: median of the ring)", "ring", "features", "density", *FLAGS)
+    flags, densities = np.array(columns["flags"]), np.array(columns["density"])
+    for ring, (first, end) in enumerate(zip((0, *about.widths), about.widths, strict=False)):
+        firing = densities[first:end][densities[first:end] > 0]
+        counts = ((flags[first:end] >> bit & 1).sum() for bit in range(len(FLAGS)))
+        median = f"{np.median(firing):.3%}" if len(firing) else "–"
+        table.add_row(str(ring), f"{end - first:,}", median, *(f"{count:,}" for count in counts))
     console.print(table)
+    split = about.split.replace("_", "-")
+    console.print(
+        f"{about.tokens:,} tokens of {about.documents:,} documents ({about.text}, {split} split);"
+        f" left out {about.tokens_left_out:,}: {about.left_out}\nfeatures: {store.path}",
+        soft_wrap=True,
+    )
+
+
+def show_telling(store: FeatureStore, n: int) -> None:
+    """A few features, each from another ring, that fire on few kinds of tokens, with their strongest examples."""
+    for index in _telling(store, n):
+        feature = store[index]
+        console.print(Text.assemble("\n", (feature.label or feature.summary, "bold"), f"  {_where(feature)}"))
+        for example in feature.groups[0].examples[:3]:
+            console.print(_in_context(example), no_wrap=True, overflow="ellipsis")
+
+
+def _telling(store: FeatureStore, n: int) -> list[int]:
+    """One feature in each of `n` rings, from the first to the last: among those without flags that fire often enough,
+    and on more than one kind of token, the one with the most whole words in its summary, then the least entropy."""
+    columns, rings = store.columns(), len(store.about.widths)
+    names = ("index", "ring", "count", "entropy", "flags", "summary")
+    candidates = [
+        (-len(WORD.findall(summary)), entropy, index, ring)
+        for index, ring, count, entropy, flags, summary in zip(*(columns[name] for name in names), strict=True)
+        if not flags and count >= 50 and entropy > 1
+    ]
+    wanted = dict.fromkeys(round(i * (rings - 1) / max(1, n - 1)) for i in range(n))
+    found = [min((each for each in candidates if each[3] == ring), default=None) for ring in wanted]
+    return [each[2] for each in found if each is not None]
+
+
+def _where(feature: Feature) -> str:
+    return f"feature {feature.index:,}, ring {feature.ring}, fires on {feature.statistics.density:.2%} of tokens"
+
+
+def _in_context(example: Example, before: int = 10, after: int = 4) -> Text:
+    """An example's activation, and the tokens around its peak; those on which the feature fires stand out."""
+    line = Text(f"  {example.activation:6.2f}  ")
+    for i in range(max(0, example.peak - before), min(len(example.tokens), example.peak + after)):
+        style = "bold reverse" if i == example.peak else "underline" if i in example.positions else ""
+        line.append(printable(example.tokens[i]), style)
+    return line
 
 
 def show_memory(items: Sequence[Item]) -> None:

@@ -4,11 +4,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from matryoshka import assembly, commands, display
-from matryoshka.coder.coder import SparseCoder
-from matryoshka.evaluation.examples import top_tokens
-from matryoshka.evaluation.reconstruction import Placed
-from matryoshka.lm.sites import Site
+from matryoshka import commands, display, evidence
+from matryoshka.report.server import PORT
 from matryoshka.run import Run
 from matryoshka.training.config import Config
 
@@ -28,7 +25,7 @@ CONFIG = {
 
 
 def quickstart(out: Path) -> Run:
-    """Train, measure, and show what a few latents fire on. The run lies in `out`; one that is there is replaced."""
+    """Train, measure, collect features, and show a few. The run lies in `out`; one that is there is replaced."""
     config = Config.build(CONFIG)
     display.console.print(
         "Training a Matryoshka transcoder of the bundled language model: what MLP 2 reads → what it adds.\n"
@@ -36,19 +33,19 @@ def quickstart(out: Path) -> Run:
         soft_wrap=True,
     )
     run = commands.train(config, out, overwrite=out.exists())
-    coder = SparseCoder.load(run.path)
-    lm = commands.open_lm(config)
-    held_out = assembly.open_tokens(config.text, lm.vocabulary).windows("held_out")
-    placed = Placed(coder, Site.parse(coder.metadata["read"]), Site.parse(coder.metadata["write"]))
     display.show_run(run)
-    display.show_examples(top_tokens(lm, held_out, placed, config.evaluation.tokens, per_ring=2))
+    [store] = evidence.features(run.path)
+    display.show_features(store)
+    display.show_telling(store, 3)
     command = "matryoshka" if shutil.which("matryoshka") else sys.argv[0]  # not on the PATH: as it was called
-    display.console.print(NEXT.format(matryoshka=command, run=run.path), soft_wrap=True)
+    display.console.print(NEXT.format(matryoshka=command, run=run.path, port=PORT), soft_wrap=True)
     return run
 
 
 NEXT = """\
+
 Next:
+  {matryoshka} serve {run}                       all features in your browser, at http://127.0.0.1:{port}/
   {matryoshka} eval {run}                        these measures again, --json for programs
   {matryoshka} train --model gpt2 --read 8.mlp_in --write 8.mlp_out --d-sae 12288 --k 32 --text FILE --tokens 2e6
   {matryoshka} train --help                      every field of a recipe

@@ -1,6 +1,6 @@
 """A run's folder: its paths and what may be done to it.
 
-    config.yaml  provenance.json  metrics.jsonl  checkpoints/  coder/  best/  evaluation/
+    config.yaml  provenance.json  metrics.jsonl  checkpoints/  coder/  best/  evaluation/  features.sqlite  figures/
 
 A run with several coders (`variants`) holds config.yaml, provenance.json and checkpoints/, and one folder for each
 coder, named by what is different in it, which is a run of its own to every command but `resume`.
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from matryoshka.errors import MatryoshkaError
+from matryoshka.features.store import FeatureStore
 from matryoshka.paths import write_text
+from matryoshka.report.notebook import Card
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,25 @@ class Run:
     def provenance(self) -> Path:
         """Versions, model revision, tokens' hash, git commit, hardware."""
         return self.path / "provenance.json"
+
+    @property
+    def features_file(self) -> Path:
+        """The store of its features."""
+        return self.path / "features.sqlite"
+
+    @property
+    def recording(self) -> Path:
+        """What `matryoshka features` writes first, and deletes when the store is whole."""
+        return self.path / ".features"
+
+    @property
+    def features(self) -> FeatureStore:
+        """Its features, as `matryoshka features RUN` has collected them. Raises MatryoshkaError before that."""
+        return FeatureStore(self.features_file)
+
+    def feature(self, index: int) -> Card:
+        """One feature: its page's card in a notebook, text elsewhere."""
+        return Card(self.features, index)
 
     def member(self, label: str) -> "Run":
         """The run of one of several coders; of the only coder (label `coder`), this one."""

@@ -115,7 +115,7 @@ def test_bos_and_sinks_are_left_out_and_counted(lm: LanguageModel, tokens: Token
 
 def test_a_massive_norm_is_a_sink(lm: LanguageModel, tokens: Tokens) -> None:
     windows = tokens.windows("train")
-    keep = RowFilter(lm, windows, [READ])
+    keep = RowFilter.measure(lm, windows, [READ])
     batch = torch.from_numpy(windows[:2])
     read = lm.read(batch, [READ])
     before = keep(batch, read)

@@ -385,14 +385,17 @@ def test_any_window_by_index(source: Path, tokenizer: PreTrainedTokenizerFast) -
 def test_a_token_knows_its_document(bos: int | None, source: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     windows = tokenise(text_config(source), tokenizer, bos, SEPARATOR).windows("train")
     first, seen = int(bos is not None), -1
+    documents = windows.documents(slice(None))
+    assert documents.shape == (len(windows), 16)
     for i in range(len(windows)):
         for position, token in enumerate(windows[i][0].tolist()):
             seen += token == SEPARATOR and position >= first
             if position >= first:
-                assert windows.document(i, position) == seen
-        assert windows.document(i, 0) == windows.document(i, first)
+                assert documents[i, position] == seen
+        assert documents[i, 0] == documents[i, first]
+    assert (windows.documents([3, 1]) == documents[[3, 1]]).all()
     with pytest.raises(IndexError):
-        windows.document(0, 16)
+        windows.documents(len(windows))
 
 
 def test_separators_stand_before_each_document_or_nowhere(source: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -57,7 +57,7 @@ def kept_rows(lm: LanguageModel, tokens: Tokens, site: Site) -> Tensor:
     windows = tokens.windows("held_out")
     batch = spread(windows)
     read = lm.read(batch, [site])
-    return read[site][RowFilter(lm, windows, [site])(batch, read)]
+    return read[site][RowFilter.measure(lm, windows, [site])(batch, read)]
 
 
 def test_a_perfect_coder_recovers_everything(lm: LanguageModel, tokens: Tokens) -> None:
@@ -90,7 +90,7 @@ def test_a_transcoder_is_spliced_in_at_the_site_it_writes(lm: LanguageModel, tok
     results = evaluate(lm, windows, placed, TOKENS)
     batch = spread(windows)
     read = lm.read(batch, [READ, WRITE])
-    kept = RowFilter(lm, windows, [READ, WRITE])(batch, read)
+    kept = RowFilter.measure(lm, windows, [READ, WRITE])(batch, read)
     y_hat = placed.coder.decode(placed.coder.encode(read[READ][kept]))[-1]
 
     def hook(_module: object, _args: object, output: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def test_fvu_is_of_the_target_site_and_not_an_average_of_batches(lm: LanguageMod
     results = activation_metrics(lm, windows, [placed], TOKENS)[0]
     batch = spread(windows)
     read = lm.read(batch, [READ, WRITE])
-    kept = RowFilter(lm, windows, [READ, WRITE])(batch, read)
+    kept = RowFilter.measure(lm, windows, [READ, WRITE])(batch, read)
     x, y = read[READ][kept], read[WRITE][kept].double()
     latents = placed.coder.encode(x)
     for m, y_hat in enumerate(placed.coder.decode(latents).double()):

@@ -9,7 +9,7 @@
 The state is four numbers (seed, epoch, chunk, batch): everything else follows from them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -83,15 +83,17 @@ def permutation(n: int, *seeds: int) -> Int[Tensor, " n"]:
 class RowFilter:
     """Which positions count, in training and in evaluation: no BOS, no window's first token, no attention sink.
 
-    A sink is a position whose norm at any of `sites` exceeds SINK_FACTOR times the median norm there, measured once
-    on the first `sample` windows.
+    A sink is a position whose norm at any site exceeds `largest` there.
     """
 
-    def __init__(self, lm: LanguageModel, windows: Windows, sites: Sequence[Site], sample: int = 16) -> None:
-        self.bos = lm.bos
-        first = torch.from_numpy(windows[:sample]).to(lm.device)
-        read = lm.read(first, sites)
-        self.largest = {site: SINK_FACTOR * _norms(x)[:, 1:].median().item() for site, x in read.items()}
+    def __init__(self, bos: int | None, largest: Mapping[Site, float]) -> None:
+        self.bos, self.largest = bos, dict(largest)
+
+    @classmethod
+    def measure(cls, lm: LanguageModel, windows: Windows, sites: Sequence[Site], sample: int = 16) -> "RowFilter":
+        """With SINK_FACTOR times the median norm on the first `sample` windows as the largest norm at each site."""
+        read = lm.read(torch.from_numpy(windows[:sample]).to(lm.device), sites)
+        return cls(lm.bos, {site: SINK_FACTOR * _norms(x)[:, 1:].median().item() for site, x in read.items()})
 
     def __call__(
         self, tokens: Int[Tensor, "batch position"], read: dict[Site, Float[Tensor, "batch position d"]]
@@ -121,7 +123,7 @@ class LiveChunks:
     ) -> None:
         self.lm, self.windows, self.sites, self.lm_batch = lm, windows, tuple(dict.fromkeys(sites)), lm_batch
         self.per_chunk = min(len(windows), max(1, chunk_rows // windows.context))
-        self.keep = RowFilter(lm, windows, self.sites, lm_batch)
+        self.keep = RowFilter.measure(lm, windows, self.sites, lm_batch)
 
     def __len__(self) -> int:
         return len(self.windows) // self.per_chunk

@@ -82,12 +82,11 @@ class Windows:
             windows[:, 0] = self.bos
         return windows
 
-    def document(self, window_index: int, position: int) -> int:
-        """Number within the split of the document that a token lies in; BOS counts to the token after it."""
-        if not (0 <= window_index < len(self) and 0 <= position < self.context):
-            raise IndexError(f"no position {position} of window {window_index}: {len(self)} × {self.context}")
-        offset = window_index * self._stride + max(0, position - (self.bos is not None))
-        return int(np.searchsorted(self._starts, offset, side="right")) - 1
+    def documents(self, index: int | slice | list[int] | np.ndarray) -> Int[np.ndarray, "n context"]:
+        """Number within the split of the document that each token lies in; BOS counts to the token after it."""
+        numbers = np.atleast_1d(np.arange(len(self))[index])
+        within = np.maximum(0, np.arange(self.context) - (self.bos is not None))
+        return np.searchsorted(self._starts, numbers[:, None] * self._stride + within, side="right") - 1
 
 
 class Tokens:

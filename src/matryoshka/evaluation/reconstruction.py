@@ -66,7 +66,7 @@ def _activation_results(meter: Meter) -> dict[str, Any]:
 def _meters(lm: LanguageModel, windows: Windows, placed: Sequence[Placed], tokens: int) -> list[Meter]:
     """A meter of each coder at inference, filled with the same held-out rows."""
     sites = [site for each in placed for site in (each.read, each.write)]
-    keep = RowFilter(lm, windows, sites)
+    keep = RowFilter.measure(lm, windows, sites)
     meters = [_meter(each.coder) for each in placed]
     modes = [each.coder.training for each in placed]
     for batch in batches(lm, windows, tokens, READ_BATCH):
@@ -100,7 +100,7 @@ def evaluate(
     Returns plain numbers: `fvu`, `ce`, `kl` and their recovered shares as lists, one entry a prefix.
     """
     coder = placed.coder.eval()
-    keep = RowFilter(lm, windows, [placed.read, placed.write])
+    keep = RowFilter.measure(lm, windows, [placed.read, placed.write])
     meter = _meters(lm, windows, [placed], tokens)[0]
     rows, total = int(meter.rows), window_count(windows, tokens)
 

@@ -1,0 +1,115 @@
+"""What collecting features costs above the bare pass: the language model up to the written site, and the encoder.
+
+    python benchmarks/features.py             1,000,000 tokens of the bundled model into 12,288 features
+    python benchmarks/features.py --quick     200,000 tokens into 3,072
+
+The coder is trained for a moment first, on text that is then left alone. Bare pass and collection alternate, each in a
+process of its own; the collection's time is that of the whole: recording, making the features, writing the store.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+WIDE = {"d_sae": 12_288, "k": 32, "tokens": 1_000_000, "train": 100_000}
+QUICK = {"d_sae": 3072, "k": 32, "tokens": 200_000, "train": 50_000}
+ROUNDS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore[reportOptionalMemberAccess]
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--child", choices=["bare", "collect"], help=argparse.SUPPRESS)
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    size = QUICK if given.quick else WIDE
+    if given.child:
+        print(json.dumps({"seconds": CHILDREN[given.child](given.run, size), "peak": peak()}))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        train(run, size)
+        rounds = []
+        for i in range(ROUNDS):
+            rounds.append({name: child(name, run, given.quick) for name in CHILDREN})
+            bare, collected = rounds[-1]["bare"], rounds[-1]["collect"]
+            print(
+                f"round {i + 1}: bare {bare['seconds']:.1f} s, collect {collected['seconds']:.1f} s,"
+                f" ratio {collected['seconds'] / bare['seconds']:.3f}, peak memory {collected['peak'] / 1e9:.2f} GB"
+            )
+        ratios = [each["collect"]["seconds"] / each["bare"]["seconds"] for each in rounds]
+        store = (run / "features.sqlite").stat().st_size
+        print(
+            f"{size['tokens']:,} tokens, {size['d_sae']:,} features: {median(ratios):.2f} × the bare pass"
+            f" ({min(ratios):.2f}–{max(ratios):.2f}); store {store / 1e6:.0f} MB"
+        )
+
+
+def train(run: Path, size: dict[str, int]) -> None:
+    command = [sys.executable, "-m", "matryoshka.cli", "train", "--read", "2.mlp_in", "--write", "2.mlp_out"]
+    command += ["--d-sae", str(size["d_sae"]), "--k", str(size["k"]), "--tokens", str(size["train"])]
+    command += ["--batch", "1024", "--lr", "1e-3", "--out", str(run)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def child(name: str, run: Path, quick: bool) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", name, "--run", str(run), *(["--quick"] if quick else [])]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def bare(run: Path, size: dict[str, int]) -> float:
+    """Seconds of the language model and the encoder alone."""
+    import torch
+
+    from matryoshka import assembly
+    from matryoshka.data.activations import RowFilter
+    from matryoshka.evaluation.reconstruction import READ_BATCH, batches
+    from matryoshka.run import Run
+    from matryoshka.training.allocator import keep_freed_memory
+    from matryoshka.training.config import Config
+
+    keep_freed_memory()
+    config = Config.load(Run.open(run).config_file)
+    lm = assembly.open_lm(config)
+    placed = assembly.placed(Run(run), lm)
+    windows = assembly.open_tokens(config.text, lm.vocabulary).windows("train")
+    sites = [placed.read, placed.write]
+    keep = RowFilter.measure(lm, windows, sites)
+    started = time.perf_counter()
+    with torch.no_grad():
+        for batch in batches(lm, windows, size["tokens"], READ_BATCH):
+            read = lm.read(batch, sites)
+            placed.coder.encode(read[placed.read][keep(batch, read)])
+    return time.perf_counter() - started
+
+
+def collect(run: Path, size: dict[str, int]) -> float:
+    """Seconds of the whole collection, without loading the models."""
+    from matryoshka import evidence
+
+    started = 0.0
+
+    def start(_: object) -> None:  # all is loaded then
+        nonlocal started
+        started = time.perf_counter()
+
+    evidence.features(run, size["tokens"], split="train", overwrite=True, announce=start)
+    return time.perf_counter() - started
+
+
+def peak() -> int:
+    """Bytes, as Linux counts them."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+CHILDREN = {"bare": bare, "collect": collect}
+
+if __name__ == "__main__":
+    main()

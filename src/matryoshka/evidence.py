@@ -1,0 +1,192 @@
+"""The product's verbs for a trained run's features, for Python and the command line alike.
+
+features(path)              collect the evidence of every feature in the run's store
+serve(paths)                a page of it, on this machine
+export_page(path, folder)   the same page as a folder that opens without a server
+figures(path)               training, FVU and densities as PNG and SVG
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import torch
+
+from matryoshka import assembly
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.data.documents import check_source
+from matryoshka.data.tokens import Split
+from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation.reconstruction import Placed
+from matryoshka.features.collect import Needs, Share, collect, fingerprint, needs, record_share
+from matryoshka.features.reading import Reading, read_text
+from matryoshka.features.recording import join
+from matryoshka.features.store import About, FeatureStore
+from matryoshka.features.summary import Wanted
+from matryoshka.lm.model import LanguageModel, load
+from matryoshka.report.export import export
+from matryoshka.report.figures import draw
+from matryoshka.report.server import Shown
+from matryoshka.report.server import serve as serve_page
+from matryoshka.run import Run
+from matryoshka.training.allocator import keep_freed_memory
+from matryoshka.training.config import Config, merged
+
+logger = logging.getLogger("matryoshka")
+
+
+def features(
+    path: str | Path,
+    tokens: int = 2_000_000,
+    text: str | None = None,
+    split: Split = "held_out",
+    overwrite: bool = False,
+    wanted: Wanted = Wanted(),  # noqa: B008
+    announce: Callable[[Needs], None] = lambda needed: None,
+) -> list[FeatureStore]:
+    """Collect the features of a run's coders from `tokens` tokens of `split`: of the run's own text, or of `text`.
+
+    Labels and notes of an earlier store of the same coder are kept. Under torchrun each process reads its share of
+    the windows; the first one makes the stores, and the others return none. Raises MatryoshkaError if there is a store
+    already and not `overwrite`.
+    """
+    run = Run.open(path)
+    config = Config.load(run.config_file)
+    members = assembly.trained(run)
+    for member in members:
+        if member.features_file.exists() and not overwrite:
+            raise MatryoshkaError(f"{member.features_file}: exists already; --overwrite collects anew and keeps labels")
+    if text is not None:
+        source = {"source": text, "limit": None, "subset": None, "split": "train", "field": "text"}
+        config = Config.build(merged(config.model_dump(), {"text": source}))
+    check_source(config.text)
+    keep_freed_memory()
+    lm = assembly.open_lm(config)
+    windows = assembly.open_tokens(config.text, lm.vocabulary).windows(split)
+    stores = []
+    with _processes() as (share, wait):
+        for member in members:
+            placed = assembly.placed(member, lm)
+            _annotations(member, coder := placed.coder.fold())  # refused before the work, not after
+            announce(needs(placed.coder, windows, tokens))
+            folders = [member.recording / f"{rank}-of-{share.of}" for rank in range(share.of)]
+            with assembly.progress(f"reading text for {member.path.name}") as update:
+                record_share(lm, windows, placed, tokens, folders[share.rank], share, update)
+            wait()
+            if share.rank > 0:
+                continue
+            join(folders[0], folders[1:])
+            with assembly.progress("making the features") as update:
+                file, source = member.features_file, config.text.source
+                kept = partial(_annotations, member, coder)
+                stores.append(collect(lm, windows, placed, folders[0], file, source, wanted, kept, update))
+            member.recording.rmdir()
+    return stores
+
+
+@contextmanager
+def _processes() -> Iterator[tuple[Share, Callable[[], None]]]:
+    """(this process's share, a function that waits for the others), as torchrun says."""
+    share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    if share.of == 1:
+        yield share, lambda: None
+        return
+    torch.distributed.init_process_group("gloo")
+    try:
+        yield share, lambda: torch.distributed.barrier() and None
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _annotations(member: Run, coder: SparseCoder) -> dict[int, tuple[str, str]]:
+    """The labels and notes that a new store takes over from the one that lies there."""
+    if not member.features_file.exists():
+        return {}
+    try:
+        store = member.features
+        found = store.annotations()
+    except MatryoshkaError as error:
+        logger.warning("%s; its labels and notes, if any, are lost", error)
+        return {}
+    store.close()
+    if found and store.about.coder != fingerprint(coder):
+        raise MatryoshkaError(
+            f"{member.features_file}: holds {len(found)} labels and notes for another coder; move it away first"
+        )
+    return found
+
+
+def serve(paths: Sequence[str | Path], port: int, ready: Callable[[str], None] = print) -> None:
+    """Show the features of these runs' coders until interrupted; `ready(address)` is called when the page can be
+    opened.
+
+    Raises MatryoshkaError if a run has no features yet, or the port is taken.
+    """
+    members = [member for path in paths for member in assembly.trained(Run.open(path))]
+    names = _names([member.path for member in members])
+    models = cache(lambda name, revision: load(name, revision))
+    stores = [member.features for member in members]
+    shown = [
+        Shown(name, store, _reader(member, store.about, models))
+        for name, member, store in zip(names, members, stores, strict=True)
+    ]
+    serve_page(shown, port, ready)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, as many more as tell them apart."""
+    resolved, parts = [path.resolve() for path in paths], 1
+    while len(set(names := ["/".join(path.parts[-parts:]) for path in resolved])) < len(set(resolved)):
+        parts += 1
+    return names
+
+
+def _reader(member: Run, about: About, models: Callable[[str, str | None], LanguageModel]) -> Callable[[str], Reading]:
+    """Reads texts; the language model and the coder are loaded at the first one."""
+    lock = Lock()
+
+    @cache
+    def parts() -> tuple[LanguageModel, Placed]:
+        config = Config.load(member.config_file)
+        lm = models(config.model.name, config.model.revision)
+        placed = assembly.placed(member, lm)
+        placed = placed._replace(coder=placed.coder.fold())
+        if fingerprint(placed.coder) != about.coder:
+            raise MatryoshkaError(
+                f"{member.path}: its coder is not the one whose features were collected;"
+                f" collect them anew with: matryoshka features {member.path} --overwrite"
+            )
+        return lm, placed
+
+    def read(text: str) -> Reading:
+        with lock:
+            return read_text(*parts(), about, text)
+
+    return read
+
+
+def export_page(path: str | Path, folder: str | Path, overwrite: bool = False) -> Path:
+    """Write the page of a run's features into `folder`, to be opened without a server; its index.html.
+
+    Raises MatryoshkaError if the run has several coders or no features yet, or if something lies in `folder`.
+    """
+    run = Run.open(path)
+    if (members := assembly.trained(run)) != [run]:
+        raise MatryoshkaError(f"{path}: has several coders; give one of: {', '.join(str(m.path) for m in members)}")
+    with assembly.progress(f"writing {folder}") as update:
+        export(run.features, run.path.resolve().name, Path(folder), overwrite, update)
+    return Path(folder) / "index.html"
+
+
+def figures(path: str | Path) -> list[Path]:
+    """Draw the figures of a run's coders as PNG and SVG into each one's figures/; their paths."""
+    written = []
+    for member in assembly.trained(Run.open(path)):
+        density = np.array(member.features.columns()["density"]) if member.features_file.exists() else None
+        written += draw(member, density)
+    return written

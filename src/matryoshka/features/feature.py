@@ -1,0 +1,175 @@
+"""One feature and its evidence, in the units and words in which people look at it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+DENSE, SINGLE_TOKEN, REDUNDANT = 0.1, 0.9, 0.9
+FLAGS = {
+    "silent": "never fired on the collected tokens",
+    "dead": "nor in the last tokens of its training",
+    "dense": f"fires on more than {DENSE:.0%} of the tokens",
+    "single-token": f"at least {SINGLE_TOKEN:.0%} of its activation is on one token",
+    "redundant": f"another decoder row has a cosine above {REDUNDANT} with its own",
+}
+"""What each means, in the order of their bits."""
+BINS = 32
+"""Of a histogram, log-spaced between a feature's least and greatest activation."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the whole pass; None where a feature that never fires has none."""
+
+    density: float
+    """Share of the counted tokens on which it fires."""
+    count: int
+    mean: float | None
+    """Where it fires, as are the mean square and the maximum."""
+    mean_square: float | None
+    max: float | None
+    entropy: float | None
+    """Of the tokens it fires on, in bits."""
+    first: float | None
+    """Share of its firings at the first position of a window that counts."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Of the activations where it fires: `counts[i]` between `edges[i]` and `edges[i + 1]`, log-spaced."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class TokenShare:
+    """A token it fires on."""
+
+    token: str
+    share: float
+    """Of the feature's summed activation."""
+    count: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """A window, and where the feature fires in it."""
+
+    document: int
+    window: int
+    peak: int
+    """Position: of the maximum, or of the firing that was drawn."""
+    activation: float
+    """At the peak."""
+    tokens: list[str]
+    """"" for a part of a character, which shows on its last token."""
+    positions: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Examples: the strongest, one a document, or random firings of one quantile group."""
+
+    name: str
+    low: float
+    high: float
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A token whose logit one unit of the activation raises by so much, on the direct path."""
+
+    token: str
+    effect: float
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The direct effect on the logits, against the mean over the vocabulary."""
+
+    top: list[Effect]
+    bottom: list[Effect]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A feature whose decoder direction is alike."""
+
+    index: int
+    ring: int
+    name: str
+    value: float
+    """Cosine."""
+
+
+@dataclass(frozen=True)
+class Partner:
+    """A feature that fires together with this one."""
+
+    index: int
+    ring: int
+    name: str
+    given_this: float
+    """P(it fires | this one fires)."""
+    given_other: float
+    """P(this one fires | it fires)."""
+    lift: float
+    """P(both) / (P(it) · P(this))."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """See the parts."""
+
+    index: int
+    ring: int
+    label: str
+    """The user's own; "" if none."""
+    note: str
+    summary: str
+    """Made of its top tokens; "" if silent."""
+    flags: list[str]
+    statistics: Statistics
+    histogram: Histogram
+    top_tokens: list[TokenShare]
+    groups: list[Group]
+    logits: Logits | None
+    """None where the written site is not added to the residual stream."""
+    cosine: list[Neighbour]
+    coactive: list[Partner]
+    parents: list[Partner]
+    """Of earlier rings, firing on most of its tokens: candidates by coverage."""
+    children: list[Partner]
+    """Of later rings, whose candidate parent this one is."""
+
+
+def edges(least: float, greatest: float) -> Float[np.ndarray, " bins_plus_1"]:
+    """The edges of the histogram of a feature with these least and greatest activations."""
+    return np.geomspace(least, greatest, BINS + 1)
+
+
+def well_formed(text: str) -> str:
+    """`text` with U+FFFD for each lone half of a surrogate pair: JSON may bring one, and no file takes it."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def printable(token: str) -> str:
+    """A token for one line of text: what would break it, or show as nothing, is a sign."""
+    signs = {"\n": "↵", "\t": "⇥", "\0": "␀"}
+    return "".join(signs.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in token)
+
+
+def visible(token: str) -> str:
+    """A token without the spaces around it, for a label."""
+    return printable(token).strip() or "␣"
+
+
+def summarise(tokens: list[TokenShare]) -> str:
+    """A label made of the top tokens: as many as carry a twentieth of the activation each, at most four."""
+    named = [each for each in tokens[:4] if each.share >= 0.05]
+    shown = ", ".join(f"‘{visible(each.token)}’" for each in named or tokens[:2])
+    return shown if named or not tokens else f"many tokens, among them {shown}"

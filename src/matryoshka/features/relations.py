@@ -1,0 +1,127 @@
+"""How features stand to each other: directions that point alike, firings that come together, broader and finer ones.
+
+    cosine      of decoder rows, all pairs
+    coactive    P(other fires | this fires), P(this | other), lift; the partners with the largest Jaccard index
+    parents     features of an earlier ring that fire on (nearly) all tokens of this one: coverage's lower bound ≥ ½
+                (Wilson, 95 %) and lift ≥ 2. Candidates: whether the parent also takes part in reconstructing these
+                tokens is another question.
+
+Co-firing is counted over the whole pass, on at most `summary.FIRINGS` firings of each feature, evenly spread over it:
+exact for rarer features; otherwise P(other | this) has a standard error of at most 1.6 %, and P(this | other), which
+follows from it by Bayes' rule, one of as many times more as this one fires more often than the other.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from matryoshka.features.recording import Recording
+from matryoshka.features.summary import Firings
+
+PARTNERS = 10
+"""Cosine neighbours and co-active partners of each feature."""
+PARENTS = 5
+COVERAGE, LIFT, Z = 0.5, 2.0, 1.96
+BLOCK_SCORES = 4_000_000
+"""Pairs of features scored at once, and firings counted at once."""
+
+
+class Partners(NamedTuple):
+    """Other features of each feature, best first; −1 where there are fewer."""
+
+    other: Int[np.ndarray, "n partners"]
+    value: Float[np.ndarray, "n partners"]
+    """Cosine, or P(other | this)."""
+
+
+@torch.no_grad()
+def cosine_neighbours(W_dec: Float[Tensor, "d_sae d_out"]) -> Partners:
+    """The PARTNERS other features whose decoder rows point most alike."""
+    rows = torch.nn.functional.normalize(W_dec.float(), dim=1)
+    n = min(PARTNERS, max(1, len(rows) - 1))
+    others, values = [], []
+    step = max(1, BLOCK_SCORES // len(rows))
+    for start in range(0, len(rows), step):
+        cosine = rows[start : start + step] @ rows.T
+        i = torch.arange(len(cosine), device=cosine.device)
+        cosine[i, start + i] = -2.0
+        best = cosine.topk(n)
+        others.append(best.indices.cpu())
+        values.append(best.values.cpu())
+    other, value = torch.cat(others).numpy(), torch.cat(values).numpy()
+    return Partners(np.where(value > -2, other, -1), value)
+
+
+def coactive(
+    recording: Recording, widths: Sequence[int], count: Int[np.ndarray, " d_sae"], first: int, firings: Firings
+) -> tuple[Partners, Partners]:
+    """(co-active partners, parents) of the features `first` …, of which `firings` holds a sample of each.
+
+    `count`: on how many tokens each feature of the dictionary fires.
+    """
+    rings = torch.from_numpy(np.searchsorted(widths, np.arange(recording.d_sae), side="right"))
+    found = []
+    for start, end in _batches(recording, firings.offsets):
+        pairs = torch.from_numpy(_cofirings(recording, firings, start, end)).float()
+        sampled = torch.from_numpy(np.diff(firings.offsets[start : end + 1])).clamp(min=1)[:, None]
+        found.append(_partners(pairs / sampled, sampled, first + start, torch.from_numpy(count), rings, recording.rows))
+    partners, parents = zip(*found, strict=True)
+    return _concatenated(partners), _concatenated(parents)
+
+
+def _concatenated(parts: Sequence[Partners]) -> Partners:
+    return Partners(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _batches(recording: Recording, offsets: Int[np.ndarray, " n_plus_1"]) -> Iterator[tuple[int, int]]:
+    """Ranges of features with a bounded number of pairs, and of firings."""
+    l0 = len(recording.indices) / max(1, recording.rows)
+    start, n = 0, len(offsets) - 1
+    while start < n:
+        enough = int(np.searchsorted(offsets, offsets[start] + BLOCK_SCORES / max(1.0, l0)))
+        end = min(n, start + max(1, BLOCK_SCORES // recording.d_sae), max(start + 1, enough))
+        yield start, end
+        start = end
+
+
+def _cofirings(recording: Recording, firings: Firings, first: int, end: int) -> Int[np.ndarray, "n d_sae"]:
+    """On how many of each feature's sampled places every feature fires."""
+    place = firings.places[firings.offsets[first] : firings.offsets[end]]
+    starts, lengths = recording.offsets[place], recording.offsets[place + 1] - recording.offsets[place]
+    offsets = np.cumsum(lengths) - lengths
+    entries = np.repeat(starts - offsets, lengths) + np.arange(lengths.sum())
+    feature = np.repeat(np.arange(end - first), np.diff(firings.offsets[first : end + 1]))
+    keys = np.repeat(feature * recording.d_sae, lengths) + recording.indices[entries]
+    found = torch.bincount(torch.from_numpy(keys), minlength=(end - first) * recording.d_sae)
+    return found.numpy().reshape(end - first, recording.d_sae)
+
+
+def _partners(
+    given_this: Float[Tensor, "n d_sae"],
+    sampled: Int[Tensor, "n 1"],
+    first: int,
+    count: Int[Tensor, " d_sae"],
+    rings: Int[Tensor, " d_sae"],
+    rows: int,
+) -> tuple[Partners, Partners]:
+    n = torch.arange(len(given_this))
+    own = count[first : first + len(n), None]
+    given_this[n, first + n] = 0.0
+    both = given_this * own
+    jaccard = both / (own + count - both).clamp(min=1)
+    z = Z**2 / sampled
+    spread = Z * ((given_this * (1 - given_this) + z / 4) / sampled).sqrt()
+    lower = (given_this + z / 2 - spread) / (1 + z)
+    covers = (lower >= COVERAGE) & (given_this * rows >= LIFT * count)
+    covers &= rings < rings[first : first + len(n), None]
+    return _best(jaccard, given_this, PARTNERS), _best(torch.where(covers, jaccard, 0.0), given_this, PARENTS)
+
+
+def _best(score: Float[Tensor, "n d_sae"], value: Float[Tensor, "n d_sae"], most: int) -> Partners:
+    best = score.topk(min(most, score.shape[1]))
+    other = torch.where(best.values > 0, best.indices, -1)
+    return Partners(other.numpy(), value.gather(1, best.indices).numpy())

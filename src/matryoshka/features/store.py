@@ -1,0 +1,446 @@
+"""The features of one coder in one SQLite file: statistics, examples, relations, labels and notes.
+
+    about         one row: what was collected, of which coder, on which text (`About`)
+    features      a row a feature: what one sorts, filters and searches by
+    details       a row a feature: arrays (histogram, examples, neighbours …) as compressed safetensors
+    windows       the tokens of the windows that examples lie in
+    vocabulary    the bytes of each token
+    parents       (child, parent, coverage)
+    annotations   the user's labels and notes: all that is ever changed
+    search        full-text index (trigrams) over tokens, summaries, labels and notes
+
+This is the only file with SQL in it. A store is written under a temporary name and renamed when it is whole.
+"""
+
+import json
+import operator
+import os
+import sqlite3
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+
+from matryoshka.errors import MatryoshkaError, did_you_mean
+from matryoshka.features import details
+from matryoshka.features.feature import FLAGS, Feature, Neighbour, Partner, Statistics, well_formed
+from matryoshka.lm.vocabulary import pieces
+from matryoshka.paths import sync
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+APPLICATION = 0x4D747279  # "Mtry" in the file's header
+VERSION = 1
+SCHEMA = """
+CREATE TABLE about (json TEXT NOT NULL);
+CREATE TABLE features (
+    id INTEGER PRIMARY KEY, ring INTEGER, count INTEGER, density REAL, mean REAL, mean_square REAL, max REAL,
+    entropy REAL, first REAL, cosine REAL, flags INTEGER, summary TEXT, tokens TEXT
+);
+CREATE TABLE details (id INTEGER PRIMARY KEY, arrays BLOB NOT NULL);
+CREATE TABLE windows (id INTEGER PRIMARY KEY, tokens BLOB NOT NULL);
+CREATE TABLE vocabulary (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
+CREATE TABLE parents (child INTEGER, parent INTEGER, coverage REAL, PRIMARY KEY (child, parent)) WITHOUT ROWID;
+CREATE INDEX children ON parents (parent);
+CREATE TABLE annotations (id INTEGER PRIMARY KEY, label TEXT NOT NULL, note TEXT NOT NULL);
+CREATE VIRTUAL TABLE search USING fts5 (text, tokenize = 'trigram');
+"""
+STATISTICS = ("ring", "count", "density", "mean", "mean_square", "max", "entropy", "first", "cosine")
+"""What features can be sorted by, besides their index."""
+LABEL_LENGTH, NOTE_LENGTH = 200, 20_000
+DAMAGE = (sqlite3.DatabaseError, zlib.error, SafetensorError, ArithmeticError, LookupError, TypeError, ValueError)
+"""What reading a file raises whose bytes have changed."""
+CIRCUMSTANCES = {
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_MISUSE,
+}  # fmt: skip
+"""Errors that say nothing against the file itself."""
+
+
+class About(BaseModel):
+    """What a store holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    coder: str
+    """sha256 of the coder's weights."""
+    model: str
+    read: str
+    write: str
+    activation: str
+    k: int
+    widths: tuple[int, ...]
+    context: int
+    text: str
+    split: str
+    windows: int
+    documents: int
+    tokens: int
+    """That count: those left out are not among them."""
+    tokens_left_out: int
+    left_out: str
+    largest_norms: dict[str, float]
+    """By site: positions above are sinks."""
+    direct_path: bool
+    """Whether the written site is (or is added to) the residual stream."""
+    collected: date
+    top: int
+    groups: int
+    members: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A feature as `Writer` takes it."""
+
+    index: int
+    statistics: dict[str, float | int | None]
+    flags: int
+    summary: str
+    tokens: str
+    arrays: dict[str, np.ndarray]
+    """See features/details.py."""
+
+
+@dataclass(frozen=True)
+class Brief:
+    """A few words on a feature: `name` is its label, or else its summary."""
+
+    ring: int
+    count: int
+    max: float | None
+    name: str
+
+
+class FeatureStore:
+    """An open store. Reading is safe from several threads; `annotate` is the only method that changes it."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the store at `path`. Raises MatryoshkaError if there is none, or a damaged one, or a newer."""
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise MatryoshkaError(f"{path}: no features here; collect them with: matryoshka features RUN")
+        self._lock = RLock()
+        uri = f"{self.path.resolve().as_uri()}?mode=rw"
+        with self._refuse_damage():
+            self._db = sqlite3.connect(uri, uri=True, check_same_thread=False, timeout=10)
+            try:
+                self._read_header()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _read_header(self) -> None:
+        application, version = self._one("PRAGMA application_id")[0], self._one("PRAGMA user_version")[0]
+        if application != APPLICATION:
+            raise MatryoshkaError(f"{self.path}: not a store of features (a database of something else)")
+        if version != VERSION:
+            raise MatryoshkaError(
+                f"{self.path}: features of version {version}, this matryoshka reads version {VERSION};"
+                " collect them anew with: matryoshka features RUN --overwrite"
+            )
+        self.about = About.model_validate_json(self._one("SELECT json FROM about")[0])
+        self._length = self._one("SELECT count(*) FROM features")[0]
+        file = os.stat(self.path)
+        if file.st_size < self._one("PRAGMA page_count")[0] * self._one("PRAGMA page_size")[0]:
+            raise ValueError("its end is missing")
+        self._inode = file.st_ino
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({str(self.path)!r}: {len(self):,} features on {self.about.tokens:,} tokens)"
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __getitem__(self, index: int) -> Feature:
+        """The feature `index` with all its evidence. Raises MatryoshkaError if there is none of this number."""
+        index = self._check(index)
+        with self._refuse_damage():
+            return self._feature(index)
+
+    def __iter__(self) -> Iterator[Feature]:
+        return (self[i] for i in range(len(self)))
+
+    def columns(self) -> dict[str, list]:
+        """One list a column, one entry a feature: `index`, STATISTICS, `flags` (bits, in the order of FLAGS),
+        `summary`, `tokens`, `label`, `note`."""
+        names = ["index", *STATISTICS, "flags", "summary", "tokens", "label", "note"]
+        columns: dict[str, list] = {name: [] for name in names}
+        query = (
+            f"SELECT features.id, {', '.join(STATISTICS)}, flags, summary, tokens, ifnull(label, ''), ifnull(note, '')"
+            " FROM features LEFT JOIN annotations USING (id) ORDER BY features.id"
+        )
+        with self._lock, self._refuse_damage():
+            cursor = self._db.execute(query)
+            while rows := cursor.fetchmany(500):  # all at once, the collector of garbage would go through them often
+                for column, values in zip(columns.values(), zip(*rows, strict=True), strict=True):
+                    column.extend(values)
+        return columns
+
+    def table(self) -> "pandas.DataFrame":
+        """The columns as a pandas table, a row a feature; each flag is a column of its own."""
+        return _required("pandas").DataFrame(self._flat()).set_index("index")
+
+    def arrow(self) -> "pyarrow.Table":
+        """The same as an Arrow table, for Parquet and other tools."""
+        return _required("pyarrow").table(self._flat())
+
+    def _flat(self) -> dict[str, Any]:
+        columns = self.columns()
+        bits = np.array(columns.pop("flags"))
+        return columns | {name: (bits >> i & 1).astype(bool) for i, name in enumerate(FLAGS)}
+
+    def ranking(self, by: str, descending: bool = True) -> list[int]:
+        """The features in the order of one of STATISTICS; those that have none of it last."""
+        if by not in STATISTICS:
+            raise MatryoshkaError(f"features cannot be sorted by {by!r}{did_you_mean(by, STATISTICS)}")
+        direction = "DESC" if descending else "ASC"
+        with self._refuse_damage():
+            return [i for (i,) in self._all(f"SELECT id FROM features ORDER BY {by} IS NULL, {by} {direction}, id")]
+
+    def search(self, text: str) -> list[int]:
+        """The features in whose top tokens, summary, label or note `text` occurs, whatever its case."""
+        folded = _searchable(text)
+        with self._refuse_damage():
+            if len(folded) < 3:  # shorter than what the index knows
+                found = self._all("SELECT rowid FROM search WHERE instr(text, ?) ORDER BY rowid", folded)
+            else:
+                phrase = '"' + folded.replace('"', '""') + '"'
+                found = self._all("SELECT rowid FROM search WHERE text MATCH ? ORDER BY rowid", phrase)
+        return [i for (i,) in found]
+
+    def annotate(self, index: int, label: str | None = None, note: str | None = None) -> tuple[str, str]:
+        """Set a feature's label, its note, or both; "" removes one. What it has now.
+
+        Another process may write at the same time. Raises MatryoshkaError for a text that is too long, for a file that
+        cannot be written, and for one that has been collected anew since it was opened.
+        """
+        index = self._check(index)
+        for name, given, most in (("label", label, LABEL_LENGTH), ("note", note, NOTE_LENGTH)):
+            if given is not None and len(given) > most:
+                raise MatryoshkaError(f"feature {index}: a {name} of {len(given):,} characters; at most {most:,}")
+        with self._lock, self._refuse_damage(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")  # before it is read what is there: no other process writes in between
+            self._refuse_replaced()
+            old = self._all("SELECT label, note FROM annotations WHERE id = ?", index) or [("", "")]
+            new = (
+                old[0][0] if label is None else well_formed(label).strip(),
+                old[0][1] if note is None else well_formed(note),
+            )
+            _annotate(self._db, index, *new)
+        return new
+
+    def _refuse_replaced(self) -> None:
+        if not self.path.exists() or os.stat(self.path).st_ino != self._inode:
+            raise MatryoshkaError(f"{self.path}: has been replaced since it was opened; open it again to change it")
+
+    def annotations(self) -> dict[int, tuple[str, str]]:
+        """(label, note) of the features that have any."""
+        with self._refuse_damage():
+            return {i: (label, note) for i, label, note in self._all("SELECT id, label, note FROM annotations")}
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token of a sequence. Raises MatryoshkaError for one that the vocabulary has not."""
+        vocabulary, whole = self._vocabulary
+        if tokens and not 0 <= min(tokens) <= max(tokens) < len(vocabulary):
+            raise MatryoshkaError(
+                f"{self.path}: tokens {min(tokens)} to {max(tokens):,} of 0 to {len(vocabulary) - 1:,}"
+            )
+        found = [whole[i] for i in tokens]
+        return pieces(tokens, vocabulary) if None in found else cast(list[str], found)
+
+    @cached_property
+    def _vocabulary(self) -> tuple[list[bytes], list[str | None]]:
+        """The bytes of each token, and its text if they are whole characters."""
+        found: list[bytes] = []
+        for i, text in self._all("SELECT id, bytes FROM vocabulary ORDER BY id"):
+            found += [b""] * (i - len(found)) + [text]
+        return found, [_decoded(each) for each in found]
+
+    def brief(self, indices: Iterable[int]) -> dict[int, Brief]:
+        """A few words on each feature. Raises MatryoshkaError if there is none of one of these numbers."""
+        wanted = [self._check(i) for i in indices]
+        query = (
+            "SELECT features.id, ring, count, max, CASE WHEN ifnull(label, '') = '' THEN summary ELSE label END"
+            " FROM features LEFT JOIN annotations USING (id)"
+            " WHERE features.id IN (SELECT value FROM json_each(?))"
+        )
+        with self._refuse_damage():
+            return {i: Brief(*rest) for i, *rest in self._all(query, json.dumps(wanted))}
+
+    def _check(self, index: int) -> int:
+        index = operator.index(index)  # NumPy's integers, which SQLite does not know
+        if not 0 <= index < len(self):
+            raise MatryoshkaError(f"{self.path}: no feature {index}; there are 0 to {len(self) - 1:,}")
+        return index
+
+    def _feature(self, index: int) -> Feature:
+        ring, count, density, mean, square, largest, entropy, first, _, flags, summary = self._one(
+            f"SELECT {', '.join(STATISTICS)}, flags, summary FROM features WHERE id = ?", index
+        )
+        note = self._all("SELECT label, note FROM annotations WHERE id = ?", index)
+        arrays = details.unpack(self._one("SELECT arrays FROM details WHERE id = ?", index)[0])
+        parents = self._all("SELECT parent, coverage FROM parents WHERE child = ?", index)
+        children = self._all("SELECT child, coverage FROM parents WHERE parent = ?", index)
+        coactive, cosine = details.pairs(arrays, "coactive"), details.pairs(arrays, "cosine")
+        brief = self.brief({other for pairs in (parents, children, coactive, cosine) for other, _ in pairs})
+
+        def partner(other: int, given_this: float, given_other: float) -> Partner:
+            known = brief[other]
+            lift = given_this * self.about.tokens / known.count
+            return Partner(other, known.ring, known.name, given_this, min(1.0, given_other), lift)
+
+        return Feature(
+            index=index,
+            ring=ring,
+            label=note[0][0] if note else "",
+            note=note[0][1] if note else "",
+            summary=summary,
+            flags=[name for i, name in enumerate(FLAGS) if flags >> i & 1],
+            statistics=Statistics(density, count, mean, square, largest, entropy, first),
+            histogram=details.histogram(arrays),
+            top_tokens=details.top_tokens(arrays, self._token),
+            groups=details.groups(arrays, self._windows),
+            logits=details.logits(arrays, self._token),
+            cosine=[Neighbour(other, brief[other].ring, brief[other].name, value) for other, value in cosine],
+            coactive=[partner(other, p, p * count / brief[other].count) for other, p in coactive],
+            parents=_by_lift(partner(o, p, p * count / brief[o].count) for o, p in parents),
+            children=_by_lift(partner(o, min(1.0, p * brief[o].count / count), p) for o, p in children),
+        )
+
+    def _token(self, number: int) -> str:
+        return self.pieces([number])[0]
+
+    def _windows(self, numbers: Iterable[int]) -> dict[int, list[str]]:
+        query = "SELECT id, tokens FROM windows WHERE id IN (SELECT value FROM json_each(?))"
+        found = self._all(query, json.dumps(list(numbers)))
+        return {i: self.pieces(np.frombuffer(zlib.decompress(blob), "<u4").tolist()) for i, blob in found}
+
+    def _one(self, query: str, *values: object) -> tuple:
+        return self._all(query, *values)[0]
+
+    def _all(self, query: str, *values: object) -> list[tuple]:
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    @contextmanager
+    def _refuse_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except DAMAGE as error:
+            said, code = str(error).splitlines()[0] if str(error) else type(error).__name__, _code(error)
+            if code in CIRCUMSTANCES:
+                message = f"cannot be used: {said}"
+            elif code == sqlite3.SQLITE_NOTADB:
+                message = f"not a store of features, or a damaged one ({said})"
+            else:
+                message = f"damaged ({said}); collect the features anew with: matryoshka features RUN --overwrite"
+            raise MatryoshkaError(f"{self.path}: {message}") from error
+
+
+class Writer:
+    """Fills a new store; `path` shows it only once `finish` has been called."""
+
+    def __init__(self, path: Path, vocabulary: Sequence[bytes]) -> None:
+        self.path, self._new = path, path.with_name(f".new-{path.name}-{uuid.uuid4().hex[:8]}")
+        self._db = sqlite3.connect(self._new)
+        self._db.execute("PRAGMA synchronous = OFF")  # it is fsynced once, before the rename
+        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.executescript(f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; {SCHEMA}")
+        self._db.executemany("INSERT INTO vocabulary VALUES (?, ?)", enumerate(vocabulary))
+
+    def features(self, rows: Iterable[Row]) -> None:
+        """Add features."""
+        columns = "?, " * (len(STATISTICS) + 3) + "?"
+        for row in rows:
+            numbers = [row.statistics[name] for name in STATISTICS]
+            self._db.execute(
+                f"INSERT INTO features VALUES ({columns})", (row.index, *numbers, row.flags, row.summary, row.tokens)
+            )
+            self._db.execute("INSERT INTO details VALUES (?, ?)", (row.index, details.pack(row.arrays)))
+            text = _searchable(row.tokens, row.summary)
+            self._db.execute("INSERT INTO search (rowid, text) VALUES (?, ?)", (row.index, text))
+
+    def windows(self, tokens: Iterable[tuple[int, np.ndarray]]) -> None:
+        """Add the tokens of windows, by their numbers."""
+        rows = ((number, zlib.compress(each.astype("<u4").tobytes(), 3)) for number, each in tokens)
+        self._db.executemany("INSERT INTO windows VALUES (?, ?)", rows)
+
+    def parents(self, relations: Iterable[tuple[int, int, float]]) -> None:
+        """Add (child, parent, coverage)."""
+        self._db.executemany("INSERT INTO parents VALUES (?, ?, ?)", relations)
+
+    def finish(self, about: About, annotations: Mapping[int, tuple[str, str]]) -> FeatureStore:
+        """Say what it holds, take over labels and notes, and put it in its place."""
+        self._db.execute("INSERT INTO about VALUES (?)", (about.model_dump_json(),))
+        for index, (label, note) in annotations.items():
+            _annotate(self._db, index, label, note)
+        self._db.commit()
+        self._db.close()
+        sync(self._new)
+        # what a killed writer of the old store left would be played back into the new one
+        self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
+        self._new.replace(self.path)
+        sync(self.path.parent)
+        return FeatureStore(self.path)
+
+    def abandon(self) -> None:
+        """Delete what was written, if it is not finished."""
+        self._db.close()
+        self._new.unlink(missing_ok=True)
+
+
+def _annotate(db: sqlite3.Connection, index: int, label: str, note: str) -> None:
+    """Make these a feature's label and note, and let them be found."""
+    db.execute("DELETE FROM annotations WHERE id = ?", (index,))
+    if label or note:
+        db.execute("INSERT INTO annotations VALUES (?, ?, ?)", (index, label, note))
+    made = db.execute("SELECT tokens, summary FROM features WHERE id = ?", (index,)).fetchone()
+    db.execute("UPDATE search SET text = ? WHERE rowid = ?", (_searchable(*made, label, note), index))
+
+
+def _decoded(token: bytes) -> str | None:
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _code(error: BaseException) -> int | None:
+    """SQLite's, without what its extended codes add."""
+    if isinstance(error, sqlite3.ProgrammingError):  # such as a store that has been closed
+        return sqlite3.SQLITE_MISUSE
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def _by_lift(partners: Iterable[Partner]) -> list[Partner]:
+    return sorted(partners, key=lambda each: -each.lift)
+
+
+def _searchable(*texts: str) -> str:
+    return well_formed("\n".join(texts)).replace("\0", "␀").casefold()
+
+
+def _required(name: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError:
+        raise MatryoshkaError(f"this needs {name}: pip install {name}") from None

@@ -1,0 +1,353 @@
+"""What each feature fires on, made exactly from a recording: statistics, quantile groups, top windows, top tokens.
+
+The features are taken in blocks whose entries fit into memory. Within a block nothing is estimated:
+
+    1. entries of the block, grouped by feature, places ascending
+    2. sums over each group: count, mean, mean square, maximum, histogram
+    3. sorted by (feature, token): the tokens it fires on, their entropy
+    4. the maximum of each (feature, document): its top windows, at most one a document
+    5. sorted by (feature, value): true quantile groups of its firings, random members of each
+    6. of 4 and 5, what nearly repeats an earlier one is dropped: the same tokens around the peak
+    7. the activations of each chosen window
+
+Values are in the units of the coder that was recorded. Random choices follow from the seed alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from matryoshka.coder.kernels import operations
+from matryoshka.features.feature import BINS
+from matryoshka.features.recording import Recording
+
+BLOCK_ENTRIES = 4_000_000
+"""Entries in memory at once, unless a single feature has more: some 60 bytes each."""
+TOP_TOKENS = 10
+FIRINGS = 1000
+"""Firings of each feature, evenly spread over the pass, on which its partners are counted."""
+BEFORE, AFTER = 6, 2
+"""Two examples are near-duplicates if their tokens from BEFORE the peak to AFTER it are the same."""
+
+
+class Wanted(NamedTuple):
+    """How many examples a feature has: `top` windows, and `members` of each of `groups` quantile groups."""
+
+    top: int = 32
+    groups: int = 5
+    members: int = 8
+    seed: int = 0
+
+
+class Examples(NamedTuple):
+    """Chosen windows, feature by feature: group 0 holds the top windows, strongest first; groups 1 … Q are the quantile
+    groups from the strongest down."""
+
+    feature: Int[np.ndarray, " examples"]
+    group: Int[np.ndarray, " examples"]
+    place: Int[np.ndarray, " examples"]
+    """Of the peak: in the top windows the maximum, in the quantile groups the drawn firing."""
+    offsets: Int[np.ndarray, " examples_plus_1"]
+    """Example i's activations are `positions` and `values` `offsets[i]:offsets[i + 1]`."""
+    positions: Int[np.ndarray, " entries"]
+    values: Float[np.ndarray, " entries"]
+
+
+class Firings(NamedTuple):
+    """Where features fire: feature i at `places[offsets[i]:offsets[i + 1]]`, ascending."""
+
+    places: Int[np.ndarray, " firings"]
+    offsets: Int[np.ndarray, " n_plus_1"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The features `first` … `first + n - 1`. Numbers of a feature that never fires are 0, its quantile limits too."""
+
+    first: int
+    count: Int[np.ndarray, " n"]
+    mean: Float[np.ndarray, " n"]
+    """Of the activations where it fires."""
+    mean_square: Float[np.ndarray, " n"]
+    max: Float[np.ndarray, " n"]
+    min: Float[np.ndarray, " n"]
+    entropy: Float[np.ndarray, " n"]
+    """Of the distribution of the tokens it fires on, in bits."""
+    first_position: Float[np.ndarray, " n"]
+    """Share of its firings at the first position that counts in a window."""
+    histogram: Int[np.ndarray, "n bins"]
+    limits: Float[np.ndarray, "n groups 2"]
+    """(least, greatest) activation of each quantile group, the strongest group first."""
+    top_tokens: Int[np.ndarray, "n top_tokens"]
+    """By summed activation; −1 where there are fewer."""
+    top_counts: Int[np.ndarray, "n top_tokens"]
+    top_shares: Float[np.ndarray, "n top_tokens"]
+    """Of the feature's summed activation."""
+    examples: Examples
+    sample: Firings
+    """At most FIRINGS of each, evenly spread over the pass."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Entries of features `first` …, grouped by feature, places ascending within each."""
+
+    first: int
+    feature: Int[np.ndarray, " entries"]
+    """Counted from `first`."""
+    place: Int[np.ndarray, " entries"]
+    value: Float[np.ndarray, " entries"]
+    offsets: Int[np.ndarray, " n_plus_1"]
+
+    @property
+    def count(self) -> Int[np.ndarray, " n"]:
+        return np.diff(self.offsets)
+
+
+def summarise(recording: Recording, wanted: Wanted = Wanted()) -> Iterator[Summary]:  # noqa: B008
+    """The summaries of all features, a block at a time, in order."""
+    firings = np.bincount(recording.indices, minlength=recording.d_sae)
+    for first, end in _blocks(firings):
+        yield _summary(recording, _read(recording, first, end), wanted)
+
+
+def _blocks(firings: Int[np.ndarray, " d_sae"]) -> Iterator[tuple[int, int]]:
+    """Ranges of features with at most BLOCK_ENTRIES entries each, or of one feature."""
+    first, held = 0, 0
+    for i, n in enumerate(firings.tolist()):
+        if i > first and held + n > BLOCK_ENTRIES:
+            yield first, i
+            first, held = i, 0
+        held += n
+    yield first, len(firings)
+
+
+def _read(recording: Recording, first: int, end: int) -> _Block:
+    features, places, values = [], [], []
+    windows = len(recording.tokens) // recording.context
+    step = max(1, BLOCK_ENTRIES // max(1, len(recording.indices) // max(1, windows))) * recording.context
+    for start in range(0, len(recording.tokens), step):
+        offsets = recording.offsets[start : start + step + 1]
+        indices = recording.indices[offsets[0] : offsets[-1]]
+        inside = np.flatnonzero((indices >= first) & (indices < end))
+        features.append(indices[inside].astype(np.int64) - first)
+        places.append(np.repeat(np.arange(start, start + len(offsets) - 1), np.diff(offsets))[inside])
+        values.append(recording.values[offsets[0] : offsets[-1]][inside])
+    feature = np.concatenate(features)
+    keys = torch.from_numpy(feature)
+    order, ends = operations(keys).group(keys, end - first)
+    chosen = order.numpy()
+    return _Block(first, feature[chosen], np.concatenate(places)[chosen], np.concatenate(values)[chosen], ends.numpy())
+
+
+def _summary(recording: Recording, block: _Block, wanted: Wanted) -> Summary:
+    n, count, value = len(block.count), block.count, block.value
+    divisor = np.maximum(count, 1)
+    largest, least = _reduce(np.maximum, value, block.offsets), _reduce(np.minimum, value, block.offsets)
+    at_first = _reduce(np.add, _is_first(recording)[block.place].astype(np.int64), block.offsets)
+    by_value = _argsort(block.feature, _ordered(value))
+    top_tokens, top_counts, top_shares, entropy = _tokens(block, recording.tokens[block.place].astype(np.int64))
+    chosen = [_top(recording, block, wanted), *_quantiles(recording, block, by_value, wanted)]
+    return Summary(
+        first=block.first,
+        count=count,
+        mean=_reduce(np.add, value.astype(np.float64), block.offsets) / divisor,
+        mean_square=_reduce(np.add, value.astype(np.float64) ** 2, block.offsets) / divisor,
+        max=largest,
+        min=least,
+        entropy=entropy,
+        first_position=at_first / divisor,
+        histogram=np.bincount(
+            block.feature * BINS + _bins(value, least[block.feature], largest[block.feature]), minlength=n * BINS
+        ).reshape(n, BINS),
+        limits=_limits(value[by_value], block, wanted.groups),
+        top_tokens=top_tokens,
+        top_counts=top_counts,
+        top_shares=top_shares,
+        examples=_examples(recording, block, chosen),
+        sample=_sample(block),
+    )
+
+
+def _bins(value: np.ndarray, least: np.ndarray, greatest: np.ndarray) -> Int[np.ndarray, " entries"]:
+    span = np.maximum(np.log(greatest / least), 1e-9)
+    return np.minimum((np.log(value / least) / span * BINS).astype(np.int64), BINS - 1)
+
+
+def _is_first(recording: Recording) -> Bool[np.ndarray, " places"]:
+    """Whether a place is the first of its window that counts."""
+    kept = recording.kept.reshape(-1, recording.context)
+    return (kept & (kept.cumsum(1) == 1)).reshape(-1)
+
+
+def _tokens(block: _Block, token: Int[np.ndarray, " entries"]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(top tokens, their counts, their shares of the activation, entropy in bits of all), feature by feature."""
+    n, count = len(block.count), block.count
+    order = _argsort(block.feature, token)
+    feature, token, value = block.feature[order], token[order], block.value[order].astype(np.float64)
+    starts = _starts(feature, token)
+    firings = np.diff(np.append(starts, len(feature)))
+    mass = np.add.reduceat(value, starts) if len(starts) else np.empty(0)
+    feature, token = feature[starts], token[starts]
+    p = firings / np.maximum(count, 1)[feature]
+    entropy = np.bincount(feature, -p * np.log2(p), minlength=n)
+    share = mass / np.bincount(feature, mass, minlength=n)[feature] if len(mass) else mass
+    best = _argsort(feature, _descending(share.astype(np.float32)))
+    feature = feature[best]
+    rank = _rank(feature)
+    best, rank, feature = best[rank < TOP_TOKENS], rank[rank < TOP_TOKENS], feature[rank < TOP_TOKENS]
+    tables = np.full((n, TOP_TOKENS), -1, np.int64), np.zeros((n, TOP_TOKENS), np.int64), np.zeros((n, TOP_TOKENS))
+    for table, numbers in zip(tables, (token, firings, share), strict=True):
+        table[feature, rank] = numbers[best]
+    return *tables, entropy
+
+
+class _Chosen(NamedTuple):
+    """Entries of a block chosen as the examples of a group."""
+
+    group: int
+    entries: Int[np.ndarray, " chosen"]
+
+
+def _top(recording: Recording, block: _Block, wanted: Wanted) -> _Chosen:
+    """The strongest firing of each document, strongest first; twice as many candidates as are wanted make up for
+    near-duplicates."""
+    starts = _starts(block.feature, recording.documents[block.place])
+    # (value, earliest place) as one integer whose maximum is sought
+    n = len(block.value)
+    ranked = (_ordered(block.value) << 32) | (n - 1 - np.arange(n))
+    peaks = n - 1 - (np.maximum.reduceat(ranked, starts) & 0xFFFFFFFF) if n else starts
+    peaks = peaks[_argsort(block.feature[peaks], _descending(block.value[peaks]))]
+    candidates = peaks[_rank(block.feature[peaks]) < 2 * wanted.top]
+    return _Chosen(0, _distinct(recording, block, candidates, wanted.top))
+
+
+def _quantiles(
+    recording: Recording, block: _Block, by_value: Int[np.ndarray, " entries"], wanted: Wanted
+) -> Iterator[_Chosen]:
+    """Random members of each quantile group, the strongest group first: of twice as many equal parts of the group's
+    ranks a random firing each, in random order, without near-duplicates and second members from one window."""
+    draws = 2 * wanted.members
+    features = np.arange(block.first, block.first + len(block.count))
+    for group in range(wanted.groups):
+        low, high = _ranks(block, wanted.groups, group)
+        size = (high - low)[:, None]
+        part = np.arange(draws)
+        # where a group has fewer firings than draws, each firing is drawn at most once
+        u = _uniform(wanted.seed, features[:, None], group * draws + part)
+        rank = np.minimum(((part + u) * size / draws).astype(np.int64), size - 1)
+        fresh = np.concatenate([np.ones((len(size), 1), bool), np.diff(rank, axis=1) > 0], axis=1) & (size > 0)
+        drawn = by_value[(low[:, None] + rank)[fresh]]
+        luck = _uniform(wanted.seed + 1, features[:, None], group * draws + part)[fresh]
+        drawn = drawn[_argsort(block.feature[drawn], _ordered(luck.astype(np.float32)))]
+        drawn = drawn[_first_of(block.feature[drawn], block.place[drawn] // recording.context)]
+        yield _Chosen(group + 1, _distinct(recording, block, drawn, wanted.members))
+
+
+def _ranks(block: _Block, groups: int, group: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """The ranks by ascending value that belong to a quantile group, the strongest group first."""
+    part, start = groups - 1 - group, block.offsets[:-1]
+    return start + part * block.count // groups, start + (part + 1) * block.count // groups
+
+
+def _limits(ascending: np.ndarray, block: _Block, groups: int) -> Float[np.ndarray, "n groups 2"]:
+    limits = np.zeros((len(block.count), groups, 2))
+    for group in range(groups):
+        low, high = _ranks(block, groups, group)
+        some = high > low
+        limits[some, group] = np.stack([ascending[low[some]], ascending[high[some] - 1]], axis=1)
+    return limits
+
+
+def _distinct(recording: Recording, block: _Block, candidates: np.ndarray, n: int) -> Int[np.ndarray, " chosen"]:
+    """The first `n` of each feature's candidates, without those whose tokens around the peak are an earlier one's."""
+    around = np.arange(-BEFORE, AFTER + 1)
+    place = block.place[candidates][:, None]
+    inside = (place % recording.context + around >= 0) & (place % recording.context + around < recording.context)
+    tokens = np.where(inside, recording.tokens[np.where(inside, place + around, 0)].astype(np.int64), -1)
+    weights = np.random.default_rng(0).integers(1, 1 << 62, len(around), dtype=np.int64) | 1
+    kept = candidates[_first_of(block.feature[candidates], (tokens * weights).sum(1))]
+    return kept[_rank(block.feature[kept]) < n]
+
+
+def _examples(recording: Recording, block: _Block, chosen: list[_Chosen]) -> Examples:
+    entries = np.concatenate([each.entries for each in chosen])
+    group = np.repeat([each.group for each in chosen], [len(each.entries) for each in chosen])
+    order = np.argsort(block.feature[entries], kind="stable")
+    entries, group = entries[order], group[order]
+    feature, place = block.feature[entries], block.place[entries]
+    # all of the feature's entries in the window: a range, as entries are sorted by (feature, place)
+    places = recording.context * (len(recording.tokens) // recording.context)
+    keys = block.feature * places + block.place
+    window = feature * places + place // recording.context * recording.context
+    starts, ends = np.searchsorted(keys, window), np.searchsorted(keys, window + recording.context)
+    offsets = np.concatenate([[0], np.cumsum(ends - starts)])
+    inside = np.repeat(starts - offsets[:-1], ends - starts) + np.arange(offsets[-1])
+    positions = block.place[inside] % recording.context
+    return Examples(feature + block.first, group, place, offsets, positions, block.value[inside])
+
+
+def _sample(block: _Block) -> Firings:
+    sizes = np.minimum(block.count, FIRINGS)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    feature = np.repeat(np.arange(len(sizes)), sizes)
+    within = (np.arange(offsets[-1]) - offsets[feature] + 0.5) * block.count[feature] / sizes[feature]
+    return Firings(block.place[block.offsets[feature] + within.astype(np.int64)], offsets)
+
+
+def _reduce(ufunc: np.ufunc, values: np.ndarray, offsets: Int[np.ndarray, " n_plus_1"]) -> np.ndarray:
+    """`ufunc` over each group, 0 for an empty one."""
+    result = np.zeros(len(offsets) - 1, values.dtype)
+    some = offsets[1:] > offsets[:-1]
+    if some.any():
+        result[some] = ufunc.reduceat(values, offsets[:-1][some])
+    return result
+
+
+def _argsort(feature: np.ndarray, then: np.ndarray) -> Int[np.ndarray, " n"]:
+    """The stable order by feature, then by a non-negative integer below 2³²."""
+    return torch.sort(torch.from_numpy((feature << 32) | then), stable=True).indices.numpy()
+
+
+def _ordered(values: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Integers in the order of these non-negative float32: their bits."""
+    return values.view(np.int32).astype(np.int64)
+
+
+def _descending(values: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    return 0x7FFFFFFF - _ordered(values)
+
+
+def _starts(feature: np.ndarray, then: np.ndarray) -> Int[np.ndarray, " runs"]:
+    """Where a run of equal (feature, then) begins."""
+    changes = (feature[1:] != feature[:-1]) | (then[1:] != then[:-1])
+    return np.flatnonzero(np.concatenate([np.ones(min(len(feature), 1), bool), changes]))
+
+
+def _rank(feature: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """The place of each item within its feature's run."""
+    starts = _starts(feature, feature)
+    return np.arange(len(feature)) - np.repeat(starts, np.diff(np.append(starts, len(feature))))
+
+
+def _first_of(feature: np.ndarray, what: np.ndarray) -> Bool[np.ndarray, " n"]:
+    """Whether no earlier item of the feature has the same `what`."""
+    order = np.lexsort((what, feature))
+    first = np.zeros(len(feature), bool)
+    first[order[_starts(feature[order], what[order])]] = True
+    return first
+
+
+def _uniform(seed: int, *numbers: np.ndarray) -> Float[np.ndarray, " ..."]:
+    """In [0, 1), a function of its arguments alone (splitmix64)."""
+    x = np.full((1,) * numbers[0].ndim, seed, np.uint64)
+    for each in numbers:
+        x = x + each.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x = x ^ (x >> np.uint64(31))
+    return (x >> np.uint64(11)).astype(np.float64) / (1 << 53)

@@ -1,0 +1,102 @@
+"""What the page is given, as JSON: the same for a live server, a static folder and a notebook.
+
+overview    a run's facts and the columns of its list, one entry a feature
+card        one feature with all its evidence
+reading     a text of the user's own, and what fires on it
+"""
+
+import json
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from matryoshka.features.feature import FLAGS
+from matryoshka.features.store import FeatureStore
+
+SHARD = 64
+"""Features in one file of a static page."""
+NUMBERS = ("density", "mean", "max", "entropy", "first", "cosine")
+TEXTS = ("summary", "tokens", "label", "note")
+NO_PATH = (
+    "None: what is written here, {site}, is not added to the residual stream, so it reaches the logits only through"
+    " the rest of its block."
+)
+
+
+def overview(store: FeatureStore, key: str, name: str) -> dict[str, Any]:
+    """A run's facts, and its columns."""
+    return facts(store, key, name) | {"columns": columns(store)}
+
+
+def facts(store: FeatureStore, key: str, name: str) -> dict[str, Any]:
+    """What was collected, of which coder, on which text."""
+    about = store.about
+    return {
+        "key": key,
+        "name": name,
+        "text": f"{about.text}, {about.split.replace('_', '-')} split",
+        "shard": SHARD,
+        "flags": FLAGS,
+        **about.model_dump(
+            mode="json",
+            include={
+                "model", "read", "write", "widths", "activation", "k", "context", "windows", "tokens",
+                "tokens_left_out", "documents", "left_out", "collected",
+            },
+        ),
+    }  # fmt: skip
+
+
+def columns(store: FeatureStore) -> dict[str, list]:
+    """One entry a feature; numbers to four digits."""
+    found = store.columns()
+    numbers = {name: [None if x is None else float(f"{x:.4g}") for x in found[name]] for name in NUMBERS}
+    return numbers | {name: found[name] for name in ("flags", *TEXTS)}
+
+
+def card(store: FeatureStore, index: int) -> dict[str, Any]:
+    """A feature. Raises MatryoshkaError if there is none of this number."""
+    feature = _plain(store[index])
+    if feature["logits"] is None:
+        feature["logits_why"] = NO_PATH.format(site=store.about.write)
+    return feature
+
+
+def reading(
+    store: FeatureStore, tokens: list[str], counted: list[bool], firings: dict[int, tuple[list[int], list[float]]]
+) -> dict[str, Any]:
+    """A text and the features that fire on it, the strongest relative to its own maximum first."""
+    brief = store.brief(firings)
+    features = [
+        {
+            "index": index,
+            "ring": brief[index].ring,
+            "name": brief[index].name,
+            "max": max(values),
+            "typical_max": brief[index].max,
+            "positions": positions,
+            "values": values,
+        }
+        for index, (positions, values) in firings.items()
+    ]
+    features.sort(key=lambda each: -each["max"] / (each["typical_max"] or each["max"]))
+    return _plain({"tokens": tokens, "counted": counted, "features": features})
+
+
+def to_json(value: Any) -> str:
+    """Compact JSON; NaN, which JSON has not, is an error."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON knows, numbers to five digits: what a page can show."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, list):
+        if value and isinstance(value[0], str | int):  # the tokens of an example, which are most of a card
+            return value
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value

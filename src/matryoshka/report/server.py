@@ -1,0 +1,218 @@
+"""The page, live: on this machine only, and changing nothing but labels and notes.
+
+    GET   /  and the page's files
+    GET   /api/runs                          which runs there are
+    GET   /api/runs/KEY                      a run's facts and columns
+    GET   /api/runs/KEY/features/INDEX       a feature
+    PUT   /api/runs/KEY/features/INDEX       its label and note
+    POST  /api/runs/KEY/try                  a text of one's own, and what fires on it
+
+It listens on the loopback only. A request under another Host is refused with 403 (another site's name may be made to
+point here), and one that changes or runs something also under a foreign or missing Origin.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from matryoshka.errors import MatryoshkaError
+from matryoshka.features.feature import well_formed
+from matryoshka.features.reading import Reading
+from matryoshka.features.store import FeatureStore
+from matryoshka.report import data
+
+WEB = Path(__file__).parent / "web"
+HOST, PORT = "127.0.0.1", 8421
+LARGEST_BODY = 200_000
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; form-action 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Shown(NamedTuple):
+    """A run on the page."""
+
+    name: str
+    store: FeatureStore
+    read: Callable[[str], Reading]
+    """Runs a text through the language model and the coder."""
+
+
+def application(shown: Sequence[Shown], port: int) -> ASGIApp:
+    """The page of these runs, as it is to be served on `port`."""
+    runs = {str(i): each for i, each in enumerate(shown)}
+
+    def run_of(request: Request) -> tuple[str, Shown]:
+        key = request.path_params["key"]
+        if key not in runs:
+            raise HTTPException(404, f"there is no run {key!r}")
+        return key, runs[key]
+
+    def list_runs(request: Request) -> Any:
+        return {
+            "live": True,
+            "runs": [{"key": key, "name": each.name, "features": len(each.store)} for key, each in runs.items()],
+        }
+
+    def overview(request: Request) -> Any:
+        key, run = run_of(request)
+        return data.overview(run.store, key, run.name)
+
+    def feature_of(request: Request) -> tuple[FeatureStore, int]:
+        store, given = run_of(request)[1].store, request.path_params["index"]
+        if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given) < len(store)):
+            raise HTTPException(404, f"there is no feature {given[:20]!r}; there are 0 to {len(store) - 1}")
+        return store, int(given)
+
+    def card(request: Request) -> Any:
+        return data.card(*feature_of(request))
+
+    def annotate(request: Request, body: Mapping[str, Any]) -> Any:
+        store, index = feature_of(request)
+        label, note = store.annotate(index, **_texts(body, "label", "note"))
+        return {"label": label, "note": note}
+
+    def try_text(request: Request, body: Mapping[str, Any]) -> Any:
+        run = run_of(request)[1]
+        return data.reading(run.store, *run.read(_texts(body, "text").get("text", "")))
+
+    app = Starlette(
+        routes=[
+            Route("/api/runs", _answer(list_runs)),
+            Route("/api/runs/{key}", _answer(overview)),
+            Route("/api/runs/{key}/features/{index}", _answer(card)),
+            Route("/api/runs/{key}/features/{index}", _answer(annotate), methods=["PUT"]),
+            Route("/api/runs/{key}/try", _answer(try_text), methods=["POST"]),
+            Route("/{path:path}", _files()),
+        ],
+        exception_handlers={MatryoshkaError: _refused, HTTPException: _refused, Exception: _failed},
+    )
+    return _guarded(app, port)
+
+
+def serve(shown: Sequence[Shown], port: int, ready: Callable[[str], None]) -> None:
+    """Serve until interrupted; `ready(address)` is called once the port is ours. Port 0 takes any free one.
+
+    Raises MatryoshkaError if the port is taken.
+    """
+    with socket.socket() as listening:
+        if os.name == "posix":  # elsewhere it would let a second server take the same port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise MatryoshkaError(f"port {port}: {reason}; give another --port, or 0 for any") from error
+        port = listening.getsockname()[1]
+        listening.listen(128)
+        ready(f"http://{HOST}:{port}/")
+        config = uvicorn.Config(
+            application(shown, port), log_level="warning", access_log=False, lifespan="off", ws="none",
+            proxy_headers=False, server_header=False,
+        )  # fmt: skip
+        uvicorn.Server(config).run([listening])
+
+
+def _answer(function: Callable[..., Any]) -> Callable[[Request], Any]:
+    """`function(request)`, or `function(request, body)` of a request with JSON, in a thread; its result as JSON."""
+
+    async def endpoint(request: Request) -> Response:
+        arguments = (request,) if request.method in ("GET", "HEAD") else (request, await _body(request))
+        return await run_in_threadpool(lambda: _json(function(*arguments)))
+
+    return endpoint
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(data.to_json(value).encode("utf-8", errors="replace"), status, media_type="application/json")
+
+
+async def _body(request: Request) -> Mapping[str, Any]:
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "expected application/json")
+    received = bytearray()
+    async for chunk in request.stream():
+        received += chunk
+        if len(received) > LARGEST_BODY:
+            raise HTTPException(413, f"at most {LARGEST_BODY:,} bytes")
+    try:
+        body = json.loads(received)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise HTTPException(400, "expected a JSON object")
+    return body
+
+
+def _texts(body: Mapping[str, Any], *names: str) -> dict[str, str]:
+    if unknown := body.keys() - set(names):
+        raise HTTPException(400, f"unknown field {min(unknown)!r}, expected {', '.join(names)}")
+    for name, value in body.items():
+        if not isinstance(value, str):
+            raise HTTPException(400, f"{name}: expected a text")
+    return {name: well_formed(value) for name, value in body.items()}
+
+
+def _files() -> Callable[[Request], Any]:
+    """The page's files, by the names they have now: whatever else a path says, nothing else is opened."""
+    files = {file.relative_to(WEB).as_posix(): file for file in WEB.rglob("*") if file.is_file()}
+
+    async def file(request: Request) -> Response:
+        if (path := request.path_params["path"] or "index.html") not in files:
+            raise HTTPException(404, f"there is no {path[:200]!r}")
+        return FileResponse(files[path])
+
+    return file
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return _json({"error": error.detail}, error.status_code)
+    return _json({"error": " ".join(str(error).split())}, 400)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return _json({"error": " ".join(f"{type(error).__name__}: {error}".split())}, 500)
+
+
+def _guarded(app: ASGIApp, port: int) -> ASGIApp:
+    """`app` for requests of this page alone, with the headers that every answer carries."""
+    hosts = {f"{name}:{port}" for name in (HOST, "localhost")}
+    origins = {f"http://{host}" for host in hosts}
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope)
+        changes = request.method not in ("GET", "HEAD")
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+            await send(message)
+
+        if request.headers.get("host") not in hosts:
+            answer: ASGIApp = _json({"error": "this page is served under its own address only"}, 403)
+        elif changes and request.headers.get("origin") not in origins:
+            answer = _json({"error": "changes are taken from this page only"}, 403)
+        else:
+            answer = app
+        await answer(scope, receive, send_with_headers)
+
+    return guarded

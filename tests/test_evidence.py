@@ -1,0 +1,142 @@
+"""The commands on a run's features, as they are typed: what they print, and what they refuse in one line."""
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from matryoshka import commands, evidence
+from matryoshka.cli import main
+from matryoshka.errors import MatryoshkaError
+from matryoshka.run import Run
+from matryoshka.training.config import Config
+
+
+@pytest.fixture
+def run(featured: Run, tmp_path: Path) -> Run:
+    shutil.copytree(featured.path, tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Run:
+    """Two coders, no features yet."""
+    values = {
+        "coder": {"read": "1.mlp_in", "d_sae": 64, "k": 4},
+        "variants": [{"k": 2}, {"k": 4}],
+        "training": {"tokens": 1024, "batch": 512},
+        "evaluation": {"tokens": 1024},
+    }
+    return commands.train(Config.build(values), tmp_path / "several")
+
+
+def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    shown = capsys.readouterr()
+    return int(ended.value.code or 0), shown.out, shown.err
+
+
+def test_features_says_what_it_takes_and_what_it_found(several: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = typed(capsys, "features", several.path, "--tokens", "2e3")
+    assert code == 0
+    assert out.count("GB of memory") == 2
+    assert out.count("64 features") == 2
+    assert "left out" in out
+    for member in several.members():
+        assert len(member.features) == 64
+    code, _, err = typed(capsys, "features", several.path)
+    assert code == 2
+    assert "exists already; --overwrite collects anew and keeps labels" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["features", "absent"], "absent: no run here"),
+        (["features", "{run}", "--tokens", "many"], "--tokens"),
+        (["features", "{run}", "--overwrite", "--text", "absent.txt"], "no such file or folder"),
+        (["features", "{run}", "--split", "test"], "--split"),
+        (["serve", "absent"], "absent: no run here"),
+        (["serve", "{bare}"], "no features here; collect them with: matryoshka features"),
+        (["serve", "{run}", "--port", "{taken}"], "give another --port, or 0 for any"),
+        (["serve", "{run}", "--prot", "1"], "--port"),
+        (["export-page", "{bare}", "page"], "no features here"),
+        (["export-page", "{run}", "{run}"], "exists already"),
+        (["export-page", "{run}", "{run}", "--overwrite"], "not a page, so --overwrite leaves it alone"),
+        (["figures", "absent"], "absent: no run here"),
+        (["figuers", "{run}"], "did you mean 'figures'"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], line: str, run: Run, trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in run.path.iterdir())
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        names = {"run": run.path, "bare": trained.path, "taken": listening.getsockname()[1]}
+        code, out, err = typed(capsys, *(word.format(**names) for word in words))
+    assert code == 2
+    assert not out
+    assert line in err
+    assert len(err.strip().splitlines()) == 1
+    assert sorted(path.name for path in run.path.iterdir()) == before
+
+
+def test_export_page_prints_what_to_open(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = typed(capsys, "export-page", run.path, tmp_path / "page")
+    assert code == 0
+    assert Path(out.strip()).is_file()
+    assert typed(capsys, "export-page", run.path, tmp_path / "page", "--overwrite")[0] == 0
+
+
+def test_the_page_of_several_coders_is_asked_for_one_by_one(several: Run, tmp_path: Path) -> None:
+    with pytest.raises(MatryoshkaError, match=r"has several coders; give one of: .*k=2"):
+        evidence.export_page(several.path, tmp_path / "page")
+
+
+def test_figures_are_drawn_with_the_densities_of_the_features(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    code, out, _ = typed(capsys, "figures", run.path)
+    assert code == 0
+    assert {Path(line).name for line in out.split()} == {
+        f"{name}.{kind}" for name in ("training", "fvu-per-prefix", "density") for kind in ("png", "svg")
+    }
+
+
+def test_serve_ends_at_ctrl_c_without_a_traceback(run: Run) -> None:
+    import signal
+
+    command = [sys.executable, "-m", "matryoshka.cli", "serve", str(run.path), "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/  \(Ctrl-C ends it\)\n", server.stdout.readline())
+    server.send_signal(signal.SIGINT)
+    _, err = server.communicate(timeout=20)
+    assert "Traceback" not in err
+
+
+def test_runs_are_named_so_that_they_can_be_told_apart() -> None:
+    names = evidence._names([Path("/a/b/run"), Path("/a/c/run"), Path("/a/other")])
+    assert names == ["b/run", "c/run", "a/other"]
+    assert evidence._names([Path("/a/run")]) == ["run"]
+    assert len(evidence._names([Path("/a/run"), Path("/a/run")])) == 2
+
+
+def test_a_coder_that_has_changed_reads_no_texts(run: Run) -> None:
+    from matryoshka.coder.coder import SparseCoder
+    from matryoshka.lm.model import load
+
+    about = run.features.about
+    read = evidence._reader(run, about, lambda name, revision: load(name, revision))
+    assert read("The people of the United States").firings
+    coder = SparseCoder.load(run.path)
+    coder.W_dec.data.mul_(2)
+    coder.save(run.coder)
+    with pytest.raises(MatryoshkaError, match="is not the one whose features were collected"):
+        evidence._reader(run, about, lambda name, revision: load(name, revision))("The people")
