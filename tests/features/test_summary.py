@@ -238,3 +238,19 @@ def test_dense_features_are_sampled_evenly_over_the_pass(made: Made, monkeypatch
     assert len(own) == 20
     assert set(own) <= set(places)
     assert np.abs(np.searchsorted(places, own) / len(places) - (np.arange(20) + 0.5) / 20).max() < 0.01
+
+
+@pytest.mark.parametrize("d_sae", [65_536, 65_537])
+def test_dictionaries_of_any_size_are_recorded_exactly(d_sae: int, tmp_path: Path) -> None:
+    features = torch.tensor([0, 40_000, d_sae - 1, 3])
+    latents = Latents(Pattern(features, torch.tensor([0, 3, 4]), d_sae), torch.tensor([1.0, 2.0, 3.0, 0.0]))
+    writer = Writer(tmp_path / "wide", {}, 3, d_sae)
+    table = np.array([[5, 6, 7]])
+    writer.append(table, table, np.array([[False, True, True]]), latents)
+    writer.commit()
+    writer.close()
+    recording = Recording(tmp_path / "wide", 3, d_sae)
+    assert recording.indices.tolist() == [0, 40_000, d_sae - 1]  # what does not fire is no entry
+    assert recording.features_of(torch.tensor([2, 1], dtype=torch.int32)).tolist() == [d_sae - 1, 40_000]
+    assert recording.counts.tolist() == [-1, 3, 0]
+    assert recording.rows == 2

@@ -12,13 +12,14 @@ adds to the reconstruction. Killed in step 1, the next call goes on; killed late
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from matryoshka.coder.coder import SparseCoder
@@ -123,14 +124,22 @@ def collect(
     recording = Recording(folder, windows.context, coder.config.d_sae)
     if not recording.rows:
         raise MatryoshkaError(f"{text}: no position counts in {len(recording.tokens):,} tokens")
-    vocabulary = token_bytes(lm.tokenizer)
+    config, vocabulary = coder.config, token_bytes(lm.tokenizer)
+    count = len(recording.tokens) // windows.context
+    spread = np.arange(count) * len(windows) // count
+    known = _Dictionary(
+        rings=np.searchsorted(config.widths, np.arange(config.d_sae), side="right"),
+        count=np.bincount(recording.indices, minlength=config.d_sae),
+        dead=coder.dead(coder.metadata.get("dead_after_tokens", 1)).cpu().numpy(),
+        cosine=cosine_neighbours(coder.W_dec),
+        logits=_effects(lm, windows, placed, coder.W_dec, len(vocabulary)),
+        texts=[pieces([token], vocabulary)[0] for token in range(len(vocabulary))],
+    )
     writer = Writer(path, vocabulary)
     try:
-        numbers = _fill(writer, recording, coder, placed, lm, windows, vocabulary, wanted, progress)
-        spread = _spread(recording, windows)
+        used = _fill(writer, recording, spread, known, config.widths, wanted, progress)
         tokens = recording.tokens.reshape(-1, windows.context)
-        writer.windows((int(spread[i]), tokens[i]) for i in numbers)
-        config = coder.config
+        writer.windows((int(spread[i]), tokens[i]) for i in used)
         about = About(
             coder=fingerprint(coder),
             model=lm.info.name,
@@ -172,132 +181,134 @@ def fingerprint(coder: SparseCoder) -> str:
     return digest.hexdigest()
 
 
-def _spread(recording: Recording, windows: Windows) -> Int[np.ndarray, " windows"]:
-    """The number within the split of each window of a recording."""
-    count = len(recording.tokens) // windows.context
-    return np.arange(count) * len(windows) // count
+@dataclass(frozen=True)
+class _Dictionary:
+    """What is known of all features before the first block."""
+
+    rings: Int[np.ndarray, " d_sae"]
+    count: Int[np.ndarray, " d_sae"]
+    dead: Bool[np.ndarray, " d_sae"]
+    cosine: Partners
+    logits: Iterator[tuple[np.ndarray, np.ndarray]]
+    """Of each feature, in order."""
+    texts: Sequence[str]
+    """Of each token alone."""
 
 
 def _fill(
     writer: Writer,
     recording: Recording,
-    coder: SparseCoder,
-    placed: Placed,
-    lm: LanguageModel,
-    windows: Windows,
-    vocabulary: Sequence[bytes],
+    spread: Int[np.ndarray, " windows"],
+    known: _Dictionary,
+    widths: Sequence[int],
     wanted: Wanted,
     progress: Progress,
-) -> list[int]:
-    """Write all features; the windows (by their place in the recording) that their examples lie in."""
-    config, spread = coder.config, _spread(recording, windows)
-    rings = np.searchsorted(config.widths, np.arange(config.d_sae), side="right")
-    count = np.bincount(recording.indices, minlength=config.d_sae)
-    cosine = cosine_neighbours(coder.W_dec)
-    dead = coder.dead(coder.metadata.get("dead_after_tokens", 1)).cpu().numpy()
-    logits = _effects(lm, windows, placed, coder.W_dec, len(vocabulary))
-    used: set[int] = set()
+) -> Int[np.ndarray, " used"]:
+    """Write all features; the windows, by their place in the recording, that their examples lie in."""
+    used = np.zeros(len(spread), bool)
     for summary in summaries(recording, wanted):
-        partners, parents = coactive(recording, config.widths, count, summary.first, summary.sample)
-        rows = _rows(summary, recording, rings, spread, cosine, partners, dead, logits, vocabulary)
-        writer.features(rows)
-        writer.parents(
-            (summary.first + i, int(other), float(value))
-            for i, pairs in enumerate(zip(parents.other, parents.value, strict=True))
-            for other, value in zip(*pairs, strict=True)
-            if other >= 0
-        )
-        used.update((np.unique(summary.examples.place // windows.context)).tolist())
-        progress(summary.first + len(summary.count), config.d_sae)
-    return sorted(used)
+        partners, parents = coactive(recording, widths, known.count, summary.first, summary.sample)
+        writer.features(_rows(summary, recording, spread, known, partners))
+        child, rank = np.nonzero(parents.other >= 0)
+        found = child + summary.first, parents.other[child, rank], parents.value[child, rank]
+        writer.parents(zip(*(each.tolist() for each in found), strict=True))
+        used[summary.examples.place // recording.context] = True
+        progress(summary.first + len(summary.count), recording.d_sae)
+    return np.flatnonzero(used)
 
 
 def _rows(
     summary: Summary,
     recording: Recording,
-    rings: np.ndarray,
-    spread: np.ndarray,
-    cosine: Partners,
+    spread: Int[np.ndarray, " windows"],
+    known: _Dictionary,
     partners: Partners,
-    dead: np.ndarray,
-    logits: Iterator[tuple[np.ndarray, np.ndarray]],
-    vocabulary: Sequence[bytes],
 ) -> Iterator[Row]:
     examples, n = summary.examples, len(summary.count)
-    bounds = np.searchsorted(examples.feature, summary.first + np.arange(n + 1))
-    window = examples.place // recording.context
+    bounds = np.searchsorted(examples.feature, summary.first + np.arange(n + 1)).tolist()
     columns = {
-        "example_group": examples.group.astype(np.uint8),
-        "example_window": spread[window].astype(np.int32),
-        "example_document": recording.documents[examples.place].astype(np.int32),
-        "example_peak": (examples.place % recording.context).astype(np.int32),
+        "example_group": examples.group,
+        "example_window": spread[examples.place // recording.context],
+        "example_document": recording.documents[examples.place],
+        "example_peak": examples.place % recording.context,
     }
     for i in range(n):
-        f, (start, end) = summary.first + i, bounds[i : i + 2]
-        inside = slice(examples.offsets[start], examples.offsets[end])
-        known = summary.top_tokens[i] >= 0
-        shares = [
-            TokenShare(pieces([token], vocabulary)[0], share, count)
-            for token, share, count in zip(
-                summary.top_tokens[i][known].tolist(),
-                summary.top_shares[i][known].tolist(),
-                summary.top_counts[i][known].tolist(),
-                strict=True,
-            )
-        ]
-        fires = bool(summary.count[i])
-        density = summary.count[i] / recording.rows
-        near = cosine.other[f] >= 0
-        similarity = cosine.value[f][near]
-        set_ = {
-            "silent": not fires,
-            "dead": not fires and dead[f],
-            "dense": density > DENSE,
-            "single-token": fires and shares[0].share >= SINGLE_TOKEN,
-            "redundant": bool(len(similarity)) and similarity[0] > REDUNDANT,
-        }
+        index = summary.first + i
+        tokens = _top_tokens(summary, i, known.texts)
+        near = known.cosine.other[index] >= 0
+        similarity = known.cosine.value[index][near]
         together = partners.other[i] >= 0
-        tokens, effects = next(logits)
+        logit_tokens, logit_effects = next(known.logits)
+        start, end = bounds[i : i + 2]
+        offsets = examples.offsets[start : end + 1]
         yield Row(
-            index=f,
-            statistics={
-                "ring": int(rings[f]),
-                "count": int(summary.count[i]),
-                "density": float(density),
-                **{
-                    name: float(numbers[i]) if fires else None
-                    for name, numbers in (
-                        ("mean", summary.mean),
-                        ("mean_square", summary.mean_square),
-                        ("max", summary.max),
-                        ("entropy", summary.entropy),
-                        ("first", summary.first_position),
-                    )
-                },
-                "cosine": float(similarity[0]) if len(similarity) else None,
-            },
-            flags=sum(bool(set_[name]) << bit for bit, name in enumerate(FLAGS)),
-            summary=summarise(shares),
-            tokens="".join(each.token for each in shares),
+            index=index,
+            statistics=_statistics(summary, i, int(known.rings[index]), recording.rows, similarity),
+            flags=_flags(summary, i, bool(known.dead[index]), recording.rows, tokens, similarity),
+            summary=summarise(tokens),
+            tokens="".join(each.token for each in tokens),
             arrays={
-                "histogram": summary.histogram[i].astype(np.int32),
-                "range": np.array([summary.min[i], summary.max[i]], np.float64),
-                "limits": summary.limits[i].astype(np.float32) if fires else np.empty((0, 2), np.float32),
-                "top_tokens": summary.top_tokens[i][known].astype(np.int32),
-                "top_counts": summary.top_counts[i][known].astype(np.int32),
-                "top_shares": summary.top_shares[i][known].astype(np.float32),
+                "histogram": summary.histogram[i],
+                "range": np.array([summary.min[i], summary.max[i]]),
+                "limits": summary.limits[i] if tokens else np.empty(0),
+                "top_tokens": summary.top_tokens[i][: len(tokens)],
+                "top_counts": summary.top_counts[i][: len(tokens)],
+                "top_shares": summary.top_shares[i][: len(tokens)],
                 **{name: numbers[start:end] for name, numbers in columns.items()},
-                "example_offsets": (examples.offsets[start : end + 1] - examples.offsets[start]).astype(np.int32),
-                "positions": examples.positions[inside].astype(np.uint16),
-                "values": examples.values[inside].astype(np.float32),
-                "cosine_other": cosine.other[f][near].astype(np.int32),
-                "cosine_value": similarity.astype(np.float32),
-                "coactive_other": partners.other[i][together].astype(np.int32),
-                "coactive_value": partners.value[i][together].astype(np.float32),
-                "logit_tokens": tokens,
-                "logit_effects": effects,
+                "example_offsets": offsets - offsets[0],
+                "positions": examples.positions[offsets[0] : offsets[-1]],
+                "values": examples.values[offsets[0] : offsets[-1]],
+                "cosine_other": known.cosine.other[index][near],
+                "cosine_value": similarity,
+                "coactive_other": partners.other[i][together],
+                "coactive_value": partners.value[i][together],
+                "logit_tokens": logit_tokens,
+                "logit_effects": logit_effects,
             },
         )
+
+
+def _top_tokens(summary: Summary, i: int, texts: Sequence[str]) -> list[TokenShare]:
+    tokens, shares, counts = (
+        table[i].tolist() for table in (summary.top_tokens, summary.top_shares, summary.top_counts)
+    )
+    return [TokenShare(texts[int(t)], share, n) for t, share, n in zip(tokens, shares, counts, strict=True) if t >= 0]
+
+
+def _statistics(
+    summary: Summary, i: int, ring: int, rows: int, similarity: Float[np.ndarray, " near"]
+) -> dict[str, float | int | None]:
+    """What one sorts by; None where a feature that never fires has none."""
+    count = int(summary.count[i])
+    where_it_fires = {
+        "mean": summary.mean,
+        "mean_square": summary.mean_square,
+        "max": summary.max,
+        "entropy": summary.entropy,
+        "first": summary.first_position,
+    }
+    return {
+        "ring": ring,
+        "count": count,
+        "density": count / rows,
+        **{name: float(numbers[i]) if count else None for name, numbers in where_it_fires.items()},
+        "cosine": float(similarity[0]) if len(similarity) else None,
+    }
+
+
+def _flags(
+    summary: Summary, i: int, dead: bool, rows: int, tokens: Sequence[TokenShare], similarity: np.ndarray
+) -> int:
+    """FLAGS as bits."""
+    silent = not summary.count[i]
+    holds = {
+        "silent": silent,
+        "dead": silent and dead,
+        "dense": summary.count[i] / rows > DENSE,
+        "single-token": not silent and tokens[0].share >= SINGLE_TOKEN,
+        "redundant": len(similarity) > 0 and similarity[0] > REDUNDANT,
+    }
+    return sum(1 << bit for bit, name in enumerate(FLAGS) if holds[name])
 
 
 def _effects(

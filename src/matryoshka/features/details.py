@@ -1,33 +1,61 @@
 """A feature's arrays in the store, and what of a `Feature` is made of them.
 
-histogram [bins], range [2]                 counts; least and greatest activation
-limits [groups, 2]                          of the quantile groups, the strongest first; none if silent
-top_tokens, top_counts, top_shares          by summed activation
-example_group, _window, _document, _peak    one a row an example; group 0 is the strongest
-example_offsets, positions, values          activations: CSR by example
-cosine_other, _value; coactive_other, _value
-logit_tokens, logit_effects                 the greatest, then as many of the least; empty without a direct path
+A blob is zlib-compressed: the length of each array of LAYOUT (int32), then the arrays, little-endian.
 """
 
 import zlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from safetensors.numpy import load, save
 
 from matryoshka.features.feature import Effect, Example, Group, Histogram, Logits, TokenShare, edges
+
+LAYOUT = {
+    "histogram": "<i4",  # counts of the bins …
+    "range": "<f8",  # … between the least and the greatest activation
+    "limits": "<f4",  # least and greatest of each quantile group, the strongest first; none if silent
+    "top_tokens": "<i4",  # by summed activation
+    "top_counts": "<i4",
+    "top_shares": "<f4",
+    "example_group": "u1",  # 0: the strongest
+    "example_window": "<i4",
+    "example_document": "<i4",
+    "example_peak": "<i4",
+    "example_offsets": "<i4",  # example i: positions[offsets[i]:offsets[i + 1]]
+    "positions": "<u2",
+    "values": "<f4",
+    "cosine_other": "<i4",
+    "cosine_value": "<f4",
+    "coactive_other": "<i4",
+    "coactive_value": "<f4",
+    "logit_tokens": "<i4",  # the greatest effects, then as many of the least; none without a direct path
+    "logit_effects": "<f4",
+}
+"""The arrays, flat, and their numbers. Another layout is another version of the store."""
+TYPES = {name: np.dtype(kind) for name, kind in LAYOUT.items()}
 
 Arrays = Mapping[str, np.ndarray]
 
 
 def pack(arrays: Arrays) -> bytes:
-    """Compressed safetensors."""
-    return zlib.compress(save(dict(arrays)), 3)
+    """The blob of these arrays."""
+    found = [np.asarray(arrays[name], kind) for name, kind in TYPES.items()]
+    lengths = np.array([each.size for each in found], "<i4")
+    return zlib.compress(b"".join([lengths.tobytes(), *(each.tobytes() for each in found)]), 2)
 
 
-def unpack(blob: bytes) -> Arrays:
-    """What `pack` packed. Raises zlib.error or SafetensorError for anything else."""
-    return load(zlib.decompress(blob))
+def unpack(blob: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a blob. Raises zlib.error or ValueError for anything else."""
+    content = zlib.decompress(blob)
+    lengths = np.frombuffer(content, "<i4", len(TYPES)).tolist()
+    start = 4 * len(TYPES)
+    if start + sum(n * kind.itemsize for n, kind in zip(lengths, TYPES.values(), strict=True)) != len(content):
+        raise ValueError("arrays of another layout")
+    arrays = {}
+    for (name, kind), n in zip(TYPES.items(), lengths, strict=True):
+        arrays[name] = np.frombuffer(content, kind, n, start)
+        start += n * kind.itemsize
+    return arrays
 
 
 def histogram(arrays: Arrays) -> Histogram:
@@ -59,7 +87,7 @@ def pairs(arrays: Arrays, relation: str) -> list[tuple[int, float]]:
 
 def groups(arrays: Arrays, windows: Callable[[set[int]], Mapping[int, list[str]]]) -> list[Group]:
     """`windows`: the tokens' texts of each window."""
-    limits = arrays["limits"].tolist()
+    limits = arrays["limits"].reshape(-1, 2).tolist()
     if not limits:
         return []
     examples: list[list[Example]] = [[] for _ in range(len(limits) + 1)]

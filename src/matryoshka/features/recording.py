@@ -2,7 +2,7 @@
 
 One streaming pass writes it: the language model and the coder see each window once, and what is kept is the active
 entries alone. Memory does not grow with the tokens; the disk holds some 6 bytes an entry and 12 a token until the
-features are made of it. Progress is committed every few seconds: a killed pass goes on from there. The recordings
+features are made of it. Progress is committed twice a minute: a killed pass goes on from there. The recordings
 of several processes, each of a share of the windows, are joined by appending one to the other.
 
     FOLDER/  identity.json  progress.json  tokens.bin  documents.bin  counts.bin  indices.bin  values.bin
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from torch import Tensor
 
 from matryoshka.coder.latents import Latents
 from matryoshka.data.activations import RowFilter
@@ -29,7 +30,7 @@ from matryoshka.paths import sync, write_text
 
 LEFT_OUT = -1
 """In `counts`: a position that is no row (BOS, a window's first token, a sink)."""
-COMMIT_SECONDS = 5.0
+COMMIT_SECONDS = 30.0
 INDEX_TYPES = {True: np.dtype("<u2"), False: np.dtype("<u4")}
 """By whether the dictionary has at most 65,536 latents."""
 
@@ -49,10 +50,17 @@ class Recording:
         """The entries of place p are `offsets[p]:offsets[p + 1]`."""
         self.rows = int(self.kept.sum())
         """Positions that count."""
+        self._signed = torch.from_numpy(self.indices.view(f"<i{self.indices.itemsize}"))  # as torch selects from
+
+    def features_of(self, entries: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The features of these entries, int32."""
+        found = self._signed.index_select(0, entries).int()
+        return found & 0xFFFF if self._signed.dtype == torch.int16 else found
 
 
 def _mapped(file: Path, dtype: np.dtype) -> np.ndarray:
-    return np.asarray(np.memmap(file, dtype, mode="r")) if file.stat().st_size else np.empty(0, dtype)
+    # "c": torch takes no read-only arrays without a warning
+    return np.asarray(np.memmap(file, dtype, mode="c")) if file.stat().st_size else np.empty(0, dtype)
 
 
 def file_types(d_sae: int) -> dict[str, np.dtype]:

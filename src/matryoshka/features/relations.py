@@ -66,7 +66,7 @@ def coactive(
     rings = torch.from_numpy(np.searchsorted(widths, np.arange(recording.d_sae), side="right"))
     found = []
     for start, end in _batches(recording, firings.offsets):
-        pairs = torch.from_numpy(_cofirings(recording, firings, start, end)).float()
+        pairs = _cofirings(recording, firings, start, end).float()
         sampled = torch.from_numpy(np.diff(firings.offsets[start : end + 1])).clamp(min=1)[:, None]
         found.append(_partners(pairs / sampled, sampled, first + start, torch.from_numpy(count), rings, recording.rows))
     partners, parents = zip(*found, strict=True)
@@ -88,16 +88,20 @@ def _batches(recording: Recording, offsets: Int[np.ndarray, " n_plus_1"]) -> Ite
         start = end
 
 
-def _cofirings(recording: Recording, firings: Firings, first: int, end: int) -> Int[np.ndarray, "n d_sae"]:
+def _cofirings(recording: Recording, firings: Firings, first: int, end: int) -> Int[Tensor, "n d_sae"]:
     """On how many of each feature's sampled places every feature fires."""
     place = firings.places[firings.offsets[first] : firings.offsets[end]]
-    starts, lengths = recording.offsets[place], recording.offsets[place + 1] - recording.offsets[place]
-    offsets = np.cumsum(lengths) - lengths
-    entries = np.repeat(starts - offsets, lengths) + np.arange(lengths.sum())
-    feature = np.repeat(np.arange(end - first), np.diff(firings.offsets[first : end + 1]))
-    keys = np.repeat(feature * recording.d_sae, lengths) + recording.indices[entries]
-    found = torch.bincount(torch.from_numpy(keys), minlength=(end - first) * recording.d_sae)
-    return found.numpy().reshape(end - first, recording.d_sae)
+    starts = torch.from_numpy(recording.offsets[place])
+    lengths = torch.from_numpy(recording.offsets[place + 1]) - starts
+    ends = lengths.cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    small = torch.int32 if len(recording.indices) < 2**31 else torch.int64  # half the memory to go through
+    entries = torch.repeat_interleave((starts - ends + lengths).to(small), lengths, output_size=total)
+    entries += torch.arange(total, dtype=small)
+    feature = np.repeat(np.arange(end - first, dtype=np.int32), np.diff(firings.offsets[first : end + 1]))
+    keys = torch.repeat_interleave(torch.from_numpy(feature * recording.d_sae), lengths, output_size=total)
+    keys += recording.features_of(entries)
+    return torch.bincount(keys, minlength=(end - first) * recording.d_sae).view(end - first, recording.d_sae)
 
 
 def _partners(

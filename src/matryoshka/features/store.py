@@ -2,7 +2,7 @@
 
     about         one row: what was collected, of which coder, on which text (`About`)
     features      a row a feature: what one sorts, filters and searches by
-    details       a row a feature: arrays (histogram, examples, neighbours …) as compressed safetensors
+    details       a row a feature: arrays (histogram, examples, neighbours …), compressed: see details.py
     windows       the tokens of the windows that examples lie in
     vocabulary    the bytes of each token
     parents       (child, parent, coverage)
@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
 
 from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.features import details
@@ -60,7 +59,7 @@ CREATE VIRTUAL TABLE search USING fts5 (text, tokenize = 'trigram');
 STATISTICS = ("ring", "count", "density", "mean", "mean_square", "max", "entropy", "first", "cosine")
 """What features can be sorted by, besides their index."""
 LABEL_LENGTH, NOTE_LENGTH = 200, 20_000
-DAMAGE = (sqlite3.DatabaseError, zlib.error, SafetensorError, ArithmeticError, LookupError, TypeError, ValueError)
+DAMAGE = (sqlite3.DatabaseError, zlib.error, ArithmeticError, LookupError, TypeError, ValueError)
 """What reading a file raises whose bytes have changed."""
 CIRCUMSTANCES = {
     sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
