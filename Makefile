@@ -25,6 +25,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/step.py --save
 	$(BIN)/python benchmarks/scaling.py --save
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/features.py
+	$(BIN)/python benchmarks/store.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -93,8 +93,10 @@ def _define_features(parser: argparse.ArgumentParser) -> None:
 
 
 def _define_serve(parser: argparse.ArgumentParser) -> None:
+    from matryoshka.report.server import PORT
+
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
-    parser.add_argument("--port", type=int, default=8421, help="port on this machine, 0 for any [%(default)s]")
+    parser.add_argument("--port", type=int, default=PORT, help="port on this machine, 0 for any [%(default)s]")
 
 
 def _define_export(parser: argparse.ArgumentParser) -> None:
