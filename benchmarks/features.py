@@ -9,7 +9,7 @@ process of its own; the collection's time is that of the whole: recording, makin
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -106,7 +106,9 @@ def collect(run: Path, size: dict[str, int]) -> float:
 
 def peak() -> int:
     """Bytes, as Linux counts them."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])
 
 
 CHILDREN = {"bare": bare, "collect": collect}

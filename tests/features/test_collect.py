@@ -324,9 +324,11 @@ def test_nothing_half_made_is_left_when_the_disk_is_full(
 
 
 MEASURE = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from matryoshka import evidence
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 said = []
 evidence.features(sys.argv[1], 2000, overwrite=True)
 before = peak()
@@ -342,7 +344,8 @@ def test_memory_stays_below_the_stated_bound(trained: Run, tmp_path: Path) -> No
         [sys.executable, "-c", MEASURE, str(run.path)], capture_output=True, text=True, check=True, timeout=240
     )
     grown, stated = map(int, done.stdout.split()[-2:])
-    assert grown < stated
+    print(f"peak grew by {grown / 1e9:.2f} GB, stated {stated / 1e9:.2f} GB")
+    assert 0.05 * stated < grown < stated
 
 
 def test_disk_stays_below_the_stated_bound(trained: Run, lm: LanguageModel, tokens: Tokens, tmp_path: Path) -> None:

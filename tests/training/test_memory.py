@@ -19,12 +19,14 @@ CONFIGS = {
     },
 }
 
+# VmHWM and not ru_maxrss, which begins with the peak of the process that started this one
 TRAIN = """
-import json, resource, sys
+import json, re, sys
+from pathlib import Path
 from matryoshka import commands
 from matryoshka.training.config import Config
 commands.train(Config.build(json.loads(sys.argv[1])), sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]))
 """
 
 

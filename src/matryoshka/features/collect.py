@@ -67,7 +67,7 @@ class Needs(NamedTuple):
 def needs(coder: SparseCoder, windows: Windows, tokens: int) -> Needs:
     """What a collection takes."""
     count = window_count(windows, tokens) * windows.context
-    memory = 110 * BLOCK_ENTRIES + 60 * BLOCK_SCORES + 30 * count + 1000 * coder.config.d_sae
+    memory = 170 * BLOCK_ENTRIES + 60 * BLOCK_SCORES + 30 * count + 1000 * coder.config.d_sae
     return Needs(memory, recordings.bytes_needed(count, 1.5 * coder.config.k, coder.config.d_sae))
 
 

@@ -42,18 +42,16 @@ class Partners(NamedTuple):
 def cosine_neighbours(W_dec: Float[Tensor, "d_sae d_out"]) -> Partners:
     """The PARTNERS other features whose decoder rows point most alike."""
     rows = torch.nn.functional.normalize(W_dec.float(), dim=1)
-    n = min(PARTNERS, max(1, len(rows) - 1))
-    others, values = [], []
+    neighbours = _none(len(rows), min(PARTNERS, max(1, len(rows) - 1)))
     step = max(1, BLOCK_SCORES // len(rows))
     for start in range(0, len(rows), step):
         cosine = rows[start : start + step] @ rows.T
         i = torch.arange(len(cosine), device=cosine.device)
         cosine[i, start + i] = -2.0
-        best = cosine.topk(n)
-        others.append(best.indices.cpu())
-        values.append(best.values.cpu())
-    other, value = torch.cat(others).numpy(), torch.cat(values).numpy()
-    return Partners(np.where(value > -2, other, -1), value)
+        value, other = (each.cpu().numpy() for each in cosine.topk(neighbours.other.shape[1]))
+        neighbours.other[start : start + step] = np.where(value > -2, other, -1)
+        neighbours.value[start : start + step] = value
+    return neighbours
 
 
 def coactive(
@@ -64,17 +62,20 @@ def coactive(
     `count`: on how many tokens each feature of the dictionary fires.
     """
     rings = torch.from_numpy(np.searchsorted(widths, np.arange(recording.d_sae), side="right"))
-    found = []
+    firing = torch.from_numpy(count)
+    partners, parents = (_none(len(firings.offsets) - 1, min(most, recording.d_sae)) for most in (PARTNERS, PARENTS))
     for start, end in _batches(recording, firings.offsets):
         pairs = _cofirings(recording, firings, start, end).float()
         sampled = torch.from_numpy(np.diff(firings.offsets[start : end + 1])).clamp(min=1)[:, None]
-        found.append(_partners(pairs / sampled, sampled, first + start, torch.from_numpy(count), rings, recording.rows))
-    partners, parents = zip(*found, strict=True)
-    return _concatenated(partners), _concatenated(parents)
+        found = _partners(pairs.div_(sampled), sampled, first + start, firing, rings, recording.rows)
+        for kept, new in zip((partners, parents), found, strict=True):
+            kept.other[start:end], kept.value[start:end] = new
+    return partners, parents
 
 
-def _concatenated(parts: Sequence[Partners]) -> Partners:
-    return Partners(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+def _none(n: int, most: int) -> Partners:
+    """Filled in place: small results of each batch kept among its large temporaries would break up the memory."""
+    return Partners(np.full((n, most), -1), np.zeros((n, most)))
 
 
 def _batches(recording: Recording, offsets: Int[np.ndarray, " n_plus_1"]) -> Iterator[tuple[int, int]]:

@@ -26,7 +26,7 @@ from matryoshka.features.feature import BINS
 from matryoshka.features.recording import Recording
 
 BLOCK_ENTRIES = 4_000_000
-"""Entries in memory at once, unless a single feature has more: some 60 bytes each."""
+"""Entries in memory at once, unless a single feature has more; with copies and sorts up to 170 bytes each."""
 TOP_TOKENS = 10
 FIRINGS = 1000
 """Firings of each feature, evenly spread over the pass, on which its partners are counted."""
