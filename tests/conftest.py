@@ -5,8 +5,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
+
+# the same examples every time; how long one takes says more about the machine than about the code
+hypothesis.settings.register_profile("shared machines", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("shared machines")
 
 # before torch is imported, and for the processes that tests start: as many results must agree bit for bit, and
 # pytest-xdist's workers share the cores
@@ -21,6 +26,7 @@ ROOMS = [
     "matryoshka.data.activations",
     "matryoshka.data.cache",
     "matryoshka.evaluation",
+    "matryoshka.features",
 ]
 install_import_hook(ROOMS, "beartype.beartype")
 

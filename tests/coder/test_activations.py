@@ -19,7 +19,7 @@ def normal(*shape, seed, dtype=torch.float32):
 # selection
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(batch=st.integers(1, 5), d_sae=st.integers(1, 20), data=st.data())
 def test_topk_is_the_relu_of_the_row_wise_topk(batch, d_sae, data):
     k, seed = data.draw(st.integers(1, d_sae)), data.draw(st.integers(0, 99))
@@ -45,7 +45,7 @@ def first_of_the_largest(pre, n):
     return sorted(i for i in order if flat[i] > 0)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 @given(batch=st.integers(1, 4), d_sae=st.integers(1, 10), data=st.data())
 def test_batchtopk_keeps_the_largest_positive_entries_and_the_first_of_ties(batch, d_sae, data):
     values = data.draw(st.lists(st.integers(-2, 3), min_size=batch * d_sae, max_size=batch * d_sae))
@@ -57,7 +57,7 @@ def test_batchtopk_keeps_the_largest_positive_entries_and_the_first_of_ties(batc
     assert (latents.values > 0).all()
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_batchtopk_is_exact_for_values_of_any_size(data):
     """Subnormal, huge and infinite ones, negative zeros, and crowds that differ in their last bits only."""

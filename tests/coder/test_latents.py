@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from matryoshka.coder.latents import from_mask
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(batch=st.integers(0, 5), d_sae=st.integers(1, 8), data=st.data())
 def test_what_a_mask_keeps_is_what_dense_gives_back(batch, d_sae, data):
     count = batch * d_sae

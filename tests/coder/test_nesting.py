@@ -37,7 +37,7 @@ def cases(draw):
     return random_latents(batch, d_sae, density, seed), d_out, tuple(sorted({*inner, d_sae}))
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(cases())
 def test_nested_decode_is_the_dense_formula_of_every_prefix_forward_and_backward(case):
     latents, d_out, widths = case
@@ -141,7 +141,7 @@ def test_impossible_widths_are_refused_in_one_line(widths, named):
     assert "\n" not in str(error.value)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(m=st.integers(1, 12), d_sae=st.integers(1, 5000), seed=st.integers(0, 2**40))
 def test_random_widths_ascend_to_d_sae_and_are_at_most_m(m, d_sae, seed):
     widths = random_widths(m, d_sae, torch.Generator().manual_seed(seed))

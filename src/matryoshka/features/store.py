@@ -25,7 +25,7 @@ from datetime import date
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -168,7 +168,7 @@ class FeatureStore:
         """Close the file."""
         self._db.close()
 
-    def __getitem__(self, index: int) -> Feature:
+    def __getitem__(self, index: SupportsIndex) -> Feature:
         """The feature `index` with all its evidence. Raises MatryoshkaError if there is none of this number."""
         index = self._check(index)
         with self._refuse_damage():
@@ -225,7 +225,7 @@ class FeatureStore:
                 found = self._all("SELECT rowid FROM search WHERE text MATCH ? ORDER BY rowid", phrase)
         return [i for (i,) in found]
 
-    def annotate(self, index: int, label: str | None = None, note: str | None = None) -> tuple[str, str]:
+    def annotate(self, index: SupportsIndex, label: str | None = None, note: str | None = None) -> tuple[str, str]:
         """Set a feature's label, its note, or both; "" removes one. What it has now.
 
         Another process may write at the same time. Raises MatryoshkaError for a text that is too long, for a file that
@@ -284,7 +284,7 @@ class FeatureStore:
         with self._refuse_damage():
             return {i: Brief(*rest) for i, *rest in self._all(query, json.dumps(wanted))}
 
-    def _check(self, index: int) -> int:
+    def _check(self, index: SupportsIndex) -> int:
         index = operator.index(index)  # NumPy's integers, which SQLite does not know
         if not 0 <= index < len(self):
             raise MatryoshkaError(f"{self.path}: no feature {index}; there are 0 to {len(self) - 1:,}")

@@ -45,7 +45,7 @@ SIZES = st.integers(1, 40)
 
 def examples(n):
     phases = [Phase.generate]  # a failure is shown as found: shrinking it takes the interpreter minutes
-    return settings(derandomize=True, deadline=None, max_examples=n, database=None, phases=phases)
+    return settings(max_examples=n, database=None, phases=phases)
 
 
 @pytest.fixture(autouse=True, scope="module")
