@@ -63,7 +63,8 @@ def page(browser: Browser) -> Iterator[Page]:
     page.on("console", lambda message: faults.append(message.text))
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
-    page.on("requestfailed", lambda request: faults.append(request.url))
+    # a reload aborts what is still loading
+    page.on("requestfailed", lambda each: each.failure == "net::ERR_ABORTED" or faults.append(each.url))
     page.set_default_timeout(15_000)
     yield page
     page.close()

@@ -273,7 +273,7 @@ class FeatureStore:
             found += [b""] * (i - len(found)) + [text]
         return found, [_decoded(each) for each in found]
 
-    def brief(self, indices: Iterable[int]) -> dict[int, Brief]:
+    def brief(self, indices: Iterable[SupportsIndex]) -> dict[int, Brief]:
         """A few words on each feature. Raises MatryoshkaError if there is none of one of these numbers."""
         wanted = [self._check(i) for i in indices]
         query = (
