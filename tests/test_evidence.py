@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from matryoshka import commands, evidence
+from matryoshka import commands, display, evidence
 from matryoshka.cli import main
 from matryoshka.errors import MatryoshkaError
 from matryoshka.run import Run
@@ -140,3 +140,16 @@ def test_a_coder_that_has_changed_reads_no_texts(run: Run) -> None:
     coder.save(run.coder)
     with pytest.raises(MatryoshkaError, match="is not the one whose features were collected"):
         evidence._reader(run, about, lambda name, revision: load(name, revision))("The people")
+
+
+def test_telling_features_are_shown_with_their_strongest_examples(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    store = run.features
+    chosen = display._telling(store, 3)
+    assert [store[index].ring for index in chosen] == sorted({store[index].ring for index in chosen})
+    assert chosen
+    assert not any(store[index].flags for index in chosen)
+    display.show_telling(store, 3)
+    shown = capsys.readouterr().out
+    for index in chosen:
+        assert f"feature {index}, ring {store[index].ring}" in shown
+        assert f"{store[index].groups[0].examples[0].activation:.2f}" in shown

@@ -19,7 +19,7 @@ from matryoshka.run import Run
 from matryoshka.training.memory import Item
 
 console = Console(highlight=False)
-WORD = re.compile("‘[A-Za-z]{3,}’")
+WORD = re.compile(" [A-Za-z]{3,}")
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -85,18 +85,26 @@ def show_telling(store: FeatureStore, n: int) -> None:
 
 
 def _telling(store: FeatureStore, n: int) -> list[int]:
-    """One feature in each of `n` rings, from the first to the last: among those without flags that fire often enough,
-    and on more than one kind of token, the one with the most whole words in its summary, then the least entropy."""
+    """One feature in each of `n` rings, from the first to the last: of the hundred of least entropy above one bit,
+    without flags and firing often enough, the one with the most whole words among its first tokens."""
     columns, rings = store.columns(), len(store.about.widths)
-    names = ("index", "ring", "count", "entropy", "flags", "summary")
-    candidates = [
-        (-len(WORD.findall(summary)), entropy, index, ring)
-        for index, ring, count, entropy, flags, summary in zip(*(columns[name] for name in names), strict=True)
+    names = ("entropy", "index", "ring", "count", "flags")
+    often = sorted(
+        (entropy, index, ring)
+        for entropy, index, ring, count, flags in zip(*(columns[name] for name in names), strict=True)
         if not flags and count >= 50 and entropy > 1
-    ]
-    wanted = dict.fromkeys(round(i * (rings - 1) / max(1, n - 1)) for i in range(n))
-    found = [min((each for each in candidates if each[3] == ring), default=None) for ring in wanted]
-    return [each[2] for each in found if each is not None]
+    )
+    found = []
+    for wanted in dict.fromkeys(round(i * (rings - 1) / max(1, n - 1)) for i in range(n)):
+        candidates = [index for _, index, ring in often if ring == wanted][:100]
+        found += [max(candidates, key=lambda index: _whole_words(store[index]))] if candidates else []
+    return found
+
+
+def _whole_words(feature: Feature) -> tuple[int, float]:
+    """How many of its first four tokens are whole words with a twentieth of its activation, and their share of it."""
+    words = [each.share for each in feature.top_tokens[:4] if WORD.fullmatch(each.token) and each.share >= 0.05]
+    return len(words), sum(words)
 
 
 def _where(feature: Feature) -> str:

@@ -442,4 +442,4 @@ def _required(name: str) -> Any:
     try:
         return __import__(name)
     except ImportError:
-        raise MatryoshkaError(f"this needs {name}: pip install {name}") from None
+        raise MatryoshkaError(f"tables need {name}: pip install 'matryoshka-sae[notebook]'") from None
