@@ -27,6 +27,7 @@ from matryoshka.features.store import FeatureStore
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
 from matryoshka.lm.unembed import direct_logits
+from matryoshka.lm.vocabulary import alone, token_bytes
 from matryoshka.run import Run
 from matryoshka.training.config import Config
 
@@ -114,6 +115,7 @@ def test_relations_and_logits(run: Run, plain: Plain, lm: LanguageModel) -> None
     store = run.features
     rows = torch.nn.functional.normalize(plain.W_dec, dim=1)
     fires = plain.latents[plain.kept] > 0
+    texts = [alone(token) for token in token_bytes(lm.tokenizer)]
     linked = 0
     for index in store.ranking("count")[:40]:
         feature = store[index]
@@ -135,10 +137,9 @@ def test_relations_and_logits(run: Run, plain: Plain, lm: LanguageModel) -> None
             linked += 1
         logits = direct_logits(lm, plain.W_dec[index : index + 1], 1.0)[0]
         assert feature.logits is not None
-        assert [e.token for e in feature.logits.top] == [store.pieces([i])[0] for i in logits.topk(10).indices.tolist()]
-        assert [e.token for e in feature.logits.bottom] == [
-            store.pieces([i])[0] for i in logits.topk(10, largest=False).indices.tolist()
-        ]
+        assert [e.token for e in feature.logits.top] == [texts[i] for i in logits.topk(10).indices.tolist()]
+        lowest = logits.topk(10, largest=False).indices.tolist()
+        assert [e.token for e in feature.logits.bottom] == [texts[i] for i in lowest]
         effects = torch.tensor([effect.effect for effect in feature.logits.top])
         assert torch.allclose(effects / effects[0], logits.topk(10).values / logits.max(), atol=1e-4)
     assert store.columns()["cosine"][0] == pytest.approx(store[0].cosine[0].value)

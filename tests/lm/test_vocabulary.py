@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.model import LanguageModel, describe, load_vocabulary
-from matryoshka.lm.vocabulary import pieces, token_bytes
+from matryoshka.lm.vocabulary import alone, pieces, token_bytes
 
 BUNDLED = load_vocabulary(describe("bundled")).tokenizer
 VOCABULARY = token_bytes(BUNDLED)
@@ -228,3 +228,10 @@ def test_a_tokenizer_of_another_sort_is_refused(tokenizer: object, said: str):
     with pytest.raises(MatryoshkaError, match=said) as caught:
         token_bytes(tokenizer)
     assert "\n" not in str(caught.value)
+
+
+def test_a_token_alone_shows_its_bytes_where_it_is_no_whole_character() -> None:
+    assert alone(b" people") == " people"
+    assert alone("🙂".encode()) == "🙂"
+    assert alone("🙂".encode()[:2]) == "\\xf0\\x9f"
+    assert alone(b"") == ""

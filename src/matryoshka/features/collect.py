@@ -37,7 +37,7 @@ from matryoshka.features.summary import summarise as summaries
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
 from matryoshka.lm.unembed import direct_logits, typical_scale
-from matryoshka.lm.vocabulary import pieces, token_bytes
+from matryoshka.lm.vocabulary import alone, token_bytes
 
 LEFT_OUT = (
     "BOS, the first token of each window, and attention sinks"
@@ -133,7 +133,7 @@ def collect(
         dead=coder.dead(coder.metadata.get("dead_after_tokens", 1)).cpu().numpy(),
         cosine=cosine_neighbours(coder.W_dec),
         logits=_effects(lm, windows, placed, coder.W_dec, len(vocabulary)),
-        texts=[pieces([token], vocabulary)[0] for token in range(len(vocabulary))],
+        texts=[alone(token) for token in vocabulary],
     )
     writer = Writer(path, vocabulary)
     try:

@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict
 from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.features import details
 from matryoshka.features.feature import FLAGS, Feature, Neighbour, Partner, Statistics, well_formed
-from matryoshka.lm.vocabulary import pieces
+from matryoshka.lm.vocabulary import alone, pieces
 from matryoshka.paths import sync
 
 if TYPE_CHECKING:
@@ -325,7 +325,7 @@ class FeatureStore:
         )
 
     def _token(self, number: int) -> str:
-        return self.pieces([number])[0]
+        return alone(self._vocabulary[0][number])
 
     def _windows(self, numbers: Iterable[int]) -> dict[int, list[str]]:
         query = "SELECT id, tokens FROM windows WHERE id IN (SELECT value FROM json_each(?))"

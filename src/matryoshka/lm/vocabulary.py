@@ -72,6 +72,12 @@ def pieces(ids: Iterable[int], vocabulary: Sequence[bytes]) -> list[str]:
     return found
 
 
+def alone(token: bytes) -> str:
+    """A token by itself, in a table: its text, or where it is only a part of a character, its bytes as \\xf0\\x9f."""
+    text = _whole(token)
+    return "".join(f"\\x{byte:02x}" for byte in token) if text is None else text
+
+
 def _lookup(ids: Iterable[int], vocabulary: Sequence[bytes]) -> list[bytes]:
     ids = list(ids)
     if ids and not 0 <= min(ids) <= max(ids) < len(vocabulary):
