@@ -8,6 +8,7 @@ figures(path)               training, FVU and densities as PNG and SVG
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -85,7 +86,7 @@ def features(
                 file, source = member.features_file, config.text.source
                 kept = partial(_annotations, member, coder)
                 stores.append(collect(lm, windows, placed, folders[0], file, source, wanted, kept, update))
-            member.recording.rmdir()
+            shutil.rmtree(member.recording)  # with what killed runs of other numbers of processes left in it
     return stores
 
 

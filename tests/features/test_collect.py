@@ -227,8 +227,10 @@ def test_a_recording_of_another_coder_is_not_gone_on_with(trained: Run, tmp_path
     lm_folder.mkdir(parents=True)
     (lm_folder / "identity.json").write_text('{"coder": "another"}')
     (lm_folder / "progress.json").write_text('{"windows": 100, "entries": 5}')
+    (run.recording / "1-of-2").mkdir()  # left by a run of two processes
     [store] = evidence.features(run.path, TOKENS)
     assert store.about.windows == TOKENS // 64
+    assert not run.recording.exists()
 
 
 def test_two_processes_make_the_same_store(trained: Run, run: Run, tmp_path: Path) -> None:
