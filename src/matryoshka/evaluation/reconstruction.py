@@ -40,10 +40,14 @@ class Placed(NamedTuple):
 def batches(lm: LanguageModel, windows: Windows, tokens: int, size: int) -> Iterator[Int[Tensor, "batch position"]]:
     """Windows that hold `tokens` tokens in all, spread evenly over the split (all, if there are fewer), `size` at a
     time."""
-    count = window_count(windows, tokens)
-    spread = np.arange(count) * len(windows) // count
-    for start in range(0, count, size):
-        yield torch.from_numpy(windows[spread[start : start + size]]).to(lm.device)
+    numbers = spread(window_count(windows, tokens), len(windows))
+    for start in range(0, len(numbers), size):
+        yield torch.from_numpy(windows[numbers[start : start + size]]).to(lm.device)
+
+
+def spread(count: int, of: int) -> Int[np.ndarray, " count"]:
+    """`count` of the numbers below `of`, evenly spread."""
+    return np.arange(count) * of // count
 
 
 def window_count(windows: Windows, tokens: int) -> int:

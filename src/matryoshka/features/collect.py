@@ -26,10 +26,10 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.data.activations import SINK_FACTOR, RowFilter
 from matryoshka.data.tokens import Windows
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.reconstruction import READ_BATCH, Placed, window_count
+from matryoshka.evaluation.reconstruction import READ_BATCH, Placed, Progress, spread, window_count
 from matryoshka.features import recording as recordings
 from matryoshka.features.feature import DENSE, FLAGS, REDUNDANT, SINGLE_TOKEN, TokenShare, summarise
-from matryoshka.features.recording import Progress, Recording
+from matryoshka.features.recording import Recording
 from matryoshka.features.relations import BLOCK_SCORES, Partners, coactive, cosine_neighbours
 from matryoshka.features.store import About, FeatureStore, Row, Writer
 from matryoshka.features.summary import BLOCK_ENTRIES, Summary, Wanted
@@ -37,7 +37,7 @@ from matryoshka.features.summary import summarise as summaries
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
 from matryoshka.lm.unembed import direct_logits, typical_scale
-from matryoshka.lm.vocabulary import alone, token_bytes
+from matryoshka.lm.vocabulary import alone
 
 LEFT_OUT = (
     "BOS, the first token of each window, and attention sinks"
@@ -93,7 +93,7 @@ def record_share(
         )
     batches = -(-count // READ_BATCH)
     first, end = (min(count, part * batches // share.of * READ_BATCH) for part in (share.rank, share.rank + 1))
-    numbers = (np.arange(count) * len(windows) // count)[first:end]
+    numbers = spread(count, len(windows))[first:end]
     identity = {
         "coder": fingerprint(placed.coder),
         "model": [lm.info.name, lm.info.revision, str(lm.dtype)],
@@ -124,9 +124,8 @@ def collect(
     recording = Recording(folder, windows.context, coder.config.d_sae)
     if not recording.rows:
         raise MatryoshkaError(f"{text}: no position counts in {len(recording.tokens):,} tokens")
-    config, vocabulary = coder.config, token_bytes(lm.tokenizer)
-    count = len(recording.tokens) // windows.context
-    spread = np.arange(count) * len(windows) // count
+    config, vocabulary = coder.config, lm.token_bytes
+    numbers = spread(len(recording.tokens) // windows.context, len(windows))
     known = _Dictionary(
         rings=np.searchsorted(config.widths, np.arange(config.d_sae), side="right"),
         count=np.bincount(recording.indices, minlength=config.d_sae),
@@ -137,30 +136,10 @@ def collect(
     )
     writer = Writer(path, vocabulary)
     try:
-        used = _fill(writer, recording, spread, known, config.widths, wanted, progress)
+        used = _fill(writer, recording, numbers, known, config.widths, wanted, progress)
         tokens = recording.tokens.reshape(-1, windows.context)
-        writer.windows((int(spread[i]), tokens[i]) for i in used)
-        about = About(
-            coder=fingerprint(coder),
-            model=lm.info.name,
-            read=str(placed.read),
-            write=str(placed.write),
-            activation=config.activation,
-            k=config.k,
-            widths=config.widths,
-            context=windows.context,
-            text=text,
-            split=windows.split,
-            windows=len(spread),
-            documents=len(np.unique(recording.documents[recording.kept])),
-            tokens=recording.rows,
-            tokens_left_out=len(recording.tokens) - recording.rows,
-            left_out=LEFT_OUT,
-            largest_norms={str(site): norm for site, norm in _filter(lm, windows, placed).largest.items()},
-            direct_path=placed.write.in_residual,
-            collected=date.today(),
-            **wanted._asdict(),
-        )
+        writer.windows((int(numbers[i]), tokens[i]) for i in used)
+        about = _about(lm, windows, placed, recording, coder, text, wanted)
         store = writer.finish(about, annotations())
     finally:
         writer.abandon()
@@ -168,8 +147,38 @@ def collect(
     return store
 
 
-def _filter(lm: LanguageModel, windows: Windows, placed: Placed) -> RowFilter:
-    return RowFilter.measure(lm, windows, [placed.read, placed.write])
+def _about(
+    lm: LanguageModel,
+    windows: Windows,
+    placed: Placed,
+    recording: Recording,
+    coder: SparseCoder,
+    text: str,
+    wanted: Wanted,
+) -> About:
+    config = coder.config
+    largest = RowFilter.measure(lm, windows, [placed.read, placed.write]).largest
+    return About(
+        coder=fingerprint(coder),
+        model=lm.info.name,
+        read=str(placed.read),
+        write=str(placed.write),
+        activation=config.activation,
+        k=config.k,
+        widths=config.widths,
+        context=windows.context,
+        text=text,
+        split=windows.split,
+        windows=len(recording.tokens) // windows.context,
+        documents=len(np.unique(recording.documents[recording.kept])),
+        tokens=recording.rows,
+        tokens_left_out=len(recording.tokens) - recording.rows,
+        left_out=LEFT_OUT,
+        largest_norms={str(site): norm for site, norm in largest.items()},
+        direct_path=placed.write.in_residual,
+        collected=date.today(),
+        **wanted._asdict(),
+    )
 
 
 def fingerprint(coder: SparseCoder) -> str:
@@ -198,17 +207,17 @@ class _Dictionary:
 def _fill(
     writer: Writer,
     recording: Recording,
-    spread: Int[np.ndarray, " windows"],
+    numbers: Int[np.ndarray, " windows"],
     known: _Dictionary,
     widths: Sequence[int],
     wanted: Wanted,
     progress: Progress,
 ) -> Int[np.ndarray, " used"]:
     """Write all features; the windows, by their place in the recording, that their examples lie in."""
-    used = np.zeros(len(spread), bool)
+    used = np.zeros(len(numbers), bool)
     for summary in summaries(recording, wanted):
         partners, parents = coactive(recording, widths, known.count, summary.first, summary.sample)
-        writer.features(_rows(summary, recording, spread, known, partners))
+        writer.features(_rows(summary, recording, numbers, known, partners))
         child, rank = np.nonzero(parents.other >= 0)
         found = child + summary.first, parents.other[child, rank], parents.value[child, rank]
         writer.parents(zip(*(each.tolist() for each in found), strict=True))
@@ -220,7 +229,7 @@ def _fill(
 def _rows(
     summary: Summary,
     recording: Recording,
-    spread: Int[np.ndarray, " windows"],
+    numbers: Int[np.ndarray, " windows"],
     known: _Dictionary,
     partners: Partners,
 ) -> Iterator[Row]:
@@ -228,7 +237,7 @@ def _rows(
     bounds = np.searchsorted(examples.feature, summary.first + np.arange(n + 1)).tolist()
     columns = {
         "example_group": examples.group,
-        "example_window": spread[examples.place // recording.context],
+        "example_window": numbers[examples.place // recording.context],
         "example_document": recording.documents[examples.place],
         "example_peak": examples.place % recording.context,
     }
@@ -254,7 +263,7 @@ def _rows(
                 "top_tokens": summary.top_tokens[i][: len(tokens)],
                 "top_counts": summary.top_counts[i][: len(tokens)],
                 "top_shares": summary.top_shares[i][: len(tokens)],
-                **{name: numbers[start:end] for name, numbers in columns.items()},
+                **{name: column[start:end] for name, column in columns.items()},
                 "example_offsets": offsets - offsets[0],
                 "positions": examples.positions[offsets[0] : offsets[-1]],
                 "values": examples.values[offsets[0] : offsets[-1]],

@@ -10,7 +10,7 @@ from matryoshka.evaluation.reconstruction import Placed
 from matryoshka.features.store import About
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
-from matryoshka.lm.vocabulary import pieces, token_bytes
+from matryoshka.lm.vocabulary import pieces
 
 
 class Reading(NamedTuple):
@@ -46,4 +46,4 @@ def read_text(lm: LanguageModel, placed: Placed, about: About, text: str) -> Rea
             positions, values = firings.setdefault(feature, ([], []))
             positions.append(place)
             values.append(value)
-    return Reading(pieces(tokens[0].tolist(), token_bytes(lm.tokenizer)), kept[0].tolist(), firings)
+    return Reading(pieces(tokens[0].tolist(), lm.token_bytes), kept[0].tolist(), firings)

@@ -11,7 +11,7 @@ of several processes, each of a share of the windows, are joined by appending on
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from matryoshka.coder.latents import Latents
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Windows
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.reconstruction import READ_BATCH, Placed
+from matryoshka.evaluation.reconstruction import READ_BATCH, Placed, Progress
 from matryoshka.lm.model import LanguageModel
 from matryoshka.paths import sync, write_text
 
@@ -33,8 +33,6 @@ LEFT_OUT = -1
 COMMIT_SECONDS = 30.0
 INDEX_TYPES = {True: np.dtype("<u2"), False: np.dtype("<u4")}
 """By whether the dictionary has at most 65,536 latents."""
-
-Progress = Callable[[int, int], None]
 
 
 class Recording:

@@ -55,11 +55,19 @@ def normalized(norm: nn.Module, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "
 
     LayerNorm: centred, divided by the biased standard deviation. RMSNorm: divided by the root mean square.
     """
-    wide = x.float()
-    if isinstance(norm, nn.LayerNorm):
-        wide = wide - wide.mean(-1, keepdim=True)
-    eps: Any = getattr(norm, "eps", None) or norm.variance_epsilon
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    wide = centred(norm, x.float())
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon(norm))).to(x.dtype)
+
+
+def centred(norm: nn.Module, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    """What `norm` divides: LayerNorm subtracts the mean over d, RMSNorm nothing."""
+    return x - x.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else x
+
+
+def epsilon(norm: nn.Module) -> float:
+    """What `norm` adds to the mean square."""
+    found: Any = getattr(norm, "eps", None) or norm.variance_epsilon
+    return found
 
 
 def affine(norm: nn.Module, gain_offset: float, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:

@@ -8,6 +8,7 @@ with lm.replace(Site("mlp_out", 8), lambda mlp_out: reconstruction):
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from matryoshka.lm import hooks
 from matryoshka.lm.info import ModelInfo, describe, unavailable
 from matryoshka.lm.selfcheck import self_check
 from matryoshka.lm.sites import Site
+from matryoshka.lm.vocabulary import token_bytes
 
 __all__ = ["LanguageModel", "ModelInfo", "describe", "load", "resolve_device"]
 
@@ -61,6 +63,11 @@ class LanguageModel:
         config = model.config.get_text_config()
         config.use_cache = False
         config.pad_token_id = None  # windows hold no padding; transformers would look for it in every batch
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes that each id of the vocabulary stands for."""
+        return token_bytes(self.tokenizer)
 
     def read(
         self, tokens: Integer[Tensor, "batch position"], sites: Iterable[Site]

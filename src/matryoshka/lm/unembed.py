@@ -8,13 +8,12 @@ resid = lm.read(tokens, [last := Site("resid_post", lm.info.n_layers - 1)])[last
 effects = direct_logits(lm, W_dec, typical_scale(lm, resid[:, 1:].flatten(0, 1)))     # without BOS
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from matryoshka.errors import MatryoshkaError
+from matryoshka.lm.hooks import centred, epsilon
 from matryoshka.lm.model import LanguageModel
 
 ROWS = 16384
@@ -41,7 +40,7 @@ def direct_logits(lm: LanguageModel, directions: Float[Tensor, "n d_model"], sca
         raise MatryoshkaError(f"scale of the final norm: got {scale}, expected a positive number")
     norm = _final_norm(lm)
     gain = lm.info.family.gain_offset + norm.get_parameter("weight").float()
-    scaled = gain * _centred(norm, directions.to(lm.device).float()) / scale
+    scaled = gain * centred(norm, directions.to(lm.device).float()) / scale
     unembedding: Tensor = lm.model.get_output_embeddings().weight
     logits = torch.cat([scaled @ rows.float().T for rows in unembedding.split(ROWS)], dim=-1)
     return logits.sub_(logits.mean(-1, keepdim=True))
@@ -51,8 +50,7 @@ def direct_logits(lm: LanguageModel, directions: Float[Tensor, "n d_model"], sca
 def final_scale(lm: LanguageModel, resid: Float[Tensor, "*token d_model"]) -> Float[Tensor, "*token"]:
     """What the final norm divides each token's last resid_post by: √(mean(centre(r)²) + eps), in float32."""
     norm = _final_norm(lm)
-    eps: Any = getattr(norm, "eps", None) or norm.variance_epsilon
-    return (_centred(norm, resid.float()).square().mean(-1) + eps).sqrt()
+    return (centred(norm, resid.float()).square().mean(-1) + epsilon(norm)).sqrt()
 
 
 def typical_scale(lm: LanguageModel, resid: Float[Tensor, "token d_model"]) -> float:
@@ -68,7 +66,3 @@ def typical_scale(lm: LanguageModel, resid: Float[Tensor, "token d_model"]) -> f
 
 def _final_norm(lm: LanguageModel) -> nn.Module:
     return lm.model.get_submodule(lm.info.family.final_norm)
-
-
-def _centred(norm: nn.Module, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    return x - x.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else x

@@ -7,11 +7,14 @@ reading     a text of the user's own, and what fires on it
 
 import json
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from matryoshka.features.feature import FLAGS
 from matryoshka.features.store import FeatureStore
 
+WEB = Path(__file__).parent / "web"
+"""The page's files."""
 SHARD = 64
 """Features in one file of a static page."""
 NUMBERS = ("density", "mean", "max", "entropy", "first", "cosine")

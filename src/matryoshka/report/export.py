@@ -19,10 +19,10 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.features.store import FeatureStore
 from matryoshka.paths import replaced_folder
 from matryoshka.report import data
+from matryoshka.report.data import WEB
 
 WINDOWS = 2048
 """In one file. A feature's examples lie in most of the files."""
-WEB = Path(__file__).parent / "web"
 LIVE, STATIC = (f'<meta name="matryoshka" content="{kind}">' for kind in ("live", "static"))
 
 

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from pathlib import Path
 
 from matryoshka.features.feature import Feature, printable
 from matryoshka.features.store import FeatureStore
 from matryoshka.report import data
+from matryoshka.report.data import WEB
 
-WEB = Path(__file__).parent / "web"
 FRAME = """\
 <!doctype html><html lang="en"><head><meta charset="utf-8"><title>Feature {index}</title><style>{style}</style></head>
 <body><main id="main"></main><script>{script}</script>

@@ -15,7 +15,6 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import uvicorn
@@ -32,8 +31,8 @@ from matryoshka.features.feature import well_formed
 from matryoshka.features.reading import Reading
 from matryoshka.features.store import FeatureStore
 from matryoshka.report import data
+from matryoshka.report.data import WEB
 
-WEB = Path(__file__).parent / "web"
 HOST, PORT = "127.0.0.1", 8421
 LARGEST_BODY = 200_000
 HEADERS = {
