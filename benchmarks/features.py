@@ -70,7 +70,7 @@ def bare(run: Path, size: dict[str, int]) -> float:
 
     from matryoshka import assembly
     from matryoshka.data.activations import RowFilter
-    from matryoshka.evaluation.reconstruction import READ_BATCH, batches
+    from matryoshka.evaluation.placed import READ_BATCH, batches
     from matryoshka.run import Run
     from matryoshka.training.allocator import keep_freed_memory
     from matryoshka.training.config import Config
@@ -84,7 +84,7 @@ def bare(run: Path, size: dict[str, int]) -> float:
     keep = RowFilter.measure(lm, windows, sites)
     started = time.perf_counter()
     with torch.no_grad():
-        for batch in batches(lm, windows, size["tokens"], READ_BATCH):
+        for batch, _ in batches(lm, windows, size["tokens"], READ_BATCH):
             read = lm.read(batch, sites)
             placed.coder.encode(read[placed.read][keep(batch, read)])
     return time.perf_counter() - started

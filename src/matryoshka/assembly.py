@@ -27,7 +27,7 @@ from matryoshka.data.activations import ActivationStream, Chunks, LiveChunks
 from matryoshka.data.documents import TextConfig, check_source, is_local
 from matryoshka.data.tokens import Tokens, tokenise
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.reconstruction import Placed
+from matryoshka.evaluation.placed import Placed
 from matryoshka.lm.model import LanguageModel, ModelInfo, Vocabulary, describe, load
 from matryoshka.lm.sites import Site
 from matryoshka.run import Run

@@ -20,7 +20,8 @@ from matryoshka import assembly
 from matryoshka.data.documents import check_source
 from matryoshka.data.tokens import Tokens, Windows
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.reconstruction import Placed, activation_metrics
+from matryoshka.evaluation.placed import Placed
+from matryoshka.evaluation.reconstruction import activation_metrics
 from matryoshka.evaluation.reconstruction import evaluate as measure
 from matryoshka.lm.model import (
     DTYPES,

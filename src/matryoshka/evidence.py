@@ -23,7 +23,7 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.data.documents import check_source
 from matryoshka.data.tokens import Split
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.reconstruction import Placed
+from matryoshka.evaluation.placed import Placed
 from matryoshka.features.collect import Needs, Share, collect, fingerprint, needs, record_share
 from matryoshka.features.reading import Reading, read_text
 from matryoshka.features.recording import join

@@ -19,7 +19,7 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Tokens, Windows
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.reconstruction import Placed
+from matryoshka.evaluation.placed import Placed
 from matryoshka.features.collect import collect, needs, record_share
 from matryoshka.features.reading import read_text
 from matryoshka.features.recording import Recording

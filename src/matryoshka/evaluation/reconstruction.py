@@ -7,10 +7,9 @@ Positions that training leaves out (BOS, sinks) keep their true activations and 
     CE recovered = (CE_ablated − CE_coder) / (CE_ablated − CE_clean),   KL recovered = 1 − KL_coder / KL_ablated
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -19,40 +18,17 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.metrics import Meter
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Windows
+from matryoshka.evaluation.placed import (
+    LOGIT_BATCH,
+    READ_BATCH,
+    Placed,
+    Progress,
+    batches,
+    silent,
+    splice,
+    window_count,
+)
 from matryoshka.lm.model import LanguageModel
-from matryoshka.lm.sites import Site
-
-READ_BATCH = 16
-LOGIT_BATCH = 4
-"""Windows at once where logits are needed: 4 × 128 tokens × 256k vocabulary entries are 0.5 GB in float32."""
-
-Progress = Callable[[int, int], None]
-
-
-class Placed(NamedTuple):
-    """A coder and where it belongs."""
-
-    coder: SparseCoder
-    read: Site
-    write: Site
-
-
-def batches(lm: LanguageModel, windows: Windows, tokens: int, size: int) -> Iterator[Int[Tensor, "batch position"]]:
-    """Windows that hold `tokens` tokens in all, spread evenly over the split (all, if there are fewer), `size` at a
-    time."""
-    numbers = spread(window_count(windows, tokens), len(windows))
-    for start in range(0, len(numbers), size):
-        yield torch.from_numpy(windows[numbers[start : start + size]]).to(lm.device)
-
-
-def spread(count: int, of: int) -> Int[np.ndarray, " count"]:
-    """`count` of the numbers below `of`, evenly spread."""
-    return np.arange(count) * of // count
-
-
-def window_count(windows: Windows, tokens: int) -> int:
-    """How many windows `tokens` tokens are, at least one and at most all."""
-    return min(len(windows), max(1, tokens // windows.context))
 
 
 def activation_metrics(
@@ -73,7 +49,7 @@ def _meters(lm: LanguageModel, windows: Windows, placed: Sequence[Placed], token
     keep = RowFilter.measure(lm, windows, sites)
     meters = [_meter(each.coder) for each in placed]
     modes = [each.coder.training for each in placed]
-    for batch in batches(lm, windows, tokens, READ_BATCH):
+    for batch, _ in batches(lm, windows, tokens, READ_BATCH):
         read = lm.read(batch, sites)
         kept = keep(batch, read)
         for each, meter in zip(placed, meters, strict=True):
@@ -97,7 +73,7 @@ def evaluate(
     windows: Windows,
     placed: Placed,
     tokens: int,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """All measures of one coder on `tokens` held-out tokens; `progress(done, total)` counts windows.
 
@@ -110,7 +86,7 @@ def evaluate(
 
     ce, kl = torch.zeros(2, 3 + len(coder.config.widths), dtype=torch.float64)  # clean, zero, mean, each prefix
     scored = done = 0
-    for batch in batches(lm, windows, tokens, LOGIT_BATCH):
+    for batch, _ in batches(lm, windows, tokens, LOGIT_BATCH):
         read = lm.read(batch, [placed.read, placed.write])
         kept = keep(batch, read)
         scores = _spliced_scores(lm, batch, kept, placed, read[placed.read], meter.mean)
@@ -151,13 +127,7 @@ def _spliced_scores(
     clean = log_probabilities()
     scores = [(cross_entropy(clean), 0.0)]
     for value in (torch.zeros_like(mean), mean, *y_hat):
-
-        def splice(y: Tensor, value: Tensor = value) -> Tensor:
-            y = y.clone()
-            y[kept] = value.to(y.dtype)
-            return y
-
-        with lm.replace(placed.write, splice):
+        with splice(lm, placed.write, kept, value):
             log_q = log_probabilities()
         divergence = (clean.exp() * (clean - log_q)).sum(-1).double().sum().item()
         scores.append((cross_entropy(log_q), divergence))

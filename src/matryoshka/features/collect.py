@@ -26,7 +26,7 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.data.activations import SINK_FACTOR, RowFilter
 from matryoshka.data.tokens import Windows
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.reconstruction import READ_BATCH, Placed, Progress, spread, window_count
+from matryoshka.evaluation.placed import READ_BATCH, Placed, Progress, silent, spread, window_count
 from matryoshka.features import recording as recordings
 from matryoshka.features.feature import DENSE, FLAGS, REDUNDANT, SINGLE_TOKEN, TokenShare, summarise
 from matryoshka.features.recording import Recording
@@ -78,7 +78,7 @@ def record_share(
     tokens: int,
     folder: Path,
     share: Share = Share(),  # noqa: B008
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> None:
     """Record a share of the windows that hold `tokens` tokens, spread evenly over the split, into `folder`; all shares
     together are the same windows in the same order, whatever their number."""
@@ -113,7 +113,7 @@ def collect(
     text: str,
     wanted: Wanted = Wanted(),  # noqa: B008
     annotations: Callable[[], Mapping[int, tuple[str, str]]] = dict,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> FeatureStore:
     """Make the store at `path` of the recording in `folder`, which is deleted then.
 

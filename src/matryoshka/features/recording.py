@@ -24,7 +24,7 @@ from matryoshka.coder.latents import Latents
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Windows
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.reconstruction import READ_BATCH, Placed, Progress
+from matryoshka.evaluation.placed import READ_BATCH, Placed, Progress, silent
 from matryoshka.lm.model import LanguageModel
 from matryoshka.paths import sync, write_text
 
@@ -144,7 +144,7 @@ def record(
     numbers: Int[np.ndarray, " windows"],
     folder: Path,
     identity: Mapping[str, Any],
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> None:
     """Run the windows `numbers` through the language model up to the read and written sites, and write the latents of
     the positions that training and evaluation count (`RowFilter`) into `folder`."""

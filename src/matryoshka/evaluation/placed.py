@@ -1,0 +1,78 @@
+"""A coder where it belongs in a language model: which text it is measured on, and its reconstruction spliced in."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.data.tokens import Windows
+from matryoshka.lm.model import LanguageModel
+from matryoshka.lm.sites import Site
+
+READ_BATCH = 16
+LOGIT_BATCH = 4
+"""Windows at once where logits are needed: 4 × 128 tokens × 256k vocabulary entries are 0.5 GB in float32."""
+
+Progress = Callable[[int, int], None]
+"""Told (done, total) as a long job goes on."""
+
+
+def silent(done: int, total: int) -> None:
+    """The Progress that shows nothing."""
+
+
+class Placed(NamedTuple):
+    """A coder and where it belongs."""
+
+    coder: SparseCoder
+    read: Site
+    write: Site
+
+
+class Text(NamedTuple):
+    """Some windows, and the document that each of their tokens lies in."""
+
+    tokens: Int[Tensor, "batch position"]
+    documents: Int[np.ndarray, "batch position"]
+
+
+def batches(lm: LanguageModel, windows: Windows, tokens: int, size: int) -> Iterator[Text]:
+    """Windows that hold `tokens` tokens in all, spread evenly over the split (all, if there are fewer), `size` at a
+    time."""
+    numbers = spread(window_count(windows, tokens), len(windows))
+    for start in range(0, len(numbers), size):
+        chosen = numbers[start : start + size]
+        yield Text(torch.from_numpy(windows[chosen]).to(lm.device), windows.documents(chosen))
+
+
+def spread(count: int, of: int) -> Int[np.ndarray, " count"]:
+    """`count` of the numbers below `of`, evenly spread."""
+    return np.arange(count) * of // count
+
+
+def window_count(windows: Windows, tokens: int) -> int:
+    """How many windows `tokens` tokens are, at least one and at most all."""
+    return min(len(windows), max(1, tokens // windows.context))
+
+
+@contextmanager
+def splice(
+    lm: LanguageModel, site: Site, kept: Bool[Tensor, "batch position"], value: Float[Tensor, "*rows d"]
+) -> Iterator[None]:
+    """Within the block `value` stands at the `kept` positions of `site`; the others keep their own activations.
+
+    `value`: one vector for all, or one for each kept position in their order.
+    """
+
+    def replaced(y: Tensor) -> Tensor:
+        y = y.clone()
+        y[kept] = value.to(y.dtype)
+        return y
+
+    with lm.replace(site, replaced):
+        yield
