@@ -18,14 +18,16 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
-from scipy import stats
+from jaxtyping import Float
+from scipy.special import stdtrit
 
-from matryoshka.errors import MatryoshkaError
+from matryoshka.errors import MatryoshkaError, did_you_mean
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 POWER = 0.8
+BLOCK_DRAWS = 4_000_000
+"""Units drawn at once: 32 MB."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Measure:
     meaning: str
     """One sentence, with its formula, for the report's legend."""
     unit: str = "document"
-    """What is resampled."""
+    """What is resampled; a count of the whole dictionary has one unit, and so no interval."""
     null: str = ""
     """What its null is, in words; empty if it has none."""
     paired: bool = True
@@ -81,13 +83,7 @@ class Score:
     @cached_property
     def interval(self) -> Interval:
         """Of the value, by resampling units. NaN where a single unit says nothing about its spread."""
-        return _percentiles(self.resampled(_draws(len(self.units))))
-
-    def resampled(self, draws: Int[np.ndarray, "resamples units"]) -> Float[np.ndarray, " resamples"]:
-        """The value with each row of `draws` as its units."""
-        if len(self.units) < 2:
-            return np.full(len(draws), math.nan)
-        return _ratio(self.numerator[draws].sum(1), self.denominator[draws].sum(1))
+        return _percentiles(_resampled_ratios(self.numerator, self.denominator))
 
     def of(self, units: Sequence[str]) -> "Score":
         """The same of these units alone, in this order."""
@@ -118,15 +114,28 @@ class Result:
     scores: tuple[Score, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
     """What the report and other programs may want besides: histograms, tables, settings; plain JSON values."""
+    reason: str | None = None
+    """Why there are no scores, where NotMeasurable was raised."""
+
+    def of(self, name: str) -> list[Score]:
+        """The scores of the measure `name`, one for each prefix, ascending. Raises MatryoshkaError if it has none."""
+        if not (found := [each for each in self.scores if each.measure.name == name]):
+            known = list(dict.fromkeys(each.measure.name for each in self.scores))
+            raise MatryoshkaError(f"no score {name!r} here{did_you_mean(name, known)}")
+        return found
+
+    def values(self, name: str) -> list[float]:
+        """Their values."""
+        return [each.value for each in self.of(name)]
 
 
 def score(
     measure: Measure,
     width: int,
     units: Iterable[object],
-    numerator: Iterable[float] | np.ndarray,
-    denominator: Iterable[float] | np.ndarray | None = None,
-    null: float | None = None,
+    numerator: Iterable[int | float] | np.ndarray,
+    denominator: Iterable[int | float] | np.ndarray | None = None,
+    null: int | float | None = None,
 ) -> Score:
     """A Score; without `denominator` the mean of the numerators."""
     names = tuple(map(str, units))
@@ -134,7 +143,7 @@ def score(
     below = np.ones_like(above) if denominator is None else np.asarray(list(denominator), dtype=np.float64)
     if not len(names) == len(set(names)) == len(above) == len(below):
         raise ValueError(f"{measure.name}: {len(names)} units, {len(set(names))} names, {len(above)} numbers")
-    return Score(measure, width, names, above, below, null)
+    return Score(measure, width, names, above, below, None if null is None else float(null))
 
 
 class Spread(NamedTuple):
@@ -162,6 +171,11 @@ class Comparison(NamedTuple):
     """The least true difference that such a comparison finds with a chance of POWER."""
 
     @property
+    def known(self) -> bool:
+        """Whether the units say anything about its spread."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
     def inside_noise(self) -> bool:
         """Whether zero lies in the interval: the two may as well be equal."""
         return not (self.low > 0 or self.high < 0)
@@ -180,10 +194,10 @@ def compare(a: Score, b: Score) -> Comparison:
         if not common:
             raise ValueError(f"{a.measure.name}: the two have no {a.measure.unit} in common")
         a, b = a.of(common), b.of(common)
-        draws = _draws(len(common))
-        differences = a.resampled(draws) - b.resampled(draws)
+        sums = _resampled_sums(np.stack([a.numerator, a.denominator, b.numerator, b.denominator]))
+        differences = _ratio(sums[0], sums[1]) - _ratio(sums[2], sums[3])
     else:
-        differences = a.resampled(_draws(len(a.units))) - b.resampled(_draws(len(b.units), seed=1))
+        differences = _resampled_ratios(a.numerator, a.denominator) - _resampled_ratios(b.numerator, b.denominator, 1)
     low, high = _percentiles(differences)
     quantiles = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) + statistics.NormalDist().inv_cdf(POWER)
     return Comparison(a.value - b.value, low, high, quantiles * float(np.std(differences, ddof=1)))
@@ -196,14 +210,30 @@ def compare_seeds(a: Sequence[Score], b: Sequence[Score]) -> Comparison:
     error = math.sqrt(sum(parts))
     weights = sum(part**2 / (spread.seeds - 1) for part, spread in zip(parts, (first, second), strict=True))
     freedom = sum(parts) ** 2 / weights if weights else math.inf
-    t = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))
+    t = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
     difference = first.mean - second.mean
-    detectable = (t + float(stats.t.ppf(POWER, freedom))) * error
+    detectable = (t + float(stdtrit(freedom, POWER))) * error
     return Comparison(difference, difference - t * error, difference + t * error, detectable)
 
 
-def _draws(units: int, seed: int = 0) -> Int[np.ndarray, "resamples units"]:
-    return np.random.default_rng(seed).integers(0, max(1, units), (RESAMPLES, units))
+def _resampled_ratios(numerator: np.ndarray, denominator: np.ndarray, seed: int = 0) -> Float[np.ndarray, " resamples"]:
+    return _ratio(*_resampled_sums(np.stack([numerator, denominator]), seed))
+
+
+def _resampled_sums(
+    columns: Float[np.ndarray, "columns units"], seed: int = 0
+) -> Float[np.ndarray, "columns resamples"]:
+    """The columns summed over as many units drawn with replacement, the same ones for all columns, RESAMPLES times."""
+    units = columns.shape[1]
+    sums = np.full((len(columns), RESAMPLES), math.nan)
+    if units < 2:
+        return sums
+    generator = np.random.default_rng(seed)
+    block = max(1, BLOCK_DRAWS // units)
+    for start in range(0, RESAMPLES, block):
+        draws = generator.integers(0, units, (min(block, RESAMPLES - start), units))
+        sums[:, start : start + block] = columns[:, draws].sum(-1)
+    return sums
 
 
 def _percentiles(values: Float[np.ndarray, " n"]) -> Interval:

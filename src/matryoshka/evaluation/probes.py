@@ -1,0 +1,136 @@
+"""Linear probes: logistic regression on activations or on a few latents, and how well they tell a concept.
+
+    score = x · direction + bias, "yes" where it is positive
+
+Columns are standardised before the fit, so that the penalty does not care for units, and both classes weigh the same.
+A k-sparse probe (Gurnee et al. 2023, arXiv:2305.01610) is a probe of k latents, which `choose_latents` chooses:
+
+    difference   the k largest |μ₊ − μ₋| / σ
+    forward      one after another, each the best complement of a probe of those before it: the largest
+                 Σ (label − predicted) latent / σ, classes weighted alike; of the first it is (μ₊ − μ₋) / 2σ
+
+σ is the latent's deviation over all rows. Without it the choice is not one of directions: a latent times ten, its
+decoder row divided by ten, is the same latent, and yet would be chosen for its size (as it is by SAEBench's mean
+difference and L1 penalty).
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Literal, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Bool, Float, Int
+from sklearn.linear_model import LogisticRegression
+
+Method = Literal["difference", "forward"]
+
+
+class Probe(NamedTuple):
+    """Of raw activations: standardisation is folded in."""
+
+    direction: Float[np.ndarray, " d"]
+    bias: float
+
+    def scores(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+        """Positive is "yes"."""
+        return x @ self.direction + self.bias
+
+
+def fit(x: Float[np.ndarray, "n d"], labels: Bool[np.ndarray, " n"], c: float = 1.0) -> Probe:
+    """L2-penalised logistic regression; `c` is the inverse of the penalty's weight, as scikit-learn has it.
+
+    Raises ValueError unless both labels occur.
+    """
+    x = x.astype(np.float64)
+    mean, deviation = x.mean(0), x.std(0)
+    deviation[deviation == 0] = 1
+    # with few columns Newton's method needs no more than some ten small systems of equations
+    solver = "newton-cholesky" if x.shape[1] <= 32 else "lbfgs"
+    regression = LogisticRegression(C=c, class_weight="balanced", solver=solver, max_iter=1000)
+    regression.fit((x - mean) / deviation, labels)
+    direction = np.ravel(regression.coef_) / deviation
+    return Probe(direction, float(np.ravel(regression.intercept_)[0] - mean @ direction))
+
+
+def balanced_accuracy(scores: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"]) -> float:
+    """The mean of the shares of yes and of no that are told rightly: 1/2 without knowledge. NaN unless both occur."""
+    if labels.all() or not labels.any():
+        return float("nan")
+    said = scores > 0
+    return float((said[labels].mean() + (~said[~labels]).mean()) / 2)
+
+
+def auc(scores: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"]) -> float:
+    """How often a yes scores higher than a no, ties by half. NaN unless both occur."""
+    yes, no = int(labels.sum()), int((~labels).sum())
+    if not yes or not no:
+        return float("nan")
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum() - (counts - 1) / 2)[place]  # of equal scores the mean of their ranks
+    return float((ranks[labels].sum() - yes * (yes + 1) / 2) / (yes * no))
+
+
+def f1(scores: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"]) -> float:
+    """2 · right yes / (said yes + true yes); 0 where nothing is either."""
+    said = scores > 0
+    return float(2 * (said & labels).sum() / max(1, said.sum() + labels.sum()))
+
+
+def choose_latents(
+    latents: sp.csr_array, labels: Bool[np.ndarray, " n"], k: int, method: Method = "difference"
+) -> Int[np.ndarray, " chosen"]:
+    """The `k` latents of a k-sparse probe, best first; fewer where fewer than `k` tell anything on these rows.
+
+    `difference` takes latents that speak for the concept or against it, `forward` such as speak for it alone. With
+    one method, the latents for k − 1 are the first of those for k.
+    """
+    if method == "forward":
+        steps = list(islice(forward(latents, labels), k))
+        return steps[-1].latents if steps else np.empty(0, dtype=np.int64)
+    strength = np.abs(latents.T @ _residual(np.zeros(len(labels)), labels)) * _inverse_deviations(latents)
+    best = np.argsort(-strength, kind="stable")[:k]
+    return best[strength[best] > 0]
+
+
+class Step(NamedTuple):
+    """One more latent, and the probe of it and those before."""
+
+    latents: Int[np.ndarray, " chosen"]
+    probe: Probe
+
+
+def forward(latents: sp.csr_array, labels: Bool[np.ndarray, " n"]) -> Iterator[Step]:
+    """The best latent, the best two …, each time one more, until no further one speaks for the concept."""
+    inverse, columns = _inverse_deviations(latents), latents.tocsc()
+    chosen, scores = np.empty(0, dtype=np.int64), np.zeros(len(labels))
+    while True:
+        strength = (latents.T @ _residual(scores, labels)) * inverse
+        strength[chosen] = 0
+        if strength.max(initial=0) <= 0:
+            return
+        chosen = np.append(chosen, strength.argmax())
+        x = columns[:, chosen].toarray()
+        probe = fit(x, labels)
+        yield Step(chosen, probe)
+        scores = probe.scores(x)
+
+
+def take(latents: sp.csr_array, chosen: Int[np.ndarray, " chosen"]) -> Float[np.ndarray, "n chosen"]:
+    """The columns of some latents."""
+    return latents[:, chosen].toarray()
+
+
+def _residual(scores: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """label − predicted probability, the two classes weighted alike."""
+    weights = np.where(labels, 1 / max(1, labels.sum()), 1 / max(1, (~labels).sum()))
+    return weights * (labels - 1 / (1 + np.exp(-scores)))
+
+
+def _inverse_deviations(latents: sp.csr_array) -> Float[np.ndarray, " d_sae"]:
+    """1/σ of each latent over these rows, 0 where it does not vary: such a one is never chosen."""
+    n = len(latents.indptr) - 1
+    mean = latents.sum(0, dtype=np.float64) / n
+    variance = latents.multiply(latents).sum(0, dtype=np.float64) / n - mean**2
+    varies = variance > 1e-12 * np.maximum(mean**2, np.finfo(np.float64).tiny)
+    return np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1)), 0)

@@ -1,0 +1,207 @@
+"""Feature splitting: into how many latents a concept has come apart (Chanin et al. 2024, arXiv:2409.14507; SAEBench).
+
+For each concept that `probing` would probe for, and each prefix of the dictionary:
+
+1. latents are added to a probe one after another, each the best complement of those before it
+2. while a further latent lifts F1 by more than JUMP it counts as a part of the concept
+3. splitting = parts − 1
+
+F1 in 2 is of training words or documents left out of the choice and the fit, in FOLDS turns; the test half only says,
+afterwards, how good the probe of the parts is. (SAEBench takes the first latents of an L1 probe, and stops by the F1
+on its test words.)
+
+The null does the same with all latents but the best shuffled among words or documents: the parts that chance adds to
+one latent. A concept that a prefix tells no better than if all latents were shuffled would have a fine score, no
+splitting, for the wrong reason: at that prefix it is left out and counted.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Bool, Int
+
+from matryoshka.evaluation.concepts import Rows
+from matryoshka.evaluation.placed import Progress, silent
+from matryoshka.evaluation.probes import choose_latents, f1, fit, forward, take
+from matryoshka.evaluation.probing import Task, folds, measurable
+from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, score
+
+JUMP = 0.03
+MOST = 10
+"""Parts that are looked for."""
+SHUFFLES = 5
+
+SPLITTING = Measure(
+    "splitting",
+    better="lower",
+    meaning=f"Latents beyond the first that each lift a k-sparse probe's F1 by more than {JUMP}, mean over concepts",
+    unit="concept",
+    null="all latents but the best shuffled among words or documents",
+)
+PARTS_F1 = Measure(
+    "F1 of the parts",
+    better="higher",
+    meaning="F1 = 2 · right / (said + true) on test rows of the probe of a concept's parts, mean over concepts",
+    unit="concept",
+    null="latents shuffled among words or documents in training",
+    headline=False,
+)
+MEASURES = (SPLITTING, PARTS_F1)
+
+
+class Split(NamedTuple):
+    """Into what a concept has come apart."""
+
+    curve: list[float]
+    """F1 on left-out rows of the first part, the first two …"""
+    latents: Int[np.ndarray, " parts"]
+    test_f1: float
+
+    @property
+    def reached(self) -> float:
+        """F1 of all parts, on left-out rows."""
+        return self.curve[-1] if self.curve else 0.0
+
+
+class Found(NamedTuple):
+    """A concept at one prefix."""
+
+    split: Split
+    shuffled: list[Split]
+    """Of latents shuffled against the labels."""
+    chance: list[int]
+    """Splitting where all but the best are."""
+
+    @property
+    def told(self) -> bool:
+        """Better than by shuffled latents."""
+        return self.split.reached > max(each.reached for each in self.shuffled)
+
+
+def splitting(sets: Sequence[Rows], widths: Sequence[int], progress: Progress = silent) -> Result:
+    """Parts beyond the first of each concept, for each prefix; `progress(done, total)` counts concepts.
+
+    Raises NotMeasurable if no concept of these sets is one that this site, or any prefix, tells of.
+    """
+    # the latents that speak for a concept and those that speak for its opposite are not the same
+    tasks, rare, untold = measurable(sets, opposites=True)
+    found: dict[str, list[Found]] = {}
+    for task in tasks:
+        found[task.name] = [_found(task, width) for width in widths]
+        progress(len(found), len(tasks))
+    scores = [
+        each
+        for i, width in enumerate(widths)
+        for each in _scores(width, {name: prefixes[i] for name, prefixes in found.items() if prefixes[i].told})
+    ]
+    if not scores:
+        raise NotMeasurable(f"none of {len(tasks)} concepts is told by this coder's latents better than by chance")
+    details = {
+        "concepts": {
+            name: {str(width): _row(each) for width, each in zip(widths, prefixes, strict=True)}
+            for name, prefixes in found.items()
+        },
+        "left_out": {"rare": rare, "not_told_at_the_site": untold},
+    }
+    return Result(tuple(scores), details)
+
+
+def _found(task: Task, width: int) -> Found:
+    labels, groups = task.labels[~task.rows.test], task.train_groups
+    latents = task.rows.latents[~task.rows.test][:, :width]
+    generator = np.random.default_rng([width, *task.name.encode()])
+    shuffled = [latents[_shuffle(groups, labels, generator)] for _ in range(SHUFFLES)]
+    best = choose_latents(latents, labels, 1, "forward")
+    chance = [_curve(_with(each, best, latents), labels, groups) for each in shuffled]
+    return Found(
+        _split(task, latents), [_split(task, each) for each in shuffled], [_beyond_first(curve) for curve in chance]
+    )
+
+
+def _split(task: Task, latents: sp.csr_array) -> Split:
+    """With these latents on the training rows, and the true ones on the test rows."""
+    test = task.rows.test
+    labels = task.labels[~test]
+    curve = _curve(latents, labels, task.train_groups)
+    chosen = choose_latents(latents, labels, len(curve), "forward")
+    if not len(chosen):
+        return Split(curve, chosen, 0.0)
+    scores = fit(take(latents, chosen), labels).scores(take(task.rows.latents[test], chosen))
+    return Split(curve, chosen, f1(scores, task.labels[test]))
+
+
+def _curve(latents: sp.csr_array, labels: Bool[np.ndarray, " n"], groups: Sequence[str]) -> list[float]:
+    """F1 of one latent, two …, while it grows by more than JUMP: each row's score is of a probe not fitted to it."""
+    parts = folds(groups, labels)
+    curve: list[float] = []
+    for steps in islice(zip(*(forward(latents[~part], labels[~part]) for part in parts), strict=False), MOST):
+        scores = np.zeros(len(labels))
+        for part, (chosen, probe) in zip(parts, steps, strict=True):
+            scores[part] = probe.scores(take(latents[part], chosen))
+        value = f1(scores, labels)
+        if value <= (curve[-1] if curve else 0.0) + JUMP:
+            break
+        curve.append(value)
+    return curve
+
+
+def _beyond_first(curve: Sequence[float]) -> int:
+    return max(0, len(curve) - 1)
+
+
+def _shuffle(
+    groups: Sequence[str], labels: Bool[np.ndarray, " n"], generator: np.random.Generator
+) -> Int[np.ndarray, " n"]:
+    """For each row one of another word or document.
+
+    The rows of one group and label get those of one other: they are alike, and stay so.
+    """
+    cells: dict[tuple[str, bool], list[int]] = {}
+    for i, cell in enumerate(zip(groups, labels.tolist(), strict=True)):
+        cells.setdefault(cell, []).append(i)
+    rows, source = list(cells.values()), np.empty(len(labels), dtype=np.int64)
+    for own, other in zip(rows, generator.permutation(len(rows)), strict=True):
+        source[own] = np.resize(rows[other], len(own))
+    return source
+
+
+def _with(latents: sp.csr_array, best: Int[np.ndarray, " one"], true: sp.csr_array) -> sp.csr_array:
+    """`latents` with the columns `best` of `true`."""
+    kept = np.isin(true.indices, best)
+    rest = ~np.isin(latents.indices, best)
+    return _entries(latents, rest) + _entries(true, kept)
+
+
+def _entries(latents: sp.csr_array, kept: Bool[np.ndarray, " entries"]) -> sp.csr_array:
+    found = latents.copy()
+    found.data = found.data * kept
+    found.eliminate_zeros()
+    return found
+
+
+# --- what is reported
+
+
+def _scores(width: int, found: dict[str, Found]) -> Iterator[Score]:
+    if not found:
+        return
+    splits = [each.split for each in found.values()]
+    chance = np.mean([each.chance for each in found.values()])
+    shuffled = np.mean([[split.test_f1 for split in each.shuffled] for each in found.values()])
+    yield score(SPLITTING, width, found, [_beyond_first(each.curve) for each in splits], null=float(chance))
+    yield score(PARTS_F1, width, found, [each.test_f1 for each in splits], null=float(shuffled))
+
+
+def _row(found: Found) -> dict[str, Any]:
+    """One concept at one prefix, as JSON."""
+    return {
+        "told": found.told,
+        "latents": found.split.latents.tolist(),
+        "f1": found.split.curve,
+        "test_f1": found.split.test_f1,
+        "shuffled_f1": [each.reached for each in found.shuffled],
+        "splitting_by_chance": found.chance,
+    }
