@@ -280,6 +280,39 @@ def test_hooks_are_gone_after_use_and_after_errors(tiny: LanguageModel, ids: Ten
     assert torch.equal(hand_logits(tiny, ids), before)
 
 
+# --- gradients
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_gradient_is_what_finite_differences_say_at_every_site(folders: dict, ids: Tensor, family: str):
+    lm = load(str(folders[family]), dtype=torch.float64, device="cpu")
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.randn(*ids.shape, lm.info.d_vocab, dtype=torch.float64, generator=generator)
+
+    def metric(logits: Tensor) -> Tensor:
+        return (logits.log_softmax(-1) * weights).sum()
+
+    for site in (Site(kind, LAYER) for kind in kinds(lm)):
+        direction = torch.randn(*ids.shape, 16, dtype=torch.float64, generator=generator)
+        ends = []
+        for step in (direction / 1000, -direction / 1000):  # large enough for the norms, which compute in float32
+            with lm.replace(site, lambda x, step=step: x + step):
+                ends.append(metric(lm.logits(ids)).item())
+        slope = lm.gradient(ids, site, metric)
+        assert (slope * direction).sum().item() == pytest.approx((ends[0] - ends[1]) * 500, rel=5e-3), site
+
+
+def test_a_gradient_leaves_nothing_behind(tiny: LanguageModel, ids: Tensor):
+    site, before = Site("mlp_out", 0), tiny.logits(ids)
+    slope = tiny.gradient(ids, site, lambda logits: logits[..., 3].sum())
+    assert slope.shape == tiny.read(ids, [site])[site].shape
+    assert slope.count_nonzero() > 0
+    assert not slope.requires_grad
+    assert not before.requires_grad
+    assert torch.equal(tiny.logits(ids), before)
+    assert all(parameter.grad is None for parameter in tiny.model.parameters())
+
+
 # --- what is refused
 
 

@@ -4,6 +4,7 @@ lm = load("openai-community/gpt2")
 x = lm.read(tokens, [Site("mlp_in", 8)])[Site("mlp_in", 8)]      # stops after layer 8's norm
 with lm.replace(Site("mlp_out", 8), lambda mlp_out: reconstruction):
     logits = lm.logits(tokens)
+slope = lm.gradient(tokens, Site("mlp_out", 8), lambda logits: logits[..., 262].sum())
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -44,7 +45,7 @@ class Vocabulary(NamedTuple):
 
 
 class LanguageModel:
-    """A causal language model of one of the known families, in evaluation mode and without gradients.
+    """A causal language model of one of the known families, in evaluation mode and with fixed weights.
 
     `bos`: the id that begins every window, None if this model wants none. `separator`: the id between
     documents.
@@ -69,6 +70,8 @@ class LanguageModel:
         """The bytes that each id of the vocabulary stands for."""
         return token_bytes(self.tokenizer)
 
+    # no_grad and not inference_mode: coders are trained on these tensors
+    @torch.no_grad()
     def read(
         self, tokens: Integer[Tensor, "batch position"], sites: Iterable[Site]
     ) -> dict[Site, Float[Tensor, "batch position d"]]:
@@ -121,18 +124,34 @@ class LanguageModel:
                 attached.callback(handle.remove)
             yield
 
+    @torch.no_grad()
     def logits(self, tokens: Integer[Tensor, "batch position"]) -> Float[Tensor, "batch position vocab"]:
         """Next-token logits at every position."""
         with self._lock:
             return self._forward(tokens).logits
+
+    @torch.enable_grad()
+    def gradient(
+        self, tokens: Integer[Tensor, "batch position"], site: Site, metric: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "batch position d"]:
+        """∂ metric / ∂ activation at `site`: to first order, what a small change there does to the metric.
+
+        `metric`: logits, [batch, position, vocab] → one number. Within `replace`, of the model so changed.
+        """
+        leaves: list[Tensor] = []
+
+        def shifted(x: Tensor) -> Tensor:
+            leaves.append(torch.zeros_like(x, requires_grad=True))
+            return x + leaves[0]
+
+        with self.replace(site, shifted):
+            return torch.autograd.grad(metric(self._forward(tokens).logits), leaves)[0]
 
     def tokens(self, text: str) -> Int[Tensor, "1 position"]:
         """`text` as it stands at the head of a window: after BOS, if this model wants one."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return torch.tensor([ids if self.bos is None else [self.bos, *ids]], device=self.device)
 
-    # no_grad and not inference_mode: coders are trained on these tensors
-    @torch.no_grad()
     def _forward(self, tokens: Integer[Tensor, "batch position"]) -> Any:
         if tokens.ndim != 2 or tokens.shape[1] > self.info.context:
             raise MatryoshkaError(

@@ -1,0 +1,237 @@
+"""What features do to the model's predictions: all ranked to first order, some of every ring really ablated.
+
+    1. the attribution of every latent on all windows, one backward pass each          (evaluation/attribution.py)
+    2. a sample of living features ablated in a few windows, beside changes that are as large  (evaluation/ablation.py)
+    3. the ranking of 1 against what 2 found in the same windows
+
+Scores of a prefix are means over its living features: a sampled one stands for living / sampled of its ring.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from matryoshka.data.tokens import Windows
+from matryoshka.evaluation.ablation import (
+    ABLATED,
+    AFTER,
+    MATCHED,
+    ON,
+    RANDOM,
+    WINDOWS,
+    Effects,
+    Sample,
+    ablate,
+    draw_sample,
+    draw_trials,
+    rings,
+)
+from matryoshka.evaluation.attribution import Attribution, attribute
+from matryoshka.evaluation.placed import Placed, Progress, silent
+from matryoshka.evaluation.scores import Measure, Result, Score, score
+from matryoshka.lm.model import LanguageModel
+
+AS_LARGE = "an equal change along the decoder row of another feature that fires as often"
+KL_RATIO = Measure(
+    "ablation KL over random",
+    "higher",
+    "Σ_f KL(ablated) / Σ_f KL(random): how much more taking a_f W_dec[f] off where a feature fires changes the"
+    " next-token distribution than a change of the same size in a random direction.",
+    unit="feature",
+    null=AS_LARGE,
+    paired=False,
+)
+KL_ON = Measure(
+    "ablation KL (mnat)",
+    "neither",
+    "KL(clean ‖ ablated) of the next token in thousandths of a nat: mean over the tokens that a feature fires on, then"
+    " over features.",
+    unit="feature",
+    null=AS_LARGE,
+    paired=False,
+    headline=False,
+)
+CE_ON = Measure(
+    "ablation ΔCE (mnat)",
+    "neither",
+    "CE(ablated) − CE(clean) of the next token in thousandths of a nat: mean over the tokens that a feature fires on,"
+    " then over features.",
+    unit="feature",
+    null=AS_LARGE,
+    paired=False,
+    headline=False,
+)
+RANKING = Measure(
+    "attribution rank correlation",
+    "higher",
+    "Spearman's ρ over features between Σ −a_f ⟨∂CE/∂y, W_dec[f]⟩ and the ΔCE that ablating the feature really has in"
+    " the same windows.",
+    unit="feature",
+    null="what one in twenty permutations of the features reaches",
+    paired=False,
+)
+KL_AFTER = Measure(
+    "ablation KL after (mnat)",
+    "neither",
+    "The same KL: mean over the tokens behind its first firing in a window that a feature does not fire on, then over"
+    " features.",
+    unit="feature",
+    null=AS_LARGE,
+    paired=False,
+    headline=False,
+)
+CE_AFTER = Measure(
+    "ablation ΔCE after (mnat)",
+    "neither",
+    "The same ΔCE: mean over the tokens behind its first firing in a window that a feature does not fire on, then over"
+    " features.",
+    unit="feature",
+    null=AS_LARGE,
+    paired=False,
+    headline=False,
+)
+MEASURES = (KL_RATIO, KL_ON, CE_ON, RANKING, KL_AFTER, CE_AFTER)
+
+PERMUTATIONS = 1000
+RANKED = 3
+"""Features that a correlation needs, at least."""
+SHOWN = 10
+"""Features at either end of the ranking, in the details."""
+
+
+def intervention(
+    lm: LanguageModel, windows: Windows, placed: Placed, tokens: int, progress: Progress = silent
+) -> Result:
+    """Effects of ablated features, and how well attribution foretells them; `progress` counts windows.
+
+    Details: both ends of the ranking of all features, the numbers of every ablated one, the other nulls.
+    Raises NotMeasurable if no feature fires.
+    """
+    placed = placed._replace(coder=placed.coder.fold().eval())
+    widths, generator = placed.coder.config.widths, np.random.default_rng(0)
+    attribution = attribute(lm, windows, placed, tokens, progress)
+    sample = draw_sample(attribution.fired, widths, generator)
+    trials = draw_trials(attribution, sample, windows, generator)
+    effects = ablate(lm, windows, placed, attribution, sample, trials, generator, progress)
+    details = {
+        "windows": len(attribution.windows),
+        "windows_a_feature": WINDOWS,
+        "rings": _ring_counts(attribution, sample, widths),
+        **_other_nulls(sample, effects, widths),
+        "attribution": _ends(attribution, widths),
+        "ablated": list(_each_ablated(sample, effects)),
+    }
+    return Result(tuple(_scores(sample, effects, widths)), details)
+
+
+def _scores(sample: Sample, effects: Effects, widths: Sequence[int]) -> Iterator[Score]:
+    kl, ce = (1000 * each / np.maximum(1, effects.positions) for each in (effects.kl, effects.ce))
+    for width in widths:
+        inside = sample.features < width
+        for measure, means, place in ((KL_ON, kl, ON), (CE_ON, ce, ON), (KL_AFTER, kl, AFTER), (CE_AFTER, ce, AFTER)):
+            used = inside & (effects.positions[:, place] > 0)
+            ablated, matched, _ = means[:, used, place] * sample.weight[used]
+            yield _against(measure, width, sample.features[used], ablated, sample.weight[used], matched)
+        ablated, matched, random = kl[:, inside, ON] * sample.weight[inside]
+        yield _against(KL_RATIO, width, sample.features[inside], ablated, random, matched)
+        yield _ranking(sample, effects, width)
+
+
+def _against(
+    measure: Measure, width: int, features: np.ndarray, above: np.ndarray, below: np.ndarray, null: np.ndarray
+) -> Score:
+    return score(measure, width, features, above, below, null.sum() / below.sum() if len(features) else None)
+
+
+def _ranking(sample: Sample, effects: Effects, width: int) -> Score:
+    used = sample.features < width
+    if used.sum() < RANKED:
+        return score(RANKING, width, [], [])
+    predicted, exact, weight = effects.predicted[used], effects.exact[used], sample.weight[used]
+    generator = np.random.default_rng(0)
+    chance = [rank_correlation(predicted, generator.permutation(exact), weight) for _ in range(PERMUTATIONS)]
+    products, squares = _rank_terms(predicted, exact, weight)
+    return score(RANKING, width, sample.features[used], products, squares, float(np.quantile(chance, 0.95)))
+
+
+def rank_correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"]) -> float:
+    """Spearman's ρ of a population in which each of n pairs stands for `weight` ones."""
+    products, squares = _rank_terms(a, b, weight)
+    return float(products.sum() / squares.sum())
+
+
+def _rank_terms(
+    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """ρ as a ratio of sums over pairs: Σ w r s / Σ w (r² + s²) / 2 of their standard ranks r and s."""
+    r, s = _standard_ranks(a, weight), _standard_ranks(b, weight)
+    return weight * r * s, weight * (r**2 + s**2) / 2
+
+
+def _standard_ranks(values: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Ranks, each in the middle of its value's weight, of weighted mean 0 and variance 1."""
+    order, rank = np.argsort(values, kind="stable"), np.empty(len(values))
+    rank[order] = np.cumsum(weight[order]) - weight[order] / 2
+    rank -= np.average(rank, weights=weight)
+    return rank / np.sqrt(np.average(rank**2, weights=weight))
+
+
+# --- details
+
+
+def _ring_counts(attribution: Attribution, sample: Sample, widths: Sequence[int]) -> list[dict[str, int]]:
+    silent = attribution.fired == 0
+    ablated = np.isin(np.arange(len(silent)), sample.features)
+    return [
+        {"latents": end - first, "silent": int(silent[first:end].sum()), "ablated": int(ablated[first:end].sum())}
+        for first, end in rings(widths)
+    ]
+
+
+def _other_nulls(sample: Sample, effects: Effects, widths: Sequence[int]) -> dict[str, list[float | None]]:
+    """By prefix: KL of random directions, and the correlations that the ranking is to be compared with."""
+    random = 1000 * effects.kl[RANDOM, :, ON] / effects.positions[:, ON]
+
+    def by_width(value: Callable[[Bool[np.ndarray, " n"]], float]) -> list[float | None]:
+        used = [sample.features < width for width in widths]
+        return [float(value(each)) if each.sum() >= RANKED else None for each in used]
+
+    return {
+        "kl_random_mnat": by_width(lambda used: np.average(random[used], weights=sample.weight[used])),
+        "pearson": by_width(lambda used: np.corrcoef(effects.predicted[used], effects.exact[used])[0, 1]),
+        "rank_correlation_of_size": by_width(
+            lambda used: rank_correlation(effects.size[used], effects.exact[used], sample.weight[used])
+        ),
+    }
+
+
+def _ends(attribution: Attribution, widths: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+    """The features without which the model would predict worst, and best, to first order on all windows; in nats."""
+    fired, total = attribution.fired, attribution.total
+    order = np.argsort(total, kind="stable")
+    order = order[fired[order] > 0]
+    number = np.arange(len(fired))
+    ring = np.searchsorted(widths, number, side="right")
+    columns = {"feature": number, "ring": ring, "effect": total, "size": attribution.size, "firing": fired}
+
+    def rows(features: Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
+        return [{name: column[feature].item() for name, column in columns.items()} for feature in features]
+
+    return {"top": rows(order[::-1][:SHOWN]), "bottom": rows(order[:SHOWN])}
+
+
+def _each_ablated(sample: Sample, effects: Effects) -> Iterator[dict[str, Any]]:
+    """The numbers of each feature of the sample, over the windows that it was ablated in."""
+    kl = 1000 * effects.kl[:, :, ON] / effects.positions[:, ON]
+    for i, feature in enumerate(sample.features.tolist()):
+        yield {
+            "feature": feature,
+            "firing": int(effects.positions[i, ON]),
+            "kl_mnat": float(kl[ABLATED, i]),
+            "kl_matched_mnat": float(kl[MATCHED, i]),
+            "kl_random_mnat": float(kl[RANDOM, i]),
+            "ce": float(effects.exact[i]),
+            "ce_to_first_order": float(effects.predicted[i]),
+        }
