@@ -407,8 +407,8 @@ def test_foreign_files(path: Path) -> None:
 
 def test_a_newer_store(path: Path, store: FeatureStore) -> None:
     with sqlite3.connect(path) as db:
-        db.execute("PRAGMA user_version = 2")
-    assert "features of version 2, this matryoshka reads version 1" in refusal(path, lambda: FeatureStore(path))
+        db.execute("PRAGMA user_version = 3")
+    assert "features of version 3, this matryoshka reads versions 1 to 2" in refusal(path, lambda: FeatureStore(path))
 
 
 @pytest.mark.parametrize(
@@ -420,6 +420,7 @@ def test_a_newer_store(path: Path, store: FeatureStore) -> None:
         "UPDATE about SET json = x'ff'",
         "DROP TABLE details",
         "DROP TABLE search",
+        "DROP TABLE explanations",
         "DELETE FROM windows WHERE id = 50",
         "DELETE FROM vocabulary WHERE id > 20",
         "DELETE FROM details WHERE id = 30",

@@ -190,6 +190,26 @@ def test_labels_and_notes_are_kept_and_are_only_text(page: Page, address: str, r
     shown(page, "labelled")
 
 
+def test_an_explanation_is_a_name_until_there_is_a_label(page: Page, address: str, run: Run) -> None:
+    run.features.explain({11: (f"fires on {NASTY}", "gpt-x"), 12: ("the token “of” (AUC 0.91)", "rule")})
+    page.goto(f"{address}#/0/11")
+    expect(page.locator("h1")).to_contain_text("fires on <script>alert(1)</script>")
+    expect(page.locator(".explained")).to_have_text("Named by gpt-x")
+    page.goto(f"{address}#/0/12")
+    expect(page.locator(".explained")).to_have_text("Named by the rule that tells best where it fires")
+    run.features.annotate(12, "mine")
+    page.goto(f"{address}#/0?q=0.91")
+    page.reload()
+    expect(page.locator(".rows .row")).to_have_count(1)
+    expect(page.locator(".rows .row a")).to_have_text("mine")
+    page.goto(f"{address}#/0/12")
+    expect(page.locator("h1")).to_contain_text("mine")
+    expect(page.locator(".explained")).to_have_text(
+        "the token “of” (AUC 0.91) (the rule that tells best where it fires)"
+    )
+    shown(page, "explained")
+
+
 def test_a_text_of_ones_own(page: Page, address: str) -> None:
     page.goto(f"{address}#/0/try")
     page.get_by_role("textbox", name="Text").fill(f"The people of the United States {NASTY}")

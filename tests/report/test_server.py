@@ -130,8 +130,8 @@ def test_a_card_is_what_the_page_expects(store: FeatureStore) -> None:
     assert list(card["children"][0]) == ["index", "ring", "name", "given_this", "given_other", "lift"]
     assert "logits_why" not in card
     assert set(card) == {
-        "index", "ring", "label", "note", "summary", "flags", "statistics", "histogram", "top_tokens", "groups",
-        "logits", "cosine", "coactive", "parents", "children",
+        "index", "ring", "label", "note", "explanation", "explained_by", "summary", "flags", "statistics", "histogram",
+        "top_tokens", "groups", "logits", "cosine", "coactive", "parents", "children",
     }  # fmt: skip
 
 

@@ -130,6 +130,10 @@ class Feature:
     label: str
     """The user's own; "" if none."""
     note: str
+    explanation: str
+    """A program's; "" if none."""
+    explained_by: str
+    """"rule", or the chat model's name."""
     summary: str
     """Made of its top tokens; "" if silent."""
     flags: list[str]
@@ -145,6 +149,11 @@ class Feature:
     """Of earlier rings, firing on most of its tokens: candidates by coverage."""
     children: list[Partner]
     """Of later rings, whose candidate parent this one is."""
+
+    @property
+    def name(self) -> str:
+        """What it is called: by its reader, or else by a program, or else by its tokens; "" if silent."""
+        return self.label or self.explanation or self.summary
 
 
 def edges(least: float, greatest: float) -> Float[np.ndarray, " bins_plus_1"]:

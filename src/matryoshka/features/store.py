@@ -6,10 +6,13 @@
     windows       the tokens of the windows that examples lie in
     vocabulary    the bytes of each token
     parents       (child, parent, coverage)
-    annotations   the user's labels and notes: all that is ever changed
-    search        full-text index (trigrams) over tokens, summaries, labels and notes
+    annotations   the user's labels and notes
+    explanations  a program's words on a feature, and whose they are; no reader's label is ever touched by them
+    search        full-text index (trigrams) over tokens, summaries, labels, notes and explanations
 
-This is the only file with SQL in it. A store is written under a temporary name and renamed when it is whole.
+This is the only file with SQL in it. A store is written under a temporary name and renamed when it is whole; after that
+only annotations and explanations change. A store of version 1, which knew no explanations, reads as one that has none,
+and becomes one of version 2 at its first change.
 """
 
 import json
@@ -41,8 +44,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 APPLICATION = 0x4D747279  # "Mtry" in the file's header
-VERSION = 1
-SCHEMA = """
+VERSION, OLDEST = 2, 1
+EXPLANATIONS = "explanations (id INTEGER PRIMARY KEY, text TEXT NOT NULL, author TEXT NOT NULL)"
+SCHEMA = f"""
 CREATE TABLE about (json TEXT NOT NULL);
 CREATE TABLE features (
     id INTEGER PRIMARY KEY, ring INTEGER, count INTEGER, density REAL, mean REAL, mean_square REAL, max REAL,
@@ -54,11 +58,14 @@ CREATE TABLE vocabulary (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
 CREATE TABLE parents (child INTEGER, parent INTEGER, coverage REAL, PRIMARY KEY (child, parent)) WITHOUT ROWID;
 CREATE INDEX children ON parents (parent);
 CREATE TABLE annotations (id INTEGER PRIMARY KEY, label TEXT NOT NULL, note TEXT NOT NULL);
+CREATE TABLE {EXPLANATIONS};
 CREATE VIRTUAL TABLE search USING fts5 (text, tokenize = 'trigram');
 """
 STATISTICS = ("ring", "count", "density", "mean", "mean_square", "max", "entropy", "first", "cosine")
 """What features can be sorted by, besides their index."""
 LABEL_LENGTH, NOTE_LENGTH = 200, 20_000
+EXPLANATION_LENGTH = 1000
+"""What is longer is cut."""
 DAMAGE = (sqlite3.DatabaseError, zlib.error, ArithmeticError, LookupError, TypeError, ValueError)
 """What reading a file raises whose bytes have changed."""
 CIRCUMSTANCES = {
@@ -116,7 +123,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Brief:
-    """A few words on a feature: `name` is its label, or else its summary."""
+    """A few words on a feature: `name` is its label, or else its explanation, or else its summary."""
 
     ring: int
     count: int
@@ -125,7 +132,7 @@ class Brief:
 
 
 class FeatureStore:
-    """An open store. Reading is safe from several threads; `annotate` is the only method that changes it."""
+    """An open store. Reading is safe from several threads; `annotate` and `explain` are what changes it."""
 
     def __init__(self, path: str | Path) -> None:
         """Open the store at `path`. Raises MatryoshkaError if there is none, or a damaged one, or a newer."""
@@ -146,11 +153,13 @@ class FeatureStore:
         application, version = self._one("PRAGMA application_id")[0], self._one("PRAGMA user_version")[0]
         if application != APPLICATION:
             raise MatryoshkaError(f"{self.path}: not a store of features (a database of something else)")
-        if version != VERSION:
+        if not OLDEST <= version <= VERSION:
             raise MatryoshkaError(
-                f"{self.path}: features of version {version}, this matryoshka reads version {VERSION};"
+                f"{self.path}: features of version {version}, this matryoshka reads versions {OLDEST} to {VERSION};"
                 " collect them anew with: matryoshka features RUN --overwrite"
             )
+        if version == OLDEST:  # until the first change, nothing is explained
+            self._db.execute(f"CREATE TEMP TABLE {EXPLANATIONS}")
         self.about = About.model_validate_json(self._one("SELECT json FROM about")[0])
         self._length = self._one("SELECT count(*) FROM features")[0]
         file = os.stat(self.path)
@@ -179,12 +188,13 @@ class FeatureStore:
 
     def columns(self) -> dict[str, list]:
         """One list a column, one entry a feature: `index`, STATISTICS, `flags` (bits, in the order of FLAGS),
-        `summary`, `tokens`, `label`, `note`."""
-        names = ["index", *STATISTICS, "flags", "summary", "tokens", "label", "note"]
+        `summary`, `tokens`, `label`, `note`, `explanation`."""
+        names = ["index", *STATISTICS, "flags", "summary", "tokens", "label", "note", "explanation"]
         columns: dict[str, list] = {name: [] for name in names}
         query = (
-            f"SELECT features.id, {', '.join(STATISTICS)}, flags, summary, tokens, ifnull(label, ''), ifnull(note, '')"
-            " FROM features LEFT JOIN annotations USING (id) ORDER BY features.id"
+            f"SELECT features.id, {', '.join(STATISTICS)}, flags, summary, tokens, ifnull(label, ''), ifnull(note, ''),"
+            " ifnull(text, '') FROM features LEFT JOIN annotations USING (id) LEFT JOIN explanations USING (id)"
+            " ORDER BY features.id"
         )
         with self._lock, self._refuse_damage():
             cursor = self._db.execute(query)
@@ -215,7 +225,7 @@ class FeatureStore:
             return [i for (i,) in self._all(f"SELECT id FROM features ORDER BY {by} IS NULL, {by} {direction}, id")]
 
     def search(self, text: str) -> list[int]:
-        """The features in whose top tokens, summary, label or note `text` occurs, whatever its case."""
+        """The features in whose top tokens, summary, label, note or explanation `text` occurs, whatever its case."""
         folded = _searchable(text)
         with self._refuse_damage():
             if len(folded) < 3:  # shorter than what the index knows
@@ -235,9 +245,7 @@ class FeatureStore:
         for name, given, most in (("label", label, LABEL_LENGTH), ("note", note, NOTE_LENGTH)):
             if given is not None and len(given) > most:
                 raise MatryoshkaError(f"feature {index}: a {name} of {len(given):,} characters; at most {most:,}")
-        with self._lock, self._refuse_damage(), self._db:
-            self._db.execute("BEGIN IMMEDIATE")  # before it is read what is there: no other process writes in between
-            self._refuse_replaced()
+        with self._changing():
             old = self._all("SELECT label, note FROM annotations WHERE id = ?", index) or [("", "")]
             new = (
                 old[0][0] if label is None else well_formed(label).strip(),
@@ -246,14 +254,51 @@ class FeatureStore:
             _annotate(self._db, index, *new)
         return new
 
-    def _refuse_replaced(self) -> None:
-        if not self.path.exists() or os.stat(self.path).st_ino != self._inode:
-            raise MatryoshkaError(f"{self.path}: has been replaced since it was opened; open it again to change it")
+    def explain(self, explanations: Mapping[int, tuple[str, str]]) -> None:
+        """Set the explanations of features, each with its author ("rule", a chat model's name); "" removes one.
+
+        All of them or none. Labels and notes stay as they are. Raises MatryoshkaError as `annotate` does.
+        """
+        checked = {self._check(index): found for index, found in explanations.items()}
+        with self._changing():
+            for index, (text, author) in checked.items():
+                _explain(self._db, index, well_formed(text).strip()[:EXPLANATION_LENGTH], well_formed(author))
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """A transaction that no other process writes in between."""
+        with self._lock, self._refuse_damage(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            if not self.path.exists() or os.stat(self.path).st_ino != self._inode:
+                raise MatryoshkaError(f"{self.path}: has been replaced since it was opened; open it again to change it")
+            if self._one("PRAGMA user_version")[0] == OLDEST:
+                self._db.execute(f"CREATE TABLE main.{EXPLANATIONS}")
+                self._db.execute(f"PRAGMA user_version = {VERSION}")
+            self._db.execute("DROP TABLE IF EXISTS temp.explanations")
+            yield
+
+    def explanations(self) -> dict[int, tuple[str, str]]:
+        """(text, author) of the features that have one."""
+        with self._refuse_damage():
+            return {i: (text, author) for i, text, author in self._all("SELECT id, text, author FROM explanations")}
 
     def annotations(self) -> dict[int, tuple[str, str]]:
         """(label, note) of the features that have any."""
         with self._refuse_damage():
             return {i: (label, note) for i, label, note in self._all("SELECT id, label, note FROM annotations")}
+
+    def windows(self, numbers: Iterable[int]) -> dict[int, list[int]]:
+        """The tokens of windows that examples lie in, by their numbers."""
+        query = "SELECT id, tokens FROM windows WHERE id IN (SELECT value FROM json_each(?))"
+        with self._refuse_damage():
+            found = self._all(query, json.dumps(list(map(int, numbers))))
+            return {i: np.frombuffer(zlib.decompress(blob), "<u4").tolist() for i, blob in found}
+
+    @property
+    def vocabulary(self) -> list[bytes]:
+        """The bytes of each token."""
+        with self._refuse_damage():
+            return self._vocabulary[0]
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """The text of each token of a sequence. Raises MatryoshkaError for one that the vocabulary has not."""
@@ -277,8 +322,8 @@ class FeatureStore:
         """A few words on each feature. Raises MatryoshkaError if there is none of one of these numbers."""
         wanted = [self._check(i) for i in indices]
         query = (
-            "SELECT features.id, ring, count, max, CASE WHEN ifnull(label, '') = '' THEN summary ELSE label END"
-            " FROM features LEFT JOIN annotations USING (id)"
+            "SELECT features.id, ring, count, max, coalesce(nullif(label, ''), text, summary)"
+            " FROM features LEFT JOIN annotations USING (id) LEFT JOIN explanations USING (id)"
             " WHERE features.id IN (SELECT value FROM json_each(?))"
         )
         with self._refuse_damage():
@@ -295,6 +340,7 @@ class FeatureStore:
             f"SELECT {', '.join(STATISTICS)}, flags, summary FROM features WHERE id = ?", index
         )
         note = self._all("SELECT label, note FROM annotations WHERE id = ?", index)
+        explained = self._all("SELECT text, author FROM explanations WHERE id = ?", index)
         arrays = details.unpack(self._one("SELECT arrays FROM details WHERE id = ?", index)[0])
         parents = self._all("SELECT parent, coverage FROM parents WHERE child = ?", index)
         children = self._all("SELECT child, coverage FROM parents WHERE parent = ?", index)
@@ -311,6 +357,8 @@ class FeatureStore:
             ring=ring,
             label=note[0][0] if note else "",
             note=note[0][1] if note else "",
+            explanation=explained[0][0] if explained else "",
+            explained_by=explained[0][1] if explained else "",
             summary=summary,
             flags=[name for i, name in enumerate(FLAGS) if flags >> i & 1],
             statistics=Statistics(density, count, mean, square, largest, entropy, first),
@@ -328,9 +376,7 @@ class FeatureStore:
         return alone(self._vocabulary[0][number])
 
     def _windows(self, numbers: Iterable[int]) -> dict[int, list[str]]:
-        query = "SELECT id, tokens FROM windows WHERE id IN (SELECT value FROM json_each(?))"
-        found = self._all(query, json.dumps(list(numbers)))
-        return {i: self.pieces(np.frombuffer(zlib.decompress(blob), "<u4").tolist()) for i, blob in found}
+        return {i: self.pieces(tokens) for i, tokens in self.windows(numbers).items()}
 
     def _one(self, query: str, *values: object) -> tuple:
         return self._all(query, *values)[0]
@@ -411,8 +457,26 @@ def _annotate(db: sqlite3.Connection, index: int, label: str, note: str) -> None
     db.execute("DELETE FROM annotations WHERE id = ?", (index,))
     if label or note:
         db.execute("INSERT INTO annotations VALUES (?, ?, ?)", (index, label, note))
-    made = db.execute("SELECT tokens, summary FROM features WHERE id = ?", (index,)).fetchone()
-    db.execute("UPDATE search SET text = ? WHERE rowid = ?", (_searchable(*made, label, note), index))
+    _index(db, index)
+
+
+def _explain(db: sqlite3.Connection, index: int, text: str, author: str) -> None:
+    """Make this a feature's explanation, and let it be found."""
+    db.execute("DELETE FROM explanations WHERE id = ?", (index,))
+    if text:
+        db.execute("INSERT INTO explanations VALUES (?, ?, ?)", (index, text, author))
+    _index(db, index)
+
+
+def _index(db: sqlite3.Connection, index: int) -> None:
+    """Let a feature be found by all words on it."""
+    queries = (
+        "SELECT tokens, summary FROM features WHERE id = ?",
+        "SELECT label, note FROM annotations WHERE id = ?",
+        "SELECT text FROM explanations WHERE id = ?",
+    )
+    words = [word for query in queries for row in db.execute(query, (index,)) for word in row]
+    db.execute("UPDATE search SET text = ? WHERE rowid = ?", (_searchable(*words), index))
 
 
 def _decoded(token: bytes) -> str | None:

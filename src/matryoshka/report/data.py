@@ -18,7 +18,7 @@ WEB = Path(__file__).parent / "web"
 SHARD = 64
 """Features in one file of a static page."""
 NUMBERS = ("density", "mean", "max", "entropy", "first", "cosine")
-TEXTS = ("summary", "tokens", "label", "note")
+TEXTS = ("summary", "tokens", "label", "note", "explanation")
 NO_PATH = (
     "None: what is written here, {site}, is not added to the residual stream, so it reaches the logits only through"
     " the rest of its block."

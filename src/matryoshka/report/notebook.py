@@ -46,7 +46,7 @@ class Card:
 
     def __repr__(self) -> str:
         feature = self.feature
-        name = printable(feature.label) or feature.summary or "never fires"
+        name = printable(feature.name) or "never fires"
         lines = [f"feature {self.index}, ring {feature.ring}: {name} (density {feature.statistics.density:.3%})"]
         for example in (example for group in feature.groups[:1] for example in group.examples[:5]):
             around = slice(max(0, example.peak - 12), example.peak + 6)

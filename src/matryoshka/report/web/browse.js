@@ -10,7 +10,7 @@ var matryoshka = window.matryoshka || {};
     index: "index", ring: "ring", density: "density", max: "maximum", mean: "mean", entropy: "entropy",
     first: "share at document start", cosine: "decoder cosine",
   };
-  const SEARCH = "Search tokens, labels and notes";
+  const SEARCH = "Search tokens, labels, notes and explanations";
 
   function facts(overview) {
     const { widths, tokens, tokens_left_out: out } = overview;

@@ -217,10 +217,12 @@ var matryoshka = window.matryoshka || {};
   function head(card, overview, heading) {
     const { widths } = overview;
     const nested = widths.length > 1;
-    const name = card.label || card.summary;
+    const name = card.label || card.explanation || card.summary;
     const flag = (each) => el("li", {}, el("b", {}, each), ` ${overview.flags[each]}`);
-    const from = card.summary && (card.label ? ["Top tokens ", el("bdi", {}, reveal(card.summary))]
+    const from = card.summary && (name !== card.summary ? ["Top tokens ", el("bdi", {}, reveal(card.summary))]
       : "No label yet: named by its top tokens");
+    const by = card.explained_by === "rule" ? "the rule that tells best where it fires" : card.explained_by;
+    const explained = card.explanation && (card.label ? [el("bdi", {}, reveal(card.explanation)), ` (${by})`] : `Named by ${by}`);
     return el("header", { class: "card-head" },
       nested && rings(widths, { size: 64, chosen: (ring) => ring === card.ring, holding: (ring) => ring > card.ring }),
       el("div", { class: "naming" },
@@ -228,6 +230,7 @@ var matryoshka = window.matryoshka || {};
           el("span", { class: "eyebrow" }, `Feature ${card.index}`), " ",
           el("span", { class: "name" }, name ? el("bdi", {}, reveal(name)) : "no label")),
         el("p", { class: "from" }, from),
+        explained && el("p", { class: "explained" }, explained),
         card.flags.length > 0 && el("ul", { class: "flags", "aria-label": "Flags" }, card.flags.map(flag)),
         card.note && el("p", { class: "note" }, prose(card.note))),
       nested && place(card, widths));

@@ -117,8 +117,8 @@ var matryoshka = window.matryoshka || {};
     }
 
     text(i) {
-      const { label, note, summary, tokens } = this.overview.columns;
-      return `${label[i]}\n${note[i]}\n${summary[i]}\n${tokens[i]}`.toLowerCase();
+      const { label, note, explanation, summary, tokens } = this.overview.columns;
+      return [label, note, explanation, summary, tokens].map((column) => column[i]).join("\n").toLowerCase();
     }
 
     // The lower-case texts, made at the first search; `refresh` after the reader has written a label.
@@ -154,7 +154,8 @@ var matryoshka = window.matryoshka || {};
     }
 
     nameOf(i) {
-      return this.overview.columns.label[i] || this.overview.columns.summary[i];
+      const { label, explanation, summary } = this.overview.columns;
+      return label[i] || explanation[i] || summary[i];
     }
   }
 

@@ -1,0 +1,202 @@
+"""Explanations by a chat model, and how well they tell where the features fire on text the model has not seen.
+
+    1. features: a seeded sample of some per ring that are alive, or a list
+    2. evidence of each: contexts to explain by, and contexts of other documents to test on     (features/trials.py)
+    3. what it will cost, and whether to go on
+    4. one explanation each, into the store beside the reader's labels                          (features/prompts.py)
+    5. detection and fuzzing with it (Paulo et al. 2024), and with another feature's explanation on the same contexts
+    6. balanced accuracy = (TPR + TNR) / 2 of each feature, its mean for every prefix            (features/scoring.py)
+
+Every answer lies in the cache (features/endpoint.py): a second call asks nothing, one after a kill asks for the rest.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation.placed import Placed, Progress, silent
+from matryoshka.evaluation.scores import NotMeasurable, Result
+from matryoshka.features import prompts
+from matryoshka.features.endpoint import Cost, Endpoint, Messages
+from matryoshka.features.scoring import Explained, Judged, Test, failed, scores, table
+from matryoshka.features.store import FeatureStore
+from matryoshka.features.trials import LEAST, Evidence, Trial, evidence, silence
+from matryoshka.lm.model import LanguageModel
+
+TESTS: dict[Test, Callable[[str, Sequence[Trial]], Messages]] = {"detection": prompts.detect, "fuzzing": prompts.fuzz}
+
+
+class Wanted(NamedTuple):
+    """Which features: those of `features`, or `per_ring` living ones of each ring."""
+
+    features: Sequence[int] | None = None
+    per_ring: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be asked about which features."""
+
+    store: FeatureStore
+    endpoint: Endpoint
+    wanted: Wanted
+    chosen: list[int]
+    shown: list[Evidence]
+    """Of those that can be explained and tested."""
+
+    @property
+    def too_few(self) -> list[int]:
+        """The others: they have fewer contexts than LEAST of some kind."""
+        return sorted(set(self.chosen) - {each.index for each in self.shown})
+
+    @property
+    def for_explanations(self) -> dict[Messages, Callable[[str], str]]:
+        """The questions that are asked first."""
+        return {prompts.explain(each.training): prompts.read_explanation for each in self.shown}
+
+    def for_judgements(
+        self, texts: Mapping[int, str], others: Mapping[int, str | None]
+    ) -> dict[Messages, Callable[[str], list[bool]]]:
+        """All tests of all explanations, the feature's own and the other's."""
+        return {
+            TESTS[test](text, batch): prompts.read_judgements(len(batch))
+            for each in self.shown
+            for test in TESTS
+            for text in (texts.get(each.index), others.get(each.index))
+            if text is not None
+            for batch in _batches(getattr(each, test))
+        }
+
+    @property
+    def cost(self) -> Cost:
+        """Of what is not in the cache; judgements of explanations that are not known yet with one as long as may be."""
+        texts = {}
+        for each in self.shown:
+            known, text = self.endpoint.known(prompts.explain(each.training), prompts.read_explanation)
+            if text is not None or not known:
+                texts[each.index] = text or f"{each.index}".ljust(prompts.LONGEST_EXPLANATION, "x")
+        parts = self.for_explanations, self.for_judgements(texts, _others(texts, self.wanted.seed))
+        return Cost(*map(sum, zip(*(self.endpoint.cost(part) for part in parts), strict=True)))
+
+
+def prepare(
+    store: FeatureStore,
+    lm: LanguageModel,
+    placed: Placed,
+    endpoint: Endpoint,
+    wanted: Wanted = Wanted(),  # noqa: B008
+    progress: Progress = silent,
+) -> Plan:
+    """What explaining features of `store` will ask. `placed`: the folded coder that the store is of; with `lm` it says
+    where a feature does not fire. `progress(done, total)` counts the windows that it reads for that.
+
+    Raises NotMeasurable where no feature has enough contexts, MatryoshkaError where nothing could be asked.
+    """
+    endpoint.check()
+    chosen = choose(store, wanted)
+    known = silence(store, lm, placed, chosen, wanted.seed, progress)
+    shown = [each for index in chosen if _enough(each := evidence(store[index], known, wanted.seed))]
+    if not shown:
+        raise NotMeasurable(
+            f"{store.path}: none of {len(chosen)} features has {LEAST} contexts to explain it by, and {LEAST} where it"
+            " fires and where it does not in other documents; collect features from more --tokens"
+        )
+    return Plan(store, endpoint, wanted, chosen, shown)
+
+
+def choose(store: FeatureStore, wanted: Wanted) -> list[int]:
+    """The features that are wanted, ascending. Raises MatryoshkaError for one that never fired."""
+    count, ring = (np.array(store.columns()[name]) for name in ("count", "ring"))
+    if wanted.features is not None:
+        store.brief(wanted.features)  # refuses numbers that are none
+        if never := [index for index in wanted.features if not count[index]]:
+            raise MatryoshkaError(f"{store.path}: feature {never[0]} never fired, so nothing explains it")
+        return sorted(set(wanted.features))
+    rng = np.random.default_rng([wanted.seed, 2])
+    alive = [np.flatnonzero((ring == number) & (count > 0)) for number in range(len(store.about.widths))]
+    return sorted(int(i) for each in alive for i in rng.permutation(each)[: wanted.per_ring])
+
+
+def _enough(shown: Evidence) -> bool:
+    return min(len(shown.training), len(shown.detection) // 2, len(shown.fuzzing) // 2) >= LEAST
+
+
+def explain(plan: Plan, progress: Progress = silent) -> Result:
+    """Ask for the explanations, put them into the store, and have them tested; `progress(done, total)` counts answers,
+    first the explanations, then the judgements.
+
+    Returns the scores `detection` and `fuzzing` of every prefix; their units are features. Raises NotMeasurable where
+    no answer was an explanation, MatryoshkaError as `Endpoint.ask` does.
+    """
+    store, endpoint, seed = plan.store, plan.endpoint, plan.wanted.seed
+    answers = endpoint.converse_all(plan.for_explanations, progress)
+    found = {each.index: answers[prompts.explain(each.training)] for each in plan.shown}
+    texts = {index: text for index, text in found.items() if text is not None}
+    if not texts:
+        raise NotMeasurable(f"{endpoint.model.name}: none of its answers was an explanation in the form asked for")
+    store.explain({index: (text, endpoint.model.name) for index, text in texts.items()})
+    others = _others(texts, seed)
+    judgements = endpoint.converse_all(plan.for_judgements(texts, others), progress)
+    explained = [
+        Explained(
+            each.index,
+            each.ring,
+            texts[each.index],
+            {test: _judged(each, test, texts[each.index], judgements) for test in TESTS},
+            {test: _judged(each, test, others[each.index], judgements) for test in TESTS},
+        )
+        for each in plan.shown
+        if each.index in texts
+    ]
+    living = _living(store)
+    details = {
+        "chat model": endpoint.model.name,
+        "address": endpoint.model.base_url,
+        "seed": seed,
+        "living features by ring": living,
+        "features chosen": len(plan.chosen),
+        "too few contexts": plan.too_few,
+        "no explanation of the right form": sorted(found.keys() - texts.keys()),
+        "contexts without a judgement of the right form": failed(explained),
+        "features": table(explained),
+    }
+    return Result(scores(explained, [] if plan.wanted.features is not None else living, store.about.widths), details)
+
+
+def _living(store: FeatureStore) -> list[int]:
+    """Features that fire, of each ring."""
+    columns = store.columns()
+    alive = np.array(columns["ring"])[np.array(columns["count"]) > 0]
+    return np.bincount(alive, minlength=len(store.about.widths)).tolist()
+
+
+def _others(texts: Mapping[int, str], seed: int) -> dict[int, str | None]:
+    """For each feature the explanation of another, the next in a random order that has another text; None if there is
+    none."""
+    order = np.random.default_rng([seed, 3]).permutation(list(texts)).tolist()
+    found: dict[int, str | None] = {}
+    for i, index in enumerate(order):
+        following = [texts[other] for other in order[i + 1 :] + order[:i]]
+        found[index] = next((text for text in following if text != texts[index]), None)
+    return found
+
+
+def _batches(trials: Sequence[Trial]) -> list[Sequence[Trial]]:
+    return [trials[start : start + prompts.BATCH] for start in range(0, len(trials), prompts.BATCH)]
+
+
+def _judged(
+    shown: Evidence, test: Test, text: str | None, judgements: Mapping[Messages, list[bool] | None]
+) -> Judged | None:
+    """How an explanation did in a test; None without one."""
+    if text is None:
+        return None
+    judged = Judged()
+    for batch in _batches(getattr(shown, test)):
+        said = judgements[TESTS[test](text, batch)]
+        judged = judged.plus([trial.right for trial in batch], said)
+    return judged

@@ -1,0 +1,145 @@
+"""How well explanations tell where features fire: balanced accuracy, feature by feature, and its mean for each prefix.
+
+A feature's number is (TPR + TNR) / 2 over its test contexts: half for an explanation that always says yes, or no. The
+sample has as many features of each ring; each counts for as many living features of its ring as it stands for, so that
+a prefix's mean is one over its living features. Answers that never had the right form are counted, not scored.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from matryoshka.evaluation.scores import Measure, Score, score
+
+Test = Literal["detection", "fuzzing"]
+NULL = "the explanation of another feature, judged by the same model on the same contexts"
+DETECTION = Measure(
+    "detection",
+    better="higher",
+    meaning="Mean over living features of the (TPR + TNR) / 2 with which a chat model that is given a feature's"
+    " explanation tells contexts in which it fires from others, in documents that the explanation was not made of.",
+    unit="feature",
+    null=NULL,
+    paired=False,
+)
+FUZZING = Measure(
+    "fuzzing",
+    better="higher",
+    meaning="Mean over living features of the (TPR + TNR) / 2 with which a chat model that is given a feature's"
+    " explanation tells contexts with marks on the tokens it fires on from contexts with as many marks on others, in"
+    " documents that the explanation was not made of.",
+    unit="feature",
+    null=NULL,
+    paired=False,
+)
+MEASURES = (DETECTION, FUZZING)
+
+
+class Judged(NamedTuple):
+    """What was said of the contexts of one test."""
+
+    right: int = 0
+    right_found: int = 0
+    wrong: int = 0
+    wrong_found: int = 0
+    failed: int = 0
+    """Contexts without an answer of the right form."""
+
+    def plus(self, truth: Sequence[bool], said: Sequence[bool] | None) -> "Judged":
+        """With some more contexts."""
+        if said is None:
+            return self._replace(failed=self.failed + len(truth))
+        found = Counter(zip(truth, said, strict=True))
+        return Judged(
+            self.right + found[True, True] + found[True, False],
+            self.right_found + found[True, True],
+            self.wrong + found[False, False] + found[False, True],
+            self.wrong_found + found[False, False],
+            self.failed,
+        )
+
+    @property
+    def balanced_accuracy(self) -> float | None:
+        """(TPR + TNR) / 2; None where one of the two is not known."""
+        if not self.right or not self.wrong:
+            return None
+        return (self.right_found / self.right + self.wrong_found / self.wrong) / 2
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A feature, its explanation, and how this and another's did."""
+
+    index: int
+    ring: int
+    text: str
+    own: Mapping[Test, Judged | None]
+    other: Mapping[Test, Judged | None]
+
+
+def scores(explained: Sequence[Explained], living: Sequence[int], widths: Sequence[int]) -> tuple[Score, ...]:
+    """Both measures for every prefix in which a feature was tested.
+
+    `living`: features that fire, ring by ring, for which the explained ones stand; empty if they stand for themselves.
+    """
+    tests: tuple[tuple[Test, Measure], ...] = (("detection", DETECTION), ("fuzzing", FUZZING))
+    found = []
+    for test, measure in tests:
+        own = [(each, value) for each in explained if (value := _accuracy(each.own[test])) is not None]
+        other = [(each, value) for each in explained if (value := _accuracy(each.other[test])) is not None]
+        for width in widths:
+            inside = _weighted(own, living, width)
+            null = _weighted(other, living, width)
+            if inside:
+                units, values, weights = zip(*inside, strict=True)
+                found.append(score(measure, width, units, np.multiply(values, weights), weights, _mean(null)))
+    return tuple(found)
+
+
+def _accuracy(judged: Judged | None) -> float | None:
+    return None if judged is None else judged.balanced_accuracy
+
+
+def _weighted(
+    tested: Sequence[tuple[Explained, float]], living: Sequence[int], width: int
+) -> list[tuple[int, float, float]]:
+    """(feature, value, weight) of those in the prefix: a ring's weights sum to its living features."""
+    in_ring = Counter(each.ring for each, _ in tested)
+    return [
+        (each.index, value, living[each.ring] / in_ring[each.ring] if living else 1.0)
+        for each, value in tested
+        if each.index < width
+    ]
+
+
+def _mean(weighted: Sequence[tuple[int, float, float]]) -> float | None:
+    if not weighted:
+        return None
+    _, values, weights = zip(*weighted, strict=True)
+    return float(np.average(values, weights=weights))
+
+
+def table(explained: Sequence[Explained]) -> list[dict[str, Any]]:
+    """A row a feature: its explanation, and how it and another one did."""
+    return [
+        {
+            "feature": each.index,
+            "ring": each.ring,
+            "explanation": each.text,
+            **{test: _row(judged) for test, judged in each.own.items()},
+            **{f"{test} by another explanation": _row(judged) for test, judged in each.other.items()},
+        }
+        for each in explained
+    ]
+
+
+def _row(judged: Judged | None) -> dict[str, Any] | None:
+    return None if judged is None else {"balanced accuracy": judged.balanced_accuracy, **judged._asdict()}
+
+
+def failed(explained: Sequence[Explained]) -> int:
+    """Contexts whose judgement never had the right form."""
+    return sum(j.failed for each in explained for j in (*each.own.values(), *each.other.values()) if j is not None)
