@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from matryoshka import commands, display, evidence
+from matryoshka import assembly, commands, display, evidence
 from matryoshka.cli import main
 from matryoshka.errors import MatryoshkaError
 from matryoshka.run import Run
@@ -122,10 +122,10 @@ def test_serve_ends_at_ctrl_c_without_a_traceback(run: Run) -> None:
 
 
 def test_runs_are_named_so_that_they_can_be_told_apart() -> None:
-    names = evidence._names([Path("/a/b/run"), Path("/a/c/run"), Path("/a/other")])
+    names = assembly.names([Path("/a/b/run"), Path("/a/c/run"), Path("/a/other")])
     assert names == ["b/run", "c/run", "a/other"]
-    assert evidence._names([Path("/a/run")]) == ["run"]
-    assert len(evidence._names([Path("/a/run"), Path("/a/run")])) == 2
+    assert assembly.names([Path("/a/run")]) == ["run"]
+    assert len(assembly.names([Path("/a/run"), Path("/a/run")])) == 2
 
 
 def test_a_coder_that_has_changed_reads_no_texts(run: Run) -> None:

@@ -4,7 +4,7 @@
 
     config = matryoshka.Config.build({"coder": {"read": "2.mlp_in", "write": "2.mlp_out", "d_sae": 3072, "k": 24}})
     run = matryoshka.train(config)                    # the bundled model and text: no network needed
-    run.results()["fvu"]                              # of each prefix, on held-out text
+    run.results().values("FVU")                       # of each prefix, on held-out text
 
     coder = matryoshka.SparseCoder.load(run.path)
     lm = matryoshka.load("bundled")
@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matryoshka.coder.coder import CoderConfig, SparseCoder
     from matryoshka.coder.latents import Latents
-    from matryoshka.commands import evaluate, resume, tokenise, train
+    from matryoshka.commands import resume, tokenise, train
     from matryoshka.data.activations import ActivationStream, Batch
     from matryoshka.errors import MatryoshkaError
     from matryoshka.lm.model import LanguageModel, describe, load
     from matryoshka.lm.sites import Site
     from matryoshka.run import Run
+    from matryoshka.suite import evaluate
     from matryoshka.training.config import Config
 
 __version__ = "0.1.0"
@@ -42,7 +43,7 @@ _WHERE = {
     "Site": "lm.sites",
     "SparseCoder": "coder.coder",
     "describe": "lm.model",
-    "evaluate": "commands",
+    "evaluate": "suite",
     "load": "lm.model",
     "resume": "commands",
     "tokenise": "commands",

@@ -4,6 +4,7 @@ check     config + the model's sizes → plans; wrong sites, sizes, sources and 
 resolve   what the config left open (model revision, tokens to read from the hub), so that it can be re-run
 open_lm, open_tokens, open_stream, new_trainees
 trained, placed     a run's coders, and where each belongs
+names               what to call them
 progress            how far a long job is
 """
 
@@ -134,6 +135,14 @@ def placed(member: Run, lm: LanguageModel) -> Placed:
     """A run's coder on the model's device, and its sites."""
     coder = SparseCoder.load(member.coder, lm.device)
     return Placed(coder, Site.parse(coder.metadata["read"]), Site.parse(coder.metadata["write"]))
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, as many more as tell them apart."""
+    resolved, parts = [path.resolve() for path in paths], 1
+    while len(set(found := ["/".join(path.parts[-parts:]) for path in resolved])) < len(set(resolved)):
+        parts += 1
+    return found
 
 
 @contextmanager

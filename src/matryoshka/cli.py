@@ -6,13 +6,18 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.logging import RichHandler
 
 from matryoshka import __version__
 from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.parser import Parser
+
+if TYPE_CHECKING:
+    from matryoshka.features.endpoint import Cost
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,7 +83,20 @@ def _define_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _define_eval(parser: argparse.ArgumentParser) -> None:
-    _define_run(parser)
+    from matryoshka.suite import EVALUATIONS
+
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of: {', '.join(EVALUATIONS)}")
+    parser.add_argument(
+        "--labels", type=Path, nargs="+", default=[], metavar="FILE", help="labelled text of yours as well (JSONL)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where report.md, scores.json and scores.parquet go [RUN/evaluation; of several runs ./evaluation]",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="measure anew what is measured already")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -89,7 +107,75 @@ def _define_features(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=["held_out", "train"], default="held_out", help="which documents of the text [%(default)s]"
     )
-    parser.add_argument("--overwrite", action="store_true", help="collect anew; labels and notes are kept")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="collect anew; labels, notes and explanations are kept"
+    )
+
+
+def _define_explain(parser: argparse.ArgumentParser) -> None:
+    from matryoshka.features.endpoint import ChatModel
+    from matryoshka.features.explain import Wanted
+
+    _define_run(parser)
+    add = parser.add_argument_group("a chat model (without --model: rules, without any other machine)").add_argument
+    add("--model", metavar="NAME", help="the model that explains and judges, by its name at the address")
+    add("--base-url", metavar="URL", default=ChatModel.base_url, help="OpenAI-compatible address [%(default)s]")
+    add(
+        "--key-variable",
+        metavar="NAME",
+        default=ChatModel.key_variable,
+        help="environment variable with its key [%(default)s]",
+    )
+    add("--features", type=int, nargs="+", metavar="I", help="these features instead of a sample")
+    add(
+        "--per-ring",
+        type=_count,
+        metavar="N",
+        default=Wanted().per_ring,
+        help="living features of each ring [%(default)s]",
+    )
+    add("--seed", type=int, metavar="N", default=Wanted().seed, help="of the sample and of the contexts [%(default)s]")
+    add(
+        "--temperature",
+        type=_temperature,
+        metavar="X|none",
+        default=ChatModel.temperature,
+        help="none: the model's own [%(default)s]",
+    )
+    add(
+        "--max-tokens",
+        type=_count,
+        metavar="N",
+        default=ChatModel.max_tokens,
+        help="of an answer, thoughts included [%(default)s]",
+    )
+    add("--concurrency", type=_count, metavar="N", default=ChatModel.concurrency, help="requests at once [%(default)s]")
+    add("--price-in", type=float, metavar="X", help="price of a million tokens sent, to say what it will cost")
+    add("--price-out", type=float, metavar="X", help="price of a million tokens answered")
+    add("--yes", action="store_true", help="do not ask whether to go on")
+
+
+def _temperature(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
+def _define_steer(parser: argparse.ArgumentParser) -> None:
+    from matryoshka.evaluation.steering import PROMPT, STRENGTH, TEMPERATURE, TOKENS
+
+    _define_run(parser)
+    add = parser.add_argument
+    add("feature", type=int, metavar="FEATURE", help="number of a feature")
+    add(
+        "--strength",
+        type=float,
+        metavar="X",
+        default=STRENGTH,
+        help="level, in units of its maximum on held-out text [%(default)s]",
+    )
+    add("--prompt", metavar="TEXT", default=PROMPT, help="text to go on with [%(default)s]")
+    add("--tokens", type=_count, metavar="N", default=TOKENS, help="tokens to write [%(default)s]")
+    add("--temperature", type=float, metavar="X", default=TEMPERATURE, help="0: the likeliest token [%(default)s]")
+    add("--seed", type=int, metavar="N", default=0, help="of the tokens drawn [%(default)s]")
 
 
 def _define_serve(parser: argparse.ArgumentParser) -> None:
@@ -149,14 +235,15 @@ def _finish(job: Callable[[], object]) -> int:
 
 
 def _eval(given: argparse.Namespace) -> None:
-    from matryoshka import commands, display
+    from matryoshka import display, suite
+    from matryoshka.report.comparison import tidy
 
-    results = commands.evaluate(given.run)
+    found = suite.evaluate(given.runs, given.only, given.labels, given.out, given.overwrite)
     if given.json:
-        print(json.dumps(results, indent=2))
+        print(json.dumps(tidy(found.entries), indent=2))
     else:
-        for path, measures in results.items():
-            display.show_results(path, measures)
+        display.show_entries(found.entries)
+        print(f"\nreport: {found.report}")
 
 
 def _features(given: argparse.Namespace) -> None:
@@ -169,6 +256,51 @@ def _features(given: argparse.Namespace) -> None:
         display.show_features(store)
     if stores:
         print(f"\nlook at them: matryoshka serve {given.run}")
+
+
+def _explain(given: argparse.Namespace) -> None:
+    from matryoshka import display, evidence
+    from matryoshka.features.endpoint import ChatModel
+    from matryoshka.features.explain import Wanted
+
+    if given.model is None:
+        if given.features or given.base_url != ChatModel.base_url:
+            raise MatryoshkaError("--features and --base-url are for a chat model: give its name by --model")
+        for path, named in evidence.name(given.run).items():
+            display.show_named(path, named)
+    else:
+        model = ChatModel(
+            given.model, given.base_url, given.key_variable, given.temperature, given.max_tokens, given.concurrency
+        )
+        wanted = Wanted(given.features, given.per_ring, given.seed)
+        for path, result in evidence.explain(given.run, model, wanted, partial(_agree, given)).items():
+            display.show_explained(path, result)
+    print(f"\nlook at them: matryoshka serve {given.run}")
+
+
+def _agree(given: argparse.Namespace, cost: "Cost") -> None:
+    """Say what will be asked; on a terminal, ask whether to go on."""
+    from matryoshka import display
+
+    unknown = given.price_in is None and given.price_out is None
+    price = None if unknown else cost.price(given.price_in or 0.0, given.price_out or 0.0)
+    display.show_cost(given.model, cost, price)
+    if not cost.requests or given.yes:
+        return
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise MatryoshkaError("nothing was asked yet: --yes goes on without a question, which needs a terminal")
+    if input("Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise MatryoshkaError("nothing was asked")
+
+
+def _steer(given: argparse.Namespace) -> None:
+    from matryoshka import commands, display
+
+    display.show_steered(
+        commands.steer(
+            given.run, given.feature, given.strength, given.prompt, given.tokens, given.temperature, given.seed
+        )
+    )
 
 
 def _serve(given: argparse.Namespace) -> None:
@@ -221,8 +353,14 @@ COMMANDS: dict[str, tuple[Callable, Callable[[argparse.ArgumentParser], None], s
         _define_run,
         "Go on with an interrupted run, to the same result as if it had not stopped.",
     ),
-    "eval": (_eval, _define_eval, "Measure a run's coders on held-out text: FVU, L0, CE and KL recovered."),
+    "eval": (_eval, _define_eval, "Measure the coders of runs and compare them: a table, and a report beside it."),
     "features": (_features, _define_features, "Collect every feature's evidence from text it was not trained on."),
+    "explain": (
+        _explain,
+        _define_explain,
+        "Explain features: by rules, or by a chat model whose explanations are tested.",
+    ),
+    "steer": (_steer, _define_steer, "Let the model write with a feature held high, beside what it writes without."),
     "serve": (_serve, _define_serve, "Look at the features of runs in a browser, on this machine."),
     "export-page": (_export_page, _define_export, "Write the same page as a folder that opens without a server."),
     "figures": (_figures, _define_run, "Draw training curves, FVU of each prefix and densities as PNG and SVG."),

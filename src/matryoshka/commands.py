@@ -2,9 +2,9 @@
 
 train(config) → Run       from text and a language model to trained, measured coders
 resume(path) → Run        go on from the last checkpoint, bit for bit
-evaluate(path)            measures on held-out text, saved in the run
 tokenise(config)          the tokens alone
 memory(config)            what training would hold in memory
+steer(path, feature)      what the model writes with a feature held at a level, and without
 """
 
 import json
@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from matryoshka import assembly
+from matryoshka import assembly, suite
 from matryoshka.data.documents import check_source
 from matryoshka.data.tokens import Tokens, Windows
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.placed import Placed
 from matryoshka.evaluation.reconstruction import activation_metrics
-from matryoshka.evaluation.reconstruction import evaluate as measure
+from matryoshka.evaluation.steering import PROMPT, STRENGTH, TEMPERATURE, TOKENS, Steered, measure_unit
+from matryoshka.evaluation.steering import steer as steer_text
 from matryoshka.lm.model import (
     DTYPES,
     LanguageModel,
@@ -114,34 +115,12 @@ def _run(run: Run, config: Config, lm: LanguageModel, tokens: Tokens, plans: lis
         trainee.coder.metadata["tokens"] = config.steps * config.training.batch
         trainee.coder.metadata["tokens_left_out"] = stream.tokens_left_out
         trainee.coder.save(member.coder)
-        _measure(member, config, lm, held_out)
+        suite.measured(member, suite.Bench(config, ready=(lm, held_out)), ["reconstruction"])
     return run
 
 
 def _held_out_metrics(lm: LanguageModel, windows: Windows, tokens: int, trainees: Sequence[Trainee]) -> list[Record]:
     return activation_metrics(lm, windows, [Placed(t.coder, t.plan.read, t.plan.write) for t in trainees], tokens)
-
-
-def evaluate(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Measure the coders of a run on held-out text; the results, by coder's folder, are saved in each one's
-    evaluation/."""
-    run = Run.open(path)
-    members = assembly.trained(run)
-    config = Config.load(run.config_file)
-    lm = assembly.open_lm(config)
-    held_out = assembly.open_tokens(config.text, lm.vocabulary).windows("held_out")
-    return {str(member.path): _measure(member, Config.load(member.config_file), lm, held_out) for member in members}
-
-
-def _measure(run: Run, config: Config, lm: LanguageModel, windows: Windows) -> dict[str, Any]:
-    placed = assembly.placed(run, lm)
-    with assembly.progress(f"measuring {run.path.name} on held-out text") as update:
-        results = measure(lm, windows, placed, config.evaluation.tokens, update)
-    coder = placed.coder
-    dead = coder.dead(coder.metadata["dead_after_tokens"]).double().mean().item()
-    results = {"model": lm.info.name, "read": str(placed.read), "write": str(placed.write), **results, "dead": dead}
-    run.save_results(results)
-    return results
 
 
 def tokenise(config: TokensConfig) -> Tokens:
@@ -161,6 +140,32 @@ def memory(config: Config) -> list[Item]:
     else:
         itemsize = DTYPES[config.model.dtype].itemsize
     return estimate(config, plans, info, lm, itemsize, chunks=2 if assembly.reads_ahead(device) else 1)
+
+
+def steer(
+    path: str | Path,
+    feature: int,
+    strength: float = STRENGTH,
+    prompt: str = PROMPT,
+    tokens: int = TOKENS,
+    temperature: float = TEMPERATURE,
+    seed: int = 0,
+) -> Steered:
+    """What the language model of a run writes after `prompt` with `feature` held at `strength` times its maximum on
+    held-out text, and what without.
+
+    Raises MatryoshkaError if the run has several coders, and for whatever `steering.steer` refuses.
+    """
+    run = Run.open(path)
+    if (members := assembly.trained(run)) != [run]:
+        raise MatryoshkaError(f"{path}: has several coders; give one of: {', '.join(str(m.path) for m in members)}")
+    config = Config.load(run.config_file)
+    lm = assembly.open_lm(config)
+    placed = assembly.placed(run, lm)
+    held_out = assembly.open_tokens(config.text, lm.vocabulary).windows("held_out")
+    with assembly.progress("reading held-out text for the feature's maximum") as update:
+        unit = measure_unit(lm, held_out, placed, feature, config.evaluation.tokens, update)
+    return steer_text(lm, placed, feature, unit, strength, prompt, tokens, temperature, seed)
 
 
 def default_folder(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Path:

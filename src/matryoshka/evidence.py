@@ -1,6 +1,8 @@
 """The product's verbs for a trained run's features, for Python and the command line alike.
 
 features(path)              collect the evidence of every feature in the run's store
+name(path)                  the best rule of each feature beside its label
+explain(path, model)        a chat model's explanations beside the labels, and how well they tell where features fire
 serve(paths)                a page of it, on this machine
 export_page(path, folder)   the same page as a folder that opens without a server
 figures(path)               training, FVU and densities as PNG and SVG
@@ -24,7 +26,13 @@ from matryoshka.data.documents import check_source
 from matryoshka.data.tokens import Split
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.placed import Placed
+from matryoshka.evaluation.scores import NotMeasurable, Result
 from matryoshka.features.collect import Needs, Share, collect, fingerprint, needs, record_share
+from matryoshka.features.endpoint import ChatModel, Cost, Endpoint
+from matryoshka.features.explain import Wanted as Explaining
+from matryoshka.features.explain import explain as explain_features
+from matryoshka.features.explain import prepare
+from matryoshka.features.naming import Named, name_by_rules
 from matryoshka.features.reading import Reading, read_text
 from matryoshka.features.recording import join
 from matryoshka.features.store import About, FeatureStore
@@ -52,9 +60,9 @@ def features(
 ) -> list[FeatureStore]:
     """Collect the features of a run's coders from `tokens` tokens of `split`: of the run's own text, or of `text`.
 
-    Labels and notes of an earlier store of the same coder are kept. Under torchrun each process reads its share of
-    the windows; the first one makes the stores, and the others return none. Raises MatryoshkaError if there is a store
-    already and not `overwrite`.
+    Labels, notes and explanations of an earlier store of the same coder are kept. Under torchrun each process reads its
+    share of the windows; the first one makes the stores, and the others return none. Raises MatryoshkaError if there is
+    a store already and not `overwrite`.
     """
     run = Run.open(path)
     config = Config.load(run.config_file)
@@ -84,8 +92,10 @@ def features(
             join(folders[0], folders[1:])
             with assembly.progress("making the features") as update:
                 file, source = member.features_file, config.text.source
-                kept = partial(_annotations, member, coder)
-                stores.append(collect(lm, windows, placed, folders[0], file, source, wanted, kept, update))
+                kept, explained = partial(_annotations, member, coder), _explanations(member, coder)
+                store = collect(lm, windows, placed, folders[0], file, source, wanted, kept, update)
+                store.explain(explained)
+                stores.append(store)
             shutil.rmtree(member.recording)  # with what killed runs of other numbers of processes left in it
     return stores
 
@@ -122,6 +132,74 @@ def _annotations(member: Run, coder: SparseCoder) -> dict[int, tuple[str, str]]:
     return found
 
 
+def _explanations(member: Run, coder: SparseCoder) -> dict[int, tuple[str, str]]:
+    """The same of explanations."""
+    try:
+        store = member.features
+        found = store.explanations() if store.about.coder == fingerprint(coder) else {}
+    except MatryoshkaError:  # there is none, or a damaged one, which `_annotations` has warned of
+        return {}
+    store.close()
+    return found
+
+
+def name(path: str | Path) -> dict[str, Named]:
+    """Name every living feature of a run's coders by the rule that tells best where it fires, if there is a good one;
+    what was found, by coder's folder. Needs no language model. Labels, and explanations by others, stay."""
+    found = {}
+    for member in assembly.trained(Run.open(path)):
+        with assembly.progress(f"naming the features of {member.path.name}") as update:
+            found[str(member.path)] = name_by_rules(member.features, update)
+    return found
+
+
+def explain(
+    path: str | Path,
+    model: ChatModel,
+    wanted: Explaining = Explaining(),  # noqa: B008
+    agree: Callable[[Cost], None] = lambda cost: None,
+) -> dict[str, Result]:
+    """Let a chat model explain features of a run's coders; the scores of its explanations, by coder's folder.
+
+    The explanations are in each store from then on, the scores in its evaluation/detection.json. `agree` is told what
+    each coder costs before anything is asked, and raises what ends it. Raises MatryoshkaError without features or a
+    key, for a coder that has changed since, and where the model cannot be reached; what it has answered is kept, and
+    the next call goes on.
+    """
+    run = Run.open(path)
+    config = Config.load(run.config_file)
+    stores = {member: member.features for member in assembly.trained(run)}
+    endpoint = Endpoint(model)
+    endpoint.check()
+    lm = assembly.open_lm(config)
+    results = {}
+    for member, store in stores.items():
+        try:
+            with assembly.progress(f"looking where features of {member.path.name} are silent") as update:
+                plan = prepare(store, lm, _collected(member, store.about, lm), endpoint, wanted, update)
+            agree(plan.cost)
+            with assembly.progress(f"asking {model.name} about {member.path.name}") as update:
+                result = explain_features(plan, update)
+        except NotMeasurable as reason:
+            result = Result((), reason=str(reason))
+        asked = {"chat model": model.name, "address": model.base_url, **model.parameters, **wanted._asdict()}
+        member.save_results("detection", result, {"coder": store.about.coder, **asked})
+        results[str(member.path)] = result
+    return results
+
+
+def _collected(member: Run, about: About, lm: LanguageModel) -> Placed:
+    """The folded coder whose features `about` describes. Raises MatryoshkaError if the run's is another by now."""
+    placed = assembly.placed(member, lm)
+    placed = placed._replace(coder=placed.coder.fold())
+    if fingerprint(placed.coder) != about.coder:
+        raise MatryoshkaError(
+            f"{member.path}: its coder is not the one whose features were collected;"
+            f" collect them anew with: matryoshka features {member.path} --overwrite"
+        )
+    return placed
+
+
 def serve(paths: Sequence[str | Path], port: int, ready: Callable[[str], None] = print) -> None:
     """Show the features of these runs' coders until interrupted; `ready(address)` is called when the page can be
     opened.
@@ -129,7 +207,7 @@ def serve(paths: Sequence[str | Path], port: int, ready: Callable[[str], None] =
     Raises MatryoshkaError if a run has no features yet, or the port is taken.
     """
     members = [member for path in paths for member in assembly.trained(Run.open(path))]
-    names = _names([member.path for member in members])
+    names = assembly.names([member.path for member in members])
     models = cache(lambda name, revision: load(name, revision))
     stores = [member.features for member in members]
     shown = [
@@ -137,14 +215,6 @@ def serve(paths: Sequence[str | Path], port: int, ready: Callable[[str], None] =
         for name, member, store in zip(names, members, stores, strict=True)
     ]
     serve_page(shown, port, ready)
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, as many more as tell them apart."""
-    resolved, parts = [path.resolve() for path in paths], 1
-    while len(set(names := ["/".join(path.parts[-parts:]) for path in resolved])) < len(set(resolved)):
-        parts += 1
-    return names
 
 
 def _reader(member: Run, about: About, models: Callable[[str, str | None], LanguageModel]) -> Callable[[str], Reading]:
@@ -155,14 +225,7 @@ def _reader(member: Run, about: About, models: Callable[[str, str | None], Langu
     def parts() -> tuple[LanguageModel, Placed]:
         config = Config.load(member.config_file)
         lm = models(config.model.name, config.model.revision)
-        placed = assembly.placed(member, lm)
-        placed = placed._replace(coder=placed.coder.fold())
-        if fingerprint(placed.coder) != about.coder:
-            raise MatryoshkaError(
-                f"{member.path}: its coder is not the one whose features were collected;"
-                f" collect them anew with: matryoshka features {member.path} --overwrite"
-            )
-        return lm, placed
+        return lm, _collected(member, about, lm)
 
     def read(text: str) -> Reading:
         with lock:

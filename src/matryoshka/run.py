@@ -6,14 +6,15 @@ A run with several coders (`variants`) holds config.yaml, provenance.json and ch
 coder, named by what is different in it, which is a run of its own to every command but `resume`.
 """
 
-import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation.saved import Saved, load, save
+from matryoshka.evaluation.scores import Result
 from matryoshka.features.store import FeatureStore
 from matryoshka.paths import write_text
 from matryoshka.report.notebook import Card
@@ -89,20 +90,18 @@ class Run:
             return [self]
         return [Run(path.parent) for path in sorted(self.path.glob("*/coder")) if path.is_dir()]
 
-    def results(self, name: str = "reconstruction") -> dict[str, Any]:
-        """The saved results of an evaluation."""
-        file = self.evaluation / f"{name}.json"
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise MatryoshkaError(
-                f"{file}: no such results, or damaged ones; run: matryoshka eval {self.path} ({error})"
-            ) from None
+    def results(self, name: str = "reconstruction") -> Result:
+        """What an evaluation found of its coder, as `matryoshka eval RUN` has saved it. Raises MatryoshkaError before
+        that."""
+        return self.saved_results(name).result
 
-    def save_results(self, results: dict[str, Any], name: str = "reconstruction") -> None:
-        """Write `evaluation/<name>.json`."""
-        self.evaluation.mkdir(exist_ok=True)
-        write_text(self.evaluation / f"{name}.json", json.dumps(results, indent=2) + "\n")
+    def saved_results(self, name: str) -> Saved:
+        """The same, and what it is of."""
+        return load(self.evaluation, name)
+
+    def save_results(self, name: str, result: Result, identity: Mapping[str, Any]) -> None:
+        """Write `evaluation/<name>.json` and `.parquet`."""
+        save(result, identity, self.evaluation, name)
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":

@@ -63,25 +63,26 @@ def kept_rows(lm: LanguageModel, tokens: Tokens, site: Site) -> Tensor:
 
 def test_a_perfect_coder_recovers_everything(lm: LanguageModel, tokens: Tokens) -> None:
     results = evaluate(lm, tokens.windows("held_out"), Placed(perfect(), WRITE, WRITE), TOKENS)
-    assert results["fvu"] == pytest.approx([0, 0], abs=1e-10)
-    for name in ("ce_recovered_zero", "ce_recovered_mean", "kl_recovered_zero", "kl_recovered_mean"):
-        assert results[name] == pytest.approx([1, 1], abs=1e-4)
-    assert results["kl"] == pytest.approx([0, 0], abs=1e-5)
+    assert results.values("FVU") == pytest.approx([0, 0], abs=1e-10)
+    for name in ("CE recovered", "CE recovered (zero)", "KL recovered", "KL recovered (zero)"):
+        assert results.values(name) == pytest.approx([1, 1], abs=1e-4)
+        assert results.of(name)[-1].null < 0.5, "what another token's reconstruction recovers is far from it"
+    assert results.values("cosine") == pytest.approx([1, 1], abs=1e-5)
 
 
 def test_a_coder_that_writes_the_mean_has_fvu_1_and_recovers_nothing(lm: LanguageModel, tokens: Tokens) -> None:
     mean = kept_rows(lm, tokens, WRITE).double().mean(0).float()
     results = evaluate(lm, tokens.windows("held_out"), Placed(constant(mean), WRITE, WRITE), TOKENS)
-    assert results["fvu"] == pytest.approx([1, 1], abs=1e-5)
-    assert results["ce_recovered_mean"] == pytest.approx([0, 0], abs=1e-3)
-    assert results["kl"] == pytest.approx([results["kl_mean"]] * 2, rel=1e-3)
+    assert results.values("FVU") == pytest.approx([1, 1], abs=1e-5)
+    assert results.values("CE recovered") == pytest.approx([0, 0], abs=1e-3)
+    assert results.values("KL recovered") == pytest.approx([0, 0], abs=1e-3)
 
 
 def test_a_coder_that_writes_zeros_equals_zero_ablation(lm: LanguageModel, tokens: Tokens) -> None:
     results = evaluate(lm, tokens.windows("held_out"), Placed(constant(torch.zeros(192)), WRITE, WRITE), TOKENS)
-    assert results["ce"] == pytest.approx([results["ce_zero"]] * 2, rel=1e-5)
-    assert results["ce_recovered_zero"] == pytest.approx([0, 0], abs=1e-3)
-    assert results["ce_zero"] > results["ce_clean"]
+    assert results.values("CE") == pytest.approx([results.details["ce_zero"]] * 2, rel=1e-5)
+    assert results.values("CE recovered (zero)") == pytest.approx([0, 0], abs=1e-3)
+    assert results.details["ce_zero"] > results.details["ce_clean"]
 
 
 def test_a_transcoder_is_spliced_in_at_the_site_it_writes(lm: LanguageModel, tokens: Tokens) -> None:
@@ -105,16 +106,17 @@ def test_a_transcoder_is_spliced_in_at_the_site_it_writes(lm: LanguageModel, tok
     handle.remove()
     scored = kept[:, :-1]
     expected = F.cross_entropy(logits[:, :-1][scored], batch[:, 1:][scored]).item()
-    assert results["ce"][-1] == pytest.approx(expected, rel=1e-5)
+    assert results.values("CE")[-1] == pytest.approx(expected, rel=1e-5)
     with torch.no_grad():
         clean = F.cross_entropy(lm.model(batch).logits[:, :-1][scored], batch[:, 1:][scored]).item()
-    assert results["ce_clean"] == pytest.approx(clean, rel=1e-5)
+    assert results.details["ce_clean"] == pytest.approx(clean, rel=1e-5)
 
 
 def test_fvu_is_of_the_target_site_and_not_an_average_of_batches(lm: LanguageModel, tokens: Tokens) -> None:
     windows = tokens.windows("held_out")
     placed = Placed(coder(), READ, WRITE)
     results = activation_metrics(lm, windows, [placed], TOKENS)[0]
+    evaluated = evaluate(lm, windows, placed, TOKENS)
     batch = spread(windows)
     read = lm.read(batch, [READ, WRITE])
     kept = RowFilter.measure(lm, windows, [READ, WRITE])(batch, read)
@@ -123,15 +125,72 @@ def test_fvu_is_of_the_target_site_and_not_an_average_of_batches(lm: LanguageMod
     for m, y_hat in enumerate(placed.coder.decode(latents).double()):
         expected = (y - y_hat).square().sum() / (y - y.mean(0)).square().sum()
         assert results["fvu"][m] == pytest.approx(expected.item(), rel=1e-5)
+        assert evaluated.values("FVU")[m] == pytest.approx(expected.item(), rel=1e-5)
     assert results["l0"] == 4
     assert results["silent"] == pytest.approx((latents.fired() == 0).double().mean().item())
+    assert evaluated.values("silent")[-1] == pytest.approx(results["silent"])
+    first = (latents.dense()[:, :8] > 0).sum(1).double().mean().item()
+    assert evaluated.values("L0") == pytest.approx([first, 4])
+
+
+def test_sums_are_apart_by_document_position_and_frequency(lm: LanguageModel, tokens: Tokens) -> None:
+    """Each breakdown against a loop over rows."""
+    windows = tokens.windows("held_out")
+    placed = Placed(coder(), READ, WRITE)
+    results = evaluate(lm, windows, placed, TOKENS)
+    batch = spread(windows)
+    read = lm.read(batch, [READ, WRITE])
+    kept = RowFilter.measure(lm, windows, [READ, WRITE])(batch, read)
+    x, y = read[READ][kept], read[WRITE][kept].double()
+    error = (y - placed.coder.decode(placed.coder.encode(x))[-1]).square().sum(1)
+    scatter = (y - y.mean(0)).square().sum(1)
+    document = torch.from_numpy(windows.documents(np.arange(12) * len(windows) // 12))[kept]
+    position = torch.arange(64).expand(12, 64)[kept]
+    train = np.bincount(tokens.windows("train")[:].reshape(-1), minlength=4096)
+    per_million = torch.from_numpy(1e6 * train / train.sum())[batch][kept]
+
+    fvu = results.of("FVU")[-1]
+    for unit, above, below in zip(fvu.units, fvu.numerator, fvu.denominator, strict=True):
+        mine = document == int(unit.split("/")[-1])
+        assert above == pytest.approx(error[mine].sum().item(), rel=1e-5)
+        assert below == pytest.approx(scatter[mine].sum().item(), rel=1e-5)
+    for name, values in (("position", position), ("per_million", per_million)):
+        bins = results.details["by_position" if name == "position" else "by_frequency"]
+        assert sum(each["tokens"] for each in bins) == len(y)
+        for each in bins:
+            mine = (values >= each[f"{name}_from"]) & (values < (each[f"{name}_to"] or np.inf))
+            assert each["tokens"] == int(mine.sum())
+            assert each["fvu"] == pytest.approx((error[mine].sum() / scatter[mine].sum()).item(), rel=1e-5)
+
+
+def test_histograms_count_every_token_and_every_latent(lm: LanguageModel, tokens: Tokens) -> None:
+    results = evaluate(lm, tokens.windows("held_out"), Placed(coder(), READ, WRITE), TOKENS)
+    histogram = results.details["l0_histogram"]
+    assert sum(histogram) == results.details["tokens"]
+    mean = sum(i * count for i, count in enumerate(histogram)) / sum(histogram)
+    assert mean == pytest.approx(results.values("L0")[-1])
+    rings = results.details["density_histogram"]["rings"]
+    assert [sum(ring) for ring in rings] == [8, 24]
+    assert sum(ring[0] for ring in rings) == round(32 * results.values("silent")[-1])
+
+
+def test_uncentred_explained_variance_is_fooled_by_a_mean(lm: LanguageModel, tokens: Tokens) -> None:
+    """A coder that writes the mean alone explains nothing, and yet most of resid_post's square."""
+    site = Site("resid_post", 3)
+    mean = kept_rows(lm, tokens, site).double().mean(0).float()
+    results = evaluate(lm, tokens.windows("held_out"), Placed(constant(mean), site, site), TOKENS)
+    y = kept_rows(lm, tokens, site).double()
+    expected = 1 - ((y - y.mean(0)).square().sum() / y.square().sum()).item()
+    assert results.values("uncentred explained variance")[-1] == pytest.approx(expected, abs=1e-4)
+    assert results.values("FVU")[-1] == pytest.approx(1, abs=1e-4)
+    assert expected > 0.02
 
 
 def test_what_is_left_out_is_neither_replaced_nor_scored(lm: LanguageModel, tokens: Tokens) -> None:
     results = evaluate(lm, tokens.windows("held_out"), Placed(coder(), READ, WRITE), TOKENS)
     rows = len(kept_rows(lm, tokens, WRITE))
-    assert results["tokens"] <= rows < TOKENS
-    assert results["tokens"] + results["tokens_left_out"] == TOKENS
+    assert results.details["tokens"] <= rows < TOKENS
+    assert results.details["tokens"] + results.details["tokens_left_out"] == TOKENS
 
 
 def test_measuring_does_not_disturb_training(lm: LanguageModel, tokens: Tokens) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from matryoshka import commands, paths
 from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation.scores import Result
 from matryoshka.report import drawing, figures, saved
 from matryoshka.run import Run
 from matryoshka.training.config import Config
@@ -145,10 +146,10 @@ def test_curves_are_what_metrics_jsonl_says(run: Run) -> None:
 def test_prefixes_are_where_the_evaluation_says(run: Run) -> None:
     results = run.results()
     above, below = figures.prefix_figure(results).axes
-    assert lines(above) == {"FVU": (WIDTHS, results["fvu"])}
+    assert lines(above) == {"FVU": (WIDTHS, results.values("FVU"))}
     assert lines(below) == {
-        "zero": (WIDTHS, results["ce_recovered_zero"]),
-        "mean": (WIDTHS, results["ce_recovered_mean"]),
+        "zero": (WIDTHS, results.values("CE recovered (zero)")),
+        "mean": (WIDTHS, results.values("CE recovered")),
     }
     assert below.get_xscale() == "log"
 
@@ -177,8 +178,9 @@ def test_a_plain_coder_and_a_young_run_are_drawn_too(run: Run) -> None:
     """One prefix, one record, nothing held out."""
     record = {**records(run)[0][0], "fvu": [0.5]}
     run.metrics.write_text(json.dumps(record) + "\n")
-    results = {**run.results(), "widths": [512], "fvu": [0.5], "ce_recovered_zero": [0.9], "ce_recovered_mean": [-0.1]}
-    run.save_results(results)
+    results, identity = run.saved_results("reconstruction")
+    whole = tuple(score for score in results.scores if score.width == 512)
+    run.save_results("reconstruction", Result(whole, {**results.details, "widths": [512]}), identity)
     files = figures.draw(run, np.full(512, 0.01))
     assert "first 512" in texts(files[1])
     assert "held out" not in texts(files[1])
@@ -220,18 +222,19 @@ def test_a_run_without_metrics_is_refused(run: Run, content: str | None) -> None
 
 
 def test_a_run_without_an_evaluation_of_this_coder_is_refused(run: Run) -> None:
-    results = run.results()
-    for damaged in (
-        {**results, "fvu": results["fvu"][:-1]},
-        {key: value for key, value in results.items() if key != "ce_recovered_mean"},
-        {**results, "widths": None},
-        [1, 2],
-    ):
-        run.save_results(damaged)  # type: ignore[arg-type]
-        with pytest.raises(MatryoshkaError, match=r"not the results of this coder .*; run: matryoshka eval .*run$"):
-            figures.draw(run, None)
+    results, identity = run.saved_results("reconstruction")
+    shorter = Result(tuple(score for score in results.scores if score.width < 512), results.details)
+    run.save_results("reconstruction", shorter, identity)
+    with pytest.raises(MatryoshkaError, match=r"not the results of this coder .*; run: matryoshka eval .*run --overw"):
+        figures.draw(run, None)
+    run.save_results("reconstruction", Result(tuple(results.of("FVU"))), identity)
+    with pytest.raises(MatryoshkaError, match="no score 'CE recovered"):
+        figures.draw(run, None)
+    (run.evaluation / "reconstruction.json").write_text("[1, 2]")
+    with pytest.raises(MatryoshkaError, match=r"reconstruction.json: damaged, or written by another version"):
+        figures.draw(run, None)
     (run.evaluation / "reconstruction.json").unlink()
-    with pytest.raises(MatryoshkaError, match=r"no such results, .*; run: matryoshka eval"):
+    with pytest.raises(MatryoshkaError, match=r"no such results; measure first: matryoshka eval"):
         figures.draw(run, None)
     assert not (run.path / "figures").exists()
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation.scores import Result
 from matryoshka.paths import write_bytes
 from matryoshka.report import drawing
 from matryoshka.report.saved import Curves, checked, read_metrics, read_results
@@ -42,11 +43,12 @@ def draw(run: "Run", density: np.ndarray | None) -> list[Path]:
         raise MatryoshkaError(f"{run.path}: holds several coders; draw the figures of one of: {names}")
     curves = read_metrics(run)
     results = read_results(run, prefixes=curves.fvu.shape[1])
-    name = f"{run.path.resolve().name}: {results['read']} → {results['write']} of {results['model']}"
+    about, widths = results.details, results.details["widths"]
+    name = f"{run.path.resolve().name}: {about['read']} → {about['write']} of {about['model']}"
     with drawing.style():
-        figures = {"training": training_figure(curves, results["widths"]), "fvu-per-prefix": prefix_figure(results)}
+        figures = {"training": training_figure(curves, widths), "fvu-per-prefix": prefix_figure(results)}
         if density is not None:
-            figures["density"] = density_figure(checked(density, results["widths"], run), results["widths"])
+            figures["density"] = density_figure(checked(density, widths, run), widths)
         files = {
             run.path / "figures" / f"{stem}.{kind}": _encoded(figure, kind, f"{stem}, {name}")
             for stem, figure in figures.items()
@@ -108,14 +110,14 @@ def training_figure(curves: Curves, widths: Sequence[int]) -> "Figure":
     return figure
 
 
-def prefix_figure(results: dict[str, Any]) -> "Figure":
+def prefix_figure(results: Result) -> "Figure":
     """Held-out FVU, and below it CE recovered against both ablations, over the prefix's width."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
     right = 0.12
     figure, (above, below) = drawing.panels([1.35, 1.35], right, gap=0.3)
-    widths, fvu = results["widths"], np.array(results["fvu"])
+    widths, fvu = results.details["widths"], np.array(results.values("FVU"))
     colours = drawing.palette(len(widths))
     points: dict[str, Any] = {"s": 20, "zorder": 3, "linewidths": 1.0}
     line: dict[str, Any] = {"color": "#a8a8a8", "linewidth": 0.9}
@@ -124,7 +126,7 @@ def prefix_figure(results: dict[str, Any]) -> "Figure":
     drawing.scale_fvu(above, fvu)
     above.set_ylabel("held-out FVU")
 
-    zero, mean = (np.array(results[f"ce_recovered_{baseline}"]) for baseline in ("zero", "mean"))
+    zero, mean = (np.array(results.values(name)) for name in ("CE recovered (zero)", "CE recovered"))
     below.plot(widths, zero, label="zero", **line)
     below.plot(widths, mean, label="mean", linestyle=(0, (3, 2)), **line)
     below.scatter(widths, zero, c=colours, label="against zero ablation", **points)

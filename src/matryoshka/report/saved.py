@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation.scores import Result
 
 if TYPE_CHECKING:
     from matryoshka.run import Run
 
-MEASURES = ("widths", "fvu", "ce_recovered_zero", "ce_recovered_mean")
-"""Of an evaluation's results: those with one number a prefix that are drawn."""
+
+DRAWN = ("FVU", "CE recovered", "CE recovered (zero)")
+"""Scores of the reconstruction that are drawn, by name: what measures them imports torch."""
 
 
 class Curves(NamedTuple):
@@ -77,17 +79,15 @@ def _records(run: "Run") -> list[Any]:
     return records
 
 
-def read_results(run: "Run", prefixes: int) -> dict[str, Any]:
+def read_results(run: "Run", prefixes: int) -> Result:
     """The run's evaluation/reconstruction.json, with one number a prefix. Raises MatryoshkaError otherwise."""
     results, file = run.results(), run.evaluation / "reconstruction.json"
-    try:
-        lengths = {key: len(np.array(results[key], dtype=float)) for key in MEASURES}
-        _ = results["model"], results["read"], results["write"]
-        wrong = f"prefixes: {lengths}, {run.metrics.name} has {prefixes}" if {*lengths.values()} != {prefixes} else None
-    except (ValueError, TypeError, KeyError) as error:
-        wrong = f"{type(error).__name__}: {error}"
-    if wrong:
-        raise MatryoshkaError(f"{file}: not the results of this coder ({wrong}); run: matryoshka eval {run.path}")
+    lengths = {name: len(results.of(name)) for name in DRAWN}
+    if {*lengths.values()} != {prefixes}:
+        raise MatryoshkaError(
+            f"{file}: not the results of this coder (prefixes: {lengths}, {run.metrics.name} has {prefixes});"
+            f" run: matryoshka eval {run.path} --overwrite"
+        )
     return results
 
 
