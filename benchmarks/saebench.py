@@ -42,10 +42,11 @@ from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.data.activations import Batch
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation import concepts, reconstruction
-from matryoshka.evaluation.absorption import FRACTION, FULL, MIN_PROBE_F1, absorption, fit_direction
+from matryoshka.evaluation.absorption import FRACTION, FULL, MIN_PROBE_F1, absorption
 from matryoshka.evaluation.carried import Direction, absorbed
 from matryoshka.evaluation.concepts import Rows
 from matryoshka.evaluation.placed import Placed, batches
+from matryoshka.evaluation.probes import fit_activations
 from matryoshka.evaluation.spelling import first_letters, words
 from matryoshka.lm.model import LanguageModel, load
 from matryoshka.lm.sites import Site
@@ -131,7 +132,7 @@ def absorption_agreement(placed: Placed, rows: Rows, python: Path) -> dict[str, 
     directions = torch.zeros(len(letters), rows.y.shape[1])
     chosen, said = {}, {}
     for name in found:
-        probe = fit_direction(rows.y[~rows.test], letter[~rows.test] == name)
+        probe = fit_activations(rows.y[~rows.test], letter[~rows.test] == name)
         counted = rows.test & (letter == name) & (probe.scores(rows.y) > 0)
         # SAEBench's whole: the projection of y itself
         direction = Direction.of(probe.direction, weights.W_dec.numpy(), rows.y[counted])

@@ -16,7 +16,6 @@ import torch.nn.functional as F  # noqa: N812
 from matryoshka import assembly
 from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation import absorption as module
 from matryoshka.evaluation.absorption import CARRIED, FRACTION, FULL, MAIN_F1, MEASURES, absorption, main_latents
 from matryoshka.evaluation.carried import (
     ABSORBERS,
@@ -214,7 +213,7 @@ def test_the_null_is_of_latents_that_fire_as_often(world: World) -> None:
 def test_the_null_takes_the_nearest_in_firing_and_never_the_main_ones(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "NEIGHBOURS", 1)
+    monkeypatch.setattr("matryoshka.evaluation.probes.NEIGHBOURS", 1)
     assert the(absorption(world.rows(), world.placed()), FULL).null == 1
     latents = world.latents.copy()
     latents[np.flatnonzero(world.concept == 1)[:3], 0] = 0.01  # more often than the other concepts' latents

@@ -5,16 +5,15 @@ import pytest
 import scipy.sparse as sp
 
 from matryoshka import assembly
-from matryoshka.evaluation import probing as probing_module
 from matryoshka.evaluation.concepts import Example, LabelledText, Rows, is_test, read
 from matryoshka.evaluation.labels import shipped
+from matryoshka.evaluation.probes import as_dense, folds
 from matryoshka.evaluation.probing import (
     ACCURACY,
     AUC,
     DENSE_AUC,
     LEAST_GROUPS,
     MEASURES,
-    folds,
     measurable,
     probing,
 )
@@ -90,10 +89,10 @@ def test_the_null_is_of_other_latents_that_fire_as_often() -> None:
 def test_a_draw_of_the_null_holds_no_chosen_latent_and_none_twice() -> None:
     fires = np.array([0, 50, 51, 49, 52, 48, 50, 5, 400, 0])
     for seed in range(100):
-        drawn = probing_module._as_dense(fires, np.array([1, 2, 7]), np.random.default_rng(seed)).tolist()
+        drawn = as_dense(fires, np.array([1, 2, 7]), np.random.default_rng(seed)).tolist()
         assert len(set(drawn)) == 3
         assert not {0, 1, 2, 7, 9} & set(drawn)  # neither chosen nor silent
-    only_two = probing_module._as_dense(np.array([3, 3, 3, 0]), np.array([0, 1]), np.random.default_rng(0))
+    only_two = as_dense(np.array([3, 3, 3, 0]), np.array([0, 1]), np.random.default_rng(0))
     assert only_two.tolist() == [2]
 
 

@@ -39,14 +39,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
-from sklearn.linear_model import LogisticRegression
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.carried import ABSORBERS, SHARE, Absorbed, Direction, absorbed
 from matryoshka.evaluation.concepts import Rows
 from matryoshka.evaluation.placed import Placed, Progress, silent
-from matryoshka.evaluation.probes import Probe, Step, f1, fit, forward, take
-from matryoshka.evaluation.probing import folds
+from matryoshka.evaluation.probes import (
+    Probe,
+    Step,
+    as_dense,
+    f1,
+    f1_left_out,
+    fit,
+    fit_activations,
+    folds,
+    forward,
+    take,
+)
 from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, score
 
 MIN_PROBE_F1 = 0.6
@@ -57,7 +66,6 @@ MIN_TRAIN, MIN_TEST, MIN_CHILDREN = 10, 4, 2
 F1_JUMP = 0.03
 MAX_MAIN = 10
 DRAWS = 20
-NEIGHBOURS = 20
 """In the null a main latent is replaced by one of the so many that fire most nearly as often."""
 EXAMPLES = 10
 
@@ -158,7 +166,7 @@ def absorption(rows: Rows, placed: Placed, progress: Progress = silent) -> Resul
     tried = _with_children(rows)
     concepts = []
     for name, labels in tried.items():
-        probe = fit_direction(rows.y[~rows.test], labels[~rows.test])
+        probe = fit_activations(rows.y[~rows.test], labels[~rows.test])
         concepts.append(Concept(name, labels, probe, f1(probe.scores(rows.y[rows.test]), labels[rows.test])))
         progress(len(concepts), 2 * len(tried))
     told = [each for each in concepts if each.probe_f1 >= MIN_PROBE_F1]
@@ -201,19 +209,6 @@ def _with_children(rows: Rows) -> dict[str, Bool[np.ndarray, " n"]]:
             f" {MIN_TEST} to test with, of a concept and of others: none of {len(parents)} concepts has so many"
         )
     return found
-
-
-def fit_direction(y: Float[np.ndarray, "n d_out"], labels: Bool[np.ndarray, " n"]) -> Probe:
-    """A logistic regression in the activations' own metric: its penalty sees them with one scale for all dimensions.
-
-    A column of latents has a unit of its own, a dimension of an activation has not: standardised one by one, those in
-    which little happens would count as much as the others, and probes be worse.
-    """
-    mean = y.mean(0, dtype=np.float64)
-    scale = np.sqrt(np.square(y - mean).mean())
-    regression = LogisticRegression(class_weight="balanced", max_iter=1000).fit((y - mean) / scale, labels)
-    direction = np.ravel(regression.coef_) / scale
-    return Probe(direction, float(np.ravel(regression.intercept_)[0] - mean @ direction))
 
 
 def _not_told(rows: Rows, placed: Placed, concepts: Sequence[Concept]) -> str:
@@ -260,7 +255,9 @@ def _measure(
         )
 
     real = absorbed(latents, direction, main)
-    nulls = [astuple(values(each, absorbed(latents, direction, each))) for each in _stand_ins(prefix, main)]
+    random = np.random.default_rng(0)
+    stand_ins = [as_dense(prefix.counts, main, random) for _ in range(DRAWS)]
+    nulls = [astuple(values(each, absorbed(latents, direction, each))) for each in stand_ins]
     return Found(
         main.tolist(),
         values(main, real),
@@ -285,34 +282,11 @@ def main_latents(
         # the first says whether as many latents help that were chosen without the children they are to help on, the
         # second whether these very latents do: that of a left-out child would not
         same = [Step(step.latents, fit(take(latents[~part], step.latents), labels[~part])) for part in parts]
-        reached = np.array([_f1_left_out(latents, labels, parts, steps) for steps in (without, same)])
+        reached = np.array([f1_left_out(latents, labels, parts, steps) for steps in (without, same)])
         if (reached <= best + F1_JUMP).any():
             break
         main, best = step.latents, reached
     return main
-
-
-def _f1_left_out(
-    latents: sp.csr_array, labels: Bool[np.ndarray, " n"], parts: Sequence[np.ndarray], steps: Sequence[Step]
-) -> float:
-    """Of all rows, those of each part told by the probe that was fitted to the others."""
-    scores = np.zeros(len(labels))
-    for part, (chosen, probe) in zip(parts, steps, strict=True):
-        scores[part] = probe.scores(take(latents[part], chosen))
-    return f1(scores, labels)
-
-
-def _stand_ins(prefix: Prefix, main: Int[np.ndarray, " main"]) -> Iterator[Int[np.ndarray, " others"]]:
-    """DRAWS sets of other latents that fire about as often as the main ones, as far as there are such."""
-    random = np.random.default_rng(0)
-    for _ in range(DRAWS):
-        left, others = np.setdiff1d(np.flatnonzero(prefix.counts), main), []
-        for often in prefix.counts[main]:
-            near = left[np.argsort(np.abs(np.log(prefix.counts[left] / often)), kind="stable")[:NEIGHBOURS]]
-            if len(near):
-                others.append(random.choice(near))
-                left = left[left != others[-1]]
-        yield np.array(others, dtype=np.int64)
 
 
 def _examples(found: Absorbed, whole: Float[np.ndarray, " rows"], paths: list[str]) -> list[Example]:

@@ -14,7 +14,8 @@ decoder row divided by ten, is the same latent, and yet would be chosen for its 
 difference and L1 penalty).
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -24,6 +25,10 @@ from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import LogisticRegression
 
 Method = Literal["difference", "forward"]
+
+FOLDS = 3
+NEIGHBOURS = 20
+"""The latents nearest in density, one of which stands in for another."""
 
 
 class Probe(NamedTuple):
@@ -37,8 +42,8 @@ class Probe(NamedTuple):
         return x @ self.direction + self.bias
 
 
-def fit(x: Float[np.ndarray, "n d"], labels: Bool[np.ndarray, " n"], c: float = 1.0) -> Probe:
-    """L2-penalised logistic regression; `c` is the inverse of the penalty's weight, as scikit-learn has it.
+def fit(x: Float[np.ndarray, "n d"], labels: Bool[np.ndarray, " n"]) -> Probe:
+    """L2-penalised logistic regression of a few columns, each with a unit of its own.
 
     Raises ValueError unless both labels occur.
     """
@@ -47,9 +52,22 @@ def fit(x: Float[np.ndarray, "n d"], labels: Bool[np.ndarray, " n"], c: float = 
     deviation[deviation == 0] = 1
     # with few columns Newton's method needs no more than some ten small systems of equations
     solver = "newton-cholesky" if x.shape[1] <= 32 else "lbfgs"
-    regression = LogisticRegression(C=c, class_weight="balanced", solver=solver, max_iter=1000)
+    regression = LogisticRegression(class_weight="balanced", solver=solver, max_iter=1000)
     regression.fit((x - mean) / deviation, labels)
     direction = np.ravel(regression.coef_) / deviation
+    return Probe(direction, float(np.ravel(regression.intercept_)[0] - mean @ direction))
+
+
+def fit_activations(x: Float[np.ndarray, "n d"], labels: Bool[np.ndarray, " n"]) -> Probe:
+    """A logistic regression in the activations' own metric: its penalty sees them with one scale for all dimensions.
+
+    A column of latents has a unit of its own, a dimension of an activation has not: standardised one by one, those in
+    which little happens would count as much as the others, and probes be worse.
+    """
+    mean = x.mean(0, dtype=np.float64)
+    scale = np.sqrt(np.square(x - mean).mean())
+    regression = LogisticRegression(class_weight="balanced", max_iter=1000).fit((x - mean) / scale, labels)
+    direction = np.ravel(regression.coef_) / scale
     return Probe(direction, float(np.ravel(regression.intercept_)[0] - mean @ direction))
 
 
@@ -134,3 +152,42 @@ def _inverse_deviations(latents: sp.csr_array) -> Float[np.ndarray, " d_sae"]:
     variance = latents.multiply(latents).sum(0, dtype=np.float64) / n - mean**2
     varies = variance > 1e-12 * np.maximum(mean**2, np.finfo(np.float64).tiny)
     return np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1)), 0)
+
+
+def as_dense(
+    fires: Int[np.ndarray, " width"], chosen: Int[np.ndarray, " chosen"], generator: np.random.Generator
+) -> Int[np.ndarray, " others"]:
+    """For each chosen latent another one of those that fire most nearly as often, as far as there are such."""
+    left = np.setdiff1d(np.flatnonzero(fires), chosen)
+    others = []
+    for often in fires[chosen]:
+        near = left[np.argsort(np.abs(np.log(fires[left] / often)), kind="stable")[:NEIGHBOURS]]
+        if len(near):
+            others.append(generator.choice(near))
+            left = left[left != others[-1]]
+    return np.array(others, dtype=np.int64)
+
+
+def folds(groups: Sequence[str], labels: Bool[np.ndarray, " n"]) -> list[Bool[np.ndarray, " n"]]:
+    """FOLDS parts of these rows, of whole groups; those with a yes and those with a no are spread over all of them."""
+    yes, no = (
+        {group for group, label in zip(groups, labels, strict=True) if label == which} for which in (True, False)
+    )
+
+    def place(group: str) -> tuple[int, bytes]:
+        # groups with both stand in the middle: so groups with a yes stand together, and groups with a no
+        return (group in yes) - (group in no), hashlib.sha256(group.encode()).digest()
+
+    part = {group: i % FOLDS for i, group in enumerate(sorted(set(groups), key=place))}
+    parts = np.array([part[group] for group in groups])
+    return [parts == i for i in range(FOLDS)]
+
+
+def f1_left_out(
+    latents: sp.csr_array, labels: Bool[np.ndarray, " n"], parts: Sequence[np.ndarray], steps: Sequence[Step]
+) -> float:
+    """Of all rows, those of each part told by the probe that was fitted to the others."""
+    scores = np.zeros(len(labels))
+    for part, (chosen, probe) in zip(parts, steps, strict=True):
+        scores[part] = probe.scores(take(latents[part], chosen))
+    return f1(scores, labels)

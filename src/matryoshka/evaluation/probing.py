@@ -15,8 +15,7 @@ told; they are left out for every coder of the site alike, and counted. SAEBench
 without standardising, which prefers latents of large values, and reports plain accuracy, on classes made equal in size.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,21 +24,26 @@ from jaxtyping import Bool, Float, Int
 
 from matryoshka.evaluation.concepts import Rows
 from matryoshka.evaluation.placed import Progress, silent
-from matryoshka.evaluation.probes import auc, balanced_accuracy, choose_latents, fit, take
+from matryoshka.evaluation.probes import (
+    Probe,
+    as_dense,
+    auc,
+    balanced_accuracy,
+    choose_latents,
+    fit,
+    fit_activations,
+    folds,
+    take,
+)
 from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, score
 
 KS = (1, 2, 5)
-DENSE_C = 0.01
-"""Inverse of a dense probe's penalty: it has nearly as many columns as rows."""
 LEAST_GROUPS = 3
 """Words or documents of a concept, and of its opposite, in each half."""
 LEAST_AUC = 0.7
 """Of a dense probe, below which a site does not tell of a concept."""
-FOLDS = 3
 DRAWS = 10
 """Of other latents for the null."""
-NEIGHBOURS = 20
-"""The latents nearest in density, one of which a draw takes."""
 
 
 def _told(name: str, what: str, of: str, null: str = "", headline: bool = False) -> Measure:
@@ -141,23 +145,8 @@ def _left_out_auc(task: Task) -> float:
     x, labels = task.rows.x[train], task.labels[train]
     scores = np.zeros(len(labels))
     for left_out in folds(task.train_groups, labels):
-        scores[left_out] = fit(x[~left_out], labels[~left_out], DENSE_C).scores(x[left_out])
+        scores[left_out] = fit_activations(x[~left_out], labels[~left_out]).scores(x[left_out])
     return auc(scores, labels)
-
-
-def folds(groups: Sequence[str], labels: Bool[np.ndarray, " n"]) -> list[Bool[np.ndarray, " n"]]:
-    """FOLDS parts of these rows, of whole groups; those with a yes and those with a no are spread over all of them."""
-    yes, no = (
-        {group for group, label in zip(groups, labels, strict=True) if label == which} for which in (True, False)
-    )
-
-    def place(group: str) -> tuple[int, bytes]:
-        # groups with both stand in the middle: so groups with a yes stand together, and groups with a no
-        return (group in yes) - (group in no), hashlib.sha256(group.encode()).digest()
-
-    part = {group: i % FOLDS for i, group in enumerate(sorted(set(groups), key=place))}
-    parts = np.array([part[group] for group in groups])
-    return [parts == i for i in range(FOLDS)]
 
 
 class Told(NamedTuple):
@@ -203,7 +192,7 @@ def probing(sets: Sequence[Rows], widths: Sequence[int], progress: Progress = si
 
 
 def _dense(task: Task) -> Told:
-    return _tell(task, task.rows.x, DENSE_C)
+    return _tell(task, task.rows.x, fit_activations)
 
 
 def _coordinates(task: Task) -> dict[int, Told]:
@@ -218,7 +207,7 @@ def _few(task: Task, width: int) -> dict[int, Few]:
     chosen = choose_latents(latents[train], task.labels[train], max(KS))
     fires = np.bincount(latents[train].indices, minlength=width)
     generator = np.random.default_rng([width, *task.name.encode()])
-    others = [_as_dense(fires, chosen, generator) for _ in range(DRAWS)]
+    others = [as_dense(fires, chosen, generator) for _ in range(DRAWS)]
     found = {}
     for k in KS:
         nulls = [_tell(task, take(latents, each[:k])) for each in others]
@@ -227,24 +216,10 @@ def _few(task: Task, width: int) -> dict[int, Few]:
     return found
 
 
-def _as_dense(
-    fires: Int[np.ndarray, " width"], chosen: Int[np.ndarray, " chosen"], generator: np.random.Generator
-) -> Int[np.ndarray, " others"]:
-    """For each chosen latent another one of those that fire most nearly as often, as far as there are such."""
-    left = np.setdiff1d(np.flatnonzero(fires), chosen)
-    others = []
-    for often in fires[chosen]:
-        near = left[np.argsort(np.abs(np.log(fires[left] / often)), kind="stable")[:NEIGHBOURS]]
-        if len(near):
-            others.append(generator.choice(near))
-            left = left[left != others[-1]]
-    return np.array(others, dtype=np.int64)
-
-
-def _tell(task: Task, x: Float[np.ndarray, "n d"], c: float = 1.0) -> Told:
+def _tell(task: Task, x: Float[np.ndarray, "n d"], fit: Callable[..., Probe] = fit) -> Told:
     """On the test rows, of a probe fitted to the training rows; nothing is told by no column."""
     test, labels = task.rows.test, task.labels
-    scores = fit(x[~test], labels[~test], c).scores(x[test]) if x.shape[1] else np.zeros(int(test.sum()))
+    scores = fit(x[~test], labels[~test]).scores(x[test]) if x.shape[1] else np.zeros(int(test.sum()))
     return Told(balanced_accuracy(scores, labels[test]), auc(scores, labels[test]))
 
 

@@ -25,8 +25,8 @@ from jaxtyping import Bool, Int
 
 from matryoshka.evaluation.concepts import Rows
 from matryoshka.evaluation.placed import Progress, silent
-from matryoshka.evaluation.probes import choose_latents, f1, fit, forward, take
-from matryoshka.evaluation.probing import Task, folds, measurable
+from matryoshka.evaluation.probes import choose_latents, f1, f1_left_out, fit, folds, forward, take
+from matryoshka.evaluation.probing import Task, measurable
 from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, score
 
 JUMP = 0.03
@@ -138,10 +138,7 @@ def _curve(latents: sp.csr_array, labels: Bool[np.ndarray, " n"], groups: Sequen
     parts = folds(groups, labels)
     curve: list[float] = []
     for steps in islice(zip(*(forward(latents[~part], labels[~part]) for part in parts), strict=False), MOST):
-        scores = np.zeros(len(labels))
-        for part, (chosen, probe) in zip(parts, steps, strict=True):
-            scores[part] = probe.scores(take(latents[part], chosen))
-        value = f1(scores, labels)
+        value = f1_left_out(latents, labels, parts, steps)
         if value <= (curve[-1] if curve else 0.0) + JUMP:
             break
         curve.append(value)
