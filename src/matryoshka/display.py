@@ -90,10 +90,10 @@ def _cell(found: Cell) -> Text:
 def _show_wrapped(corner: str, heads: Sequence[str], rows: Mapping[str, Sequence[Text]]) -> None:
     """One table, in as many blocks of columns as the terminal's width needs."""
     needs = [
-        2 + max(len(line) for text in (head, *(row[i].plain for row in rows.values())) for line in text.split("\n"))
+        3 + max(len(line) for text in (head, *(row[i].plain for row in rows.values())) for line in text.split("\n"))
         for i, head in enumerate(heads)
     ]
-    left = 2 + max(map(len, (corner, *rows)))
+    left = 4 + max(map(len, (corner, *rows)))
     start = 0
     while start < len(heads):
         end, used = start + 1, left + needs[start]

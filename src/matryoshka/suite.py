@@ -12,8 +12,8 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,17 +23,13 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.data.tokens import Windows
 from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.evaluation import concepts, reconstruction, spelling
-from matryoshka.evaluation.absorption import absorption
-from matryoshka.evaluation.concepts import LabelledText, Rows
-from matryoshka.evaluation.intervention import intervention
+from matryoshka.evaluation.concepts import Activations, LabelledText, Rows
 from matryoshka.evaluation.labels import shipped
-from matryoshka.evaluation.monosemanticity import monosemanticity
 from matryoshka.evaluation.placed import Placed, Progress
-from matryoshka.evaluation.probing import probing
 from matryoshka.evaluation.scores import NotMeasurable, Result
-from matryoshka.evaluation.splitting import splitting
 from matryoshka.features.collect import fingerprint
 from matryoshka.lm.model import LanguageModel, describe, load_vocabulary
+from matryoshka.lm.sites import Site
 from matryoshka.paths import write_bytes, write_text
 from matryoshka.report import comparison
 from matryoshka.report.comparison import Entry
@@ -56,6 +52,8 @@ class Subject:
     """How much of it to measure on."""
     labels: tuple[LabelledText, ...] = ()
     """The user's own, beside those that come with the package."""
+    read: dict[tuple[str, Site, Site], Activations] = field(default_factory=dict)
+    """What the language model has read of labelled text, by its name and the sites."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -63,14 +61,12 @@ class Subject:
         return self.placed.coder.config.widths
 
     def rows(self, text: LabelledText, progress: Progress) -> Rows:
-        """Labelled text read through the language model and the coder: once for all who ask."""
-        if text.name not in self._rows:
-            self._rows[text.name] = concepts.read(self.lm, self.placed, text, progress)
-        return self._rows[text.name]
-
-    @cached_property
-    def _rows(self) -> dict[str, Rows]:
-        return {}
+        """Labelled text read through the language model and the coder: by the model once for all coders of its
+        sites."""
+        key = (text.name, self.placed.read, self.placed.write)
+        if key not in self.read:
+            self.read[key] = concepts.activations(self.lm, self.placed.read, self.placed.write, text, progress)
+        return concepts.encode(self.placed.coder, self.read[key])
 
     @cached_property
     def letters(self) -> LabelledText:
@@ -92,15 +88,52 @@ class Evaluation(NamedTuple):
     """Whether its result depends on the user's labelled text."""
 
 
+# these import what they need when they run: scikit-learn takes 100 MB, which training does not
+
+
+def _reconstruction(subject: Subject, progress: Progress) -> Result:
+    return reconstruction.evaluate(subject.lm, subject.windows, subject.placed, subject.tokens, progress)
+
+
+def _absorption(subject: Subject, progress: Progress, text: LabelledText | None = None) -> Result:
+    """Of first letters, or of the concepts of `text`."""
+    from matryoshka.evaluation.absorption import absorption
+
+    return absorption(subject.rows(text or subject.letters, progress), subject.placed, progress)
+
+
+def _splitting(subject: Subject, progress: Progress) -> Result:
+    from matryoshka.evaluation.splitting import splitting
+
+    return splitting(subject.all_rows(progress), subject.widths, progress)
+
+
+def _probing(subject: Subject, progress: Progress) -> Result:
+    from matryoshka.evaluation.probing import probing
+
+    return probing(subject.all_rows(progress), subject.widths, progress)
+
+
+def _monosemanticity(subject: Subject, progress: Progress) -> Result:
+    from matryoshka.evaluation.monosemanticity import monosemanticity
+
+    tokens = max(subject.tokens, FIRING_TOKENS)
+    return monosemanticity(subject.lm, subject.windows, subject.placed, tokens, progress)
+
+
+def _intervention(subject: Subject, progress: Progress) -> Result:
+    from matryoshka.evaluation.intervention import intervention
+
+    return intervention(subject.lm, subject.windows, subject.placed, subject.tokens, progress)
+
+
 EVALUATIONS: dict[str, Evaluation] = {
-    "reconstruction": Evaluation(lambda s, told: reconstruction.evaluate(s.lm, s.windows, s.placed, s.tokens, told)),
-    "absorption": Evaluation(lambda s, told: absorption(s.rows(s.letters, told), s.placed, told)),
-    "splitting": Evaluation(lambda s, told: splitting(s.all_rows(told), s.widths, told), reads_labels=True),
-    "probing": Evaluation(lambda s, told: probing(s.all_rows(told), s.widths, told), reads_labels=True),
-    "monosemanticity": Evaluation(
-        lambda s, told: monosemanticity(s.lm, s.windows, s.placed, max(s.tokens, FIRING_TOKENS), told)
-    ),
-    "intervention": Evaluation(lambda s, told: intervention(s.lm, s.windows, s.placed, s.tokens, told)),
+    "reconstruction": Evaluation(_reconstruction),
+    "absorption": Evaluation(_absorption),
+    "splitting": Evaluation(_splitting, reads_labels=True),
+    "probing": Evaluation(_probing, reads_labels=True),
+    "monosemanticity": Evaluation(_monosemanticity),
+    "intervention": Evaluation(_intervention),
 }
 """By name, in the order in which they are run and shown."""
 
@@ -108,9 +141,7 @@ EVALUATIONS: dict[str, Evaluation] = {
 def evaluations(labels: Iterable[LabelledText]) -> dict[str, Evaluation]:
     """EVALUATIONS, and absorption in each of the user's texts whose concepts have children."""
     return EVALUATIONS | {
-        f"absorption-{text.name}": Evaluation(
-            lambda s, told, text=text: absorption(s.rows(text, told), s.placed, told), reads_labels=True
-        )
+        f"absorption-{text.name}": Evaluation(partial(_absorption, text=text), reads_labels=True)
         for text in labels
         if any(len(example.path) > 1 for example in text.examples)
     }
@@ -125,6 +156,8 @@ class Bench:
     labels: tuple[LabelledText, ...] = ()
     ready: tuple[LanguageModel, Windows] | None = None
     """Where both are loaded already."""
+    read: dict[tuple[str, Site, Site], Activations] = field(default_factory=dict)
+    """Of labelled text, for all coders."""
 
     @cached_property
     def lm(self) -> LanguageModel:
@@ -177,6 +210,7 @@ def measured(member: Run, bench: Bench, names: Sequence[str], overwrite: bool = 
                 assembly.placed(member, bench.lm),
                 bench.config.evaluation.tokens,
                 bench.labels,
+                bench.read,
             )
             try:
                 results[name] = evaluation.run(subject, update)

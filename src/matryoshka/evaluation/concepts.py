@@ -29,6 +29,7 @@ from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.evaluation.placed import Placed, Progress, silent
 from matryoshka.evaluation.scores import NotMeasurable
 from matryoshka.lm.model import LanguageModel
+from matryoshka.lm.sites import Site
 
 TEST_SHARE = 0.3
 BATCH_TOKENS = 2048
@@ -169,34 +170,61 @@ class _Prompt(NamedTuple):
     position: int | None
 
 
-@torch.no_grad()
+class Activations(NamedTuple):
+    """The positions of a labelled text that count, as the language model has them: whatever coder reads them."""
+
+    labelled: LabelledText
+    """Without the examples that no kept position remained of."""
+    x: Float[Tensor, "positions d_in"]
+    y: Float[Tensor, "positions d_out"]
+    mean: sp.csr_array
+    """[n, positions]: takes the mean of each example's."""
+    dropped: int
+
+
 def read(lm: LanguageModel, placed: Placed, labelled: LabelledText, progress: Progress = silent) -> Rows:
+    """All examples through the language model and the coder: `activations`, then `encode`."""
+    return encode(placed.coder, activations(lm, placed.read, placed.write, labelled, progress))
+
+
+def activations(
+    lm: LanguageModel, read: Site, write: Site, labelled: LabelledText, progress: Progress = silent
+) -> Activations:
     """All examples, shortest first, in batches; `progress(done, total)` counts them.
 
     A text longer than the model's context loses its end where it has no span, otherwise its beginning. Raises
     MatryoshkaError for a span longer than the context, NotMeasurable if no example is left.
     """
-    coder = placed.coder.fold().eval()
     prompts = _prompts(lm, labelled)
-    keep = _row_filter(lm, placed, prompts)
-    order, parts = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids)), []
+    keep = _row_filter(lm, [read, write], prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+    xs, ys, counts = [], [], []
     for batch in _batches(order, prompts):
-        parts.append(_read(lm, coder, placed, keep, [prompts[i] for i in batch]))
-        progress(sum(len(part.found) for part in parts), len(prompts))
-    back = np.argsort(order)
-    found = np.concatenate([part.found for part in parts])[back]
-    if not found.any():
-        raise NotMeasurable(f"{labelled.name}: no position of its {len(found)} examples is one that the coder is for")
-    chosen = back[found]
-    examples = tuple(example for example, kept in zip(labelled.examples, found, strict=True) if kept)
-    return Rows(
-        replace(labelled, examples=examples),
-        np.concatenate([part.x for part in parts])[chosen],
-        np.concatenate([part.y for part in parts])[chosen],
-        sp.csr_array(sp.vstack([part.latents for part in parts], format="csr"))[chosen],
-        np.array([is_test(example.group) for example in examples]),
-        int((~found).sum()),
+        padded = _padded([prompts[i] for i in batch], lm.device)
+        found = lm.read(padded.tokens, [read, write])
+        kept = padded.wanted & keep(padded.tokens, found)
+        xs.append(found[read][kept])
+        ys.append(found[write][kept])
+        counts += kept.sum(1).tolist()
+        progress(len(counts), len(prompts))
+    mean = _means(np.array(counts))[np.argsort(order)]
+    left = np.diff(mean.indptr) > 0
+    if not left.any():
+        raise NotMeasurable(f"{labelled.name}: no position of its {len(left)} examples is one that the coder is for")
+    examples = tuple(example for example, kept in zip(labelled.examples, left, strict=True) if kept)
+    return Activations(
+        replace(labelled, examples=examples), torch.cat(xs), torch.cat(ys), mean[left], int((~left).sum())
     )
+
+
+@torch.no_grad()
+def encode(coder: SparseCoder, found: Activations) -> Rows:
+    """What the coder makes of these activations."""
+    folded = coder.fold().eval()
+    latents = sp.vstack([as_csr(folded.encode(x)) for x in found.x.split(BATCH_TOKENS)], format="csr")
+    x, y = (each.float().cpu().numpy() for each in (found.x, found.y))
+    test = np.array([is_test(example.group) for example in found.labelled.examples])
+    return Rows(found.labelled, found.mean @ x, found.mean @ y, sp.csr_array(found.mean @ latents), test, found.dropped)
 
 
 def _prompts(lm: LanguageModel, labelled: LabelledText) -> list[_Prompt]:
@@ -268,36 +296,15 @@ def _padded(prompts: Sequence[_Prompt], device: torch.device) -> _Padded:
     return _Padded(tokens.to(device), real.to(device), (wanted & real).to(device))
 
 
-def _row_filter(lm: LanguageModel, placed: Placed, prompts: Sequence[_Prompt]) -> RowFilter:
+def _row_filter(lm: LanguageModel, sites: Sequence[Site], prompts: Sequence[_Prompt]) -> RowFilter:
     """Which positions count, by the norms of some of these texts."""
-    sites = [placed.read, placed.write]
-    norms: dict[Any, list[Tensor]] = {site: [] for site in sites}
+    norms: dict[Site, list[Tensor]] = {site: [] for site in sites}
     some = sorted(range(0, len(prompts), -(-len(prompts) // SINK_SAMPLE)), key=lambda i: len(prompts[i].ids))
     for batch in _batches(some, prompts):
         padded = _padded([prompts[i] for i in batch], lm.device)
-        for site, activations in lm.read(padded.tokens, sites).items():
-            norms[site].append(activations[:, 1:][padded.real[:, 1:]].float().norm(dim=-1))
-    return RowFilter(lm.bos, {site: SINK_FACTOR * torch.cat(found).median().item() for site, found in norms.items()})
-
-
-class _Part(NamedTuple):
-    """The rows of one batch; `found` is False for those that no kept position remained of."""
-
-    x: Float[np.ndarray, "n d_in"]
-    y: Float[np.ndarray, "n d_out"]
-    latents: sp.csr_array
-    found: Bool[np.ndarray, " n"]
-
-
-def _read(lm: LanguageModel, coder: SparseCoder, placed: Placed, keep: RowFilter, prompts: Sequence[_Prompt]) -> _Part:
-    padded = _padded(prompts, lm.device)
-    activations = lm.read(padded.tokens, [placed.read, placed.write])
-    kept = padded.wanted & keep(padded.tokens, activations)
-    x, y = activations[placed.read][kept], activations[placed.write][kept]
-    mean = _means(kept.sum(1).cpu().numpy())
-    latents = sp.csr_array(mean @ as_csr(coder.encode(x)))
-    x, y = (each.float().cpu().numpy() for each in (x, y))
-    return _Part(mean @ x, mean @ y, latents, np.diff(mean.indptr) > 0)
+        for site, found in lm.read(padded.tokens, sites).items():
+            norms[site].append(found[:, 1:][padded.real[:, 1:]].float().norm(dim=-1))
+    return RowFilter(lm.bos, {site: SINK_FACTOR * torch.cat(each).median().item() for site, each in norms.items()})
 
 
 def _means(counts: Int[np.ndarray, " batch"]) -> sp.csr_array:

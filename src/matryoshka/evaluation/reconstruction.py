@@ -99,6 +99,8 @@ FREQUENCY_EDGES = (0.0, 10.0, 100.0, 1_000.0, 10_000.0)
 """Bins of a token's occurrences in a million tokens of the training split."""
 FREQUENCY_TOKENS = 5_000_000
 """Tokens counted for that, at most."""
+FREQUENCY_WINDOWS = 1024
+"""Windows of them at once."""
 DENSITY_EDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Bins of firing density; a latent that never fires is below all."""
 
@@ -238,9 +240,11 @@ def _mean(lm: LanguageModel, windows: Windows, placed: Placed, keep: RowFilter, 
 def _frequency_bins(windows: Windows, vocabulary: int) -> Int[np.ndarray, " vocab"]:
     """The bin of FREQUENCY_EDGES of each token."""
     train = windows.tokens.windows("train")
-    counted = train[spread(window_count(train, FREQUENCY_TOKENS), len(train))]
-    counts = np.bincount(counted.reshape(-1), minlength=vocabulary)
-    return np.searchsorted(FREQUENCY_EDGES, 1e6 * counts / counted.size, side="right") - 1
+    numbers = spread(window_count(train, FREQUENCY_TOKENS), len(train))
+    counts = np.zeros(vocabulary, np.int64)
+    for start in range(0, len(numbers), FREQUENCY_WINDOWS):
+        counts += np.bincount(train[numbers[start : start + FREQUENCY_WINDOWS]].reshape(-1), minlength=vocabulary)
+    return np.searchsorted(FREQUENCY_EDGES, 1e6 * counts / counts.sum(), side="right") - 1
 
 
 def _rows(coder: SparseCoder, kept: Tensor, x: Tensor, y: Tensor) -> Rows:

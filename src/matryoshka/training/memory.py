@@ -8,8 +8,8 @@ from matryoshka.lm.shape import Shape
 from matryoshka.training.config import Config, Plan
 
 FLOAT = 4
-LIBRARIES = 620_000_000
-"""Python, torch and transformers themselves, and what malloc keeps: some 5 % more on one machine than on another."""
+LIBRARIES = 900_000_000
+"""Python, torch, transformers, pyarrow and what malloc keeps, which differs by some 100 MB from run to run."""
 
 
 class Item(NamedTuple):
@@ -43,7 +43,7 @@ def estimate(
             max(_step(config, plan) for plan in plans),
             f"{config.training.batch:,} tokens a step",
         ),
-        Item("libraries", LIBRARIES, "Python, torch, transformers"),
+        Item("libraries", LIBRARIES, "Python, torch, transformers, pyarrow"),
     ]
 
 
