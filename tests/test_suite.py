@@ -182,3 +182,15 @@ def test_wrong_inputs_are_refused_before_anything_is_measured(
     with pytest.raises(MatryoshkaError, match="no run here"):
         suite.evaluate([run.path, run.path / "nowhere"])
     assert times(run) == before
+
+
+def test_labels_of_a_name_that_is_taken_are_refused(run: Run, tmp_path: Path) -> None:
+    """Concepts are known by the name of their set: two of one name would be taken for each other."""
+    line = json.dumps({"text": "a dog", "label": "x"}) + "\n" + json.dumps({"text": "a cat", "label": "y"})
+    for name in ("genre.jsonl", "mine.jsonl", "other/mine.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(line)
+    with pytest.raises(MatryoshkaError, match="labels of the name 'genre' already"):
+        suite.evaluate([run.path], ["probing"], [tmp_path / "genre.jsonl"])
+    with pytest.raises(MatryoshkaError, match=r"other/mine\.jsonl: there are labels of the name 'mine' already"):
+        suite.evaluate([run.path], ["probing"], [tmp_path / "mine.jsonl", tmp_path / "other" / "mine.jsonl"])

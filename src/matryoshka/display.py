@@ -110,11 +110,11 @@ def _show_differences(entries: Sequence[Entry]) -> None:
     noise = 0
     for entry, of_entry in groupby(differences(entries), key=lambda each: each.entry):
         title = f"{entry.label}, against {entries[0].label}"
-        table = _table(title, "score", "difference", "95 % interval", "detectable", "verdict")
-        table.columns[0].no_wrap = table.columns[2].no_wrap = True
+        table = _table(title, "score", "difference", "detectable", "verdict")
         for each in of_entry:
             noise += bool(each.found and each.found.inside_noise)
-            table.add_row(each.column.head, *numbers(each), verdict(each))
+            difference, interval, detectable = numbers(each)
+            table.add_row(each.column.head, _cell(Cell(difference, interval, "")), detectable, verdict(each))
         console.print(table)
     if noise:
         console.print(

@@ -75,9 +75,10 @@ class Subject:
 
     def all_rows(self, progress: Progress) -> list[Rows]:
         """Every labelled text: what comes with the package, the first letters where there are words, the user's."""
+        texts = [*shipped(), *self.labels]
         with suppress(NotMeasurable):
-            return [self.rows(text, progress) for text in (*shipped(), self.letters, *self.labels)]
-        return [self.rows(text, progress) for text in (*shipped(), *self.labels)]
+            texts.append(self.letters)
+        return [self.rows(text, progress) for text in texts]
 
 
 class Evaluation(NamedTuple):
@@ -172,12 +173,12 @@ class Bench:
         vocabulary = load_vocabulary(describe(self.config.model.name, self.config.model.revision))
         return assembly.open_tokens(self.config.text, vocabulary).windows("held_out")
 
-    def identity(self, coder: SparseCoder, evaluation: Evaluation) -> dict[str, Any]:
-        """All that a result depends on: where it is the same, so is the result."""
+    def identity(self, coder: str, evaluation: Evaluation) -> dict[str, Any]:
+        """All that a result depends on: where it is the same, so is the result. `coder`: its fingerprint."""
         labels = {each.name: _hash(each.examples) for each in self.labels} if evaluation.reads_labels else {}
         return {
             "matryoshka": __version__,
-            "coder": fingerprint(coder.fold()),
+            "coder": coder,
             "model": self.config.model.model_dump(mode="json"),
             "text": self.windows.tokens.hash,
             "context": self.windows.context,
@@ -193,7 +194,7 @@ def _hash(content: Any) -> str:
 def measured(member: Run, bench: Bench, names: Sequence[str], overwrite: bool = False) -> dict[str, Result]:
     """The results of these evaluations for a run's coder. One that is saved and still is what would be found is taken,
     unless `overwrite`; the others are measured now, and each is saved at once."""
-    coder = SparseCoder.load(member.coder)
+    coder = _fingerprint(member)
     results: dict[str, Result] = {}
     subject = None
     known = evaluations(bench.labels)
@@ -226,8 +227,12 @@ def _explained(member: Run) -> dict[str, Result]:
         result, identity = member.saved_results("detection")
     except MatryoshkaError:
         return {}
-    current = identity["coder"] == fingerprint(SparseCoder.load(member.coder).fold())
-    return {"detection": result} if current else {}
+    return {"detection": result} if identity["coder"] == _fingerprint(member) else {}
+
+
+def _fingerprint(member: Run) -> str:
+    """Of its folded coder, as the store of features has it too."""
+    return fingerprint(SparseCoder.load(member.coder).fold())
 
 
 def _found(member: Run, name: str, identity: dict[str, Any]) -> Result | None:
@@ -260,7 +265,7 @@ def evaluate(
     `labels`: files of the user's labelled text. What was measured before with the same coder, model, text and version
     is taken as it is, unless `overwrite`. Raises MatryoshkaError for what cannot be, before anything is measured.
     """
-    texts = tuple(concepts.load(Path(file)) for file in labels)
+    texts = _labelled([Path(file) for file in labels])
     names = _chosen(wanted := list(only), evaluations(texts))
     runs = [Run.open(path) for path in paths]
     members = list(dict.fromkeys(member for run in runs for member in assembly.trained(run)))
@@ -277,6 +282,18 @@ def evaluate(
     entries = _entries(members, configs, found)
     folder = Path(out) if out else runs[0].evaluation if len(runs) == 1 else Path("evaluation")
     return Evaluated(entries, _write(entries, folder))
+
+
+def _labelled(files: Sequence[Path]) -> tuple[LabelledText, ...]:
+    """The user's labelled text; each has a name of its own, by which its concepts are known."""
+    taken = {text.name for text in shipped()} | {spelling.NAME}
+    texts = []
+    for file in files:
+        texts.append(text := concepts.load(file))
+        if text.name in taken:
+            raise MatryoshkaError(f"{file}: there are labels of the name {text.name!r} already; give the file another")
+        taken.add(text.name)
+    return tuple(texts)
 
 
 def _chosen(wanted: Sequence[str], known: Iterable[str]) -> list[str]:

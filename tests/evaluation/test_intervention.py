@@ -211,7 +211,7 @@ def test_every_prefix_has_every_score_with_a_null(result: Result) -> None:
 
 
 def test_attribution_ranks_features_as_ablating_them_does(result: Result) -> None:
-    ranking = result.of("attribution rank correlation")[-1]
+    ranking = result.of("attribution ρ")[-1]
     assert ranking.value > 0.8
     assert ranking.null is not None
     assert 0 < ranking.null < 0.4

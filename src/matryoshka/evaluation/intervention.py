@@ -64,7 +64,7 @@ CE_ON = Measure(
     headline=False,
 )
 RANKING = Measure(
-    "attribution rank correlation",
+    "attribution ρ",
     "higher",
     "Spearman's ρ over features between Σ −a_f ⟨∂CE/∂y, W_dec[f]⟩ and the ΔCE that ablating the feature really has in"
     " the same windows.",
