@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)], level="WARNING")
     logging.getLogger("transformers").setLevel("ERROR")
     warnings.filterwarnings("ignore", module="transformers")
+    warnings.filterwarnings("ignore", module="sklearn")  # a probe that needs another solver takes it
     try:
         sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
     except MatryoshkaError as error:

@@ -71,7 +71,7 @@ EXAMPLES = 10
 
 _NULL = "other latents that fire as often in place of the main ones"
 FULL = Measure(
-    "Full absorption",
+    "full absorption",
     better="lower",
     meaning="Share of a concept's rows where none of its main latents fires and one other latent carries"
     f" ≥ {SHARE} of (y − b_dec) · p̂, with p̂ the concept's probe, mean over concepts",
@@ -80,7 +80,7 @@ FULL = Measure(
     percent=True,
 )
 FRACTION = Measure(
-    "Absorption fraction",
+    "absorption fraction",
     better="lower",
     meaning=f"A / (A + M) of what up to {ABSORBERS} other latents (A) and the main ones (M) carry of (y − b_dec) · p̂,"
     f" 0 where A is < {SHARE} of it, mean over a concept's rows, then over concepts",
@@ -96,7 +96,7 @@ MAIN_F1 = Measure(
     null=_NULL,
 )
 CARRIED = Measure(
-    "Carried by main latents",
+    "carried by main latents",
     better="higher",
     meaning="Share of (y − b_dec) · p̂ that the main latents carry, Σ / Σ over a concept's rows, mean over concepts",
     unit="concept",
