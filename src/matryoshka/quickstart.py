@@ -46,7 +46,7 @@ NEXT = """\
 
 Next:
   {matryoshka} serve {run}                       all features in your browser, at http://127.0.0.1:{port}/
-  {matryoshka} eval {run}                        these measures again, --json for programs
+  {matryoshka} eval {run}                        the whole suite of evaluations, and a report
   {matryoshka} train --model gpt2 --read 8.mlp_in --write 8.mlp_out --d-sae 12288 --k 32 --text FILE --tokens 2e6
   {matryoshka} train --help                      every field of a recipe
   python: from matryoshka import SparseCoder; coder = SparseCoder.load("{run}")"""
