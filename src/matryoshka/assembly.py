@@ -3,7 +3,8 @@
 check     config + the model's sizes → plans; wrong sites, sizes, sources and devices end here
 resolve   what the config left open (model revision, tokens to read from the hub), so that it can be re-run
 open_lm, open_tokens, open_stream, new_trainees
-trained, placed     a run's coders, and where each belongs
+trained, sole       a run's coders; the run of a single one
+placed              where a coder belongs
 names               what to call them
 progress            how far a long job is
 """
@@ -129,6 +130,14 @@ def trained(run: Run) -> list[Run]:
     if not (members := run.members()):
         raise MatryoshkaError(f"{run.path}: no trained coder yet; go on with: matryoshka resume {run.path}")
     return members
+
+
+def sole(path: str | Path) -> Run:
+    """The run at `path`, trained and of one coder. Raises MatryoshkaError if it is not."""
+    run = Run.open(path)
+    if (members := trained(run)) != [run]:
+        raise MatryoshkaError(f"{path}: has several coders; give one of: {', '.join(str(m.path) for m in members)}")
+    return run
 
 
 def placed(member: Run, lm: LanguageModel) -> Placed:

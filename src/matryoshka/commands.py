@@ -156,9 +156,7 @@ def steer(
 
     Raises MatryoshkaError if the run has several coders, and for whatever `steering.steer` refuses.
     """
-    run = Run.open(path)
-    if (members := assembly.trained(run)) != [run]:
-        raise MatryoshkaError(f"{path}: has several coders; give one of: {', '.join(str(m.path) for m in members)}")
+    run = assembly.sole(path)
     config = Config.load(run.config_file)
     lm = assembly.open_lm(config)
     placed = assembly.placed(run, lm)

@@ -239,9 +239,7 @@ def export_page(path: str | Path, folder: str | Path, overwrite: bool = False) -
 
     Raises MatryoshkaError if the run has several coders or no features yet, or if something lies in `folder`.
     """
-    run = Run.open(path)
-    if (members := assembly.trained(run)) != [run]:
-        raise MatryoshkaError(f"{path}: has several coders; give one of: {', '.join(str(m.path) for m in members)}")
+    run = assembly.sole(path)
     with assembly.progress(f"writing {folder}") as update:
         export(run.features, run.path.resolve().name, Path(folder), overwrite, update)
     return Path(folder) / "index.html"

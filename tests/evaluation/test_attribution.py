@@ -9,9 +9,9 @@ from torch import Tensor
 from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Tokens
-from matryoshka.evaluation.attribution import attribute, first_order, next_token_loss, predicting
+from matryoshka.evaluation.attribution import attribute, first_order, next_token_loss
 from matryoshka.evaluation.changes import Change, changed
-from matryoshka.evaluation.placed import Placed, spread
+from matryoshka.evaluation.placed import Placed, predicting, spread
 from matryoshka.lm.model import LanguageModel, load
 from matryoshka.lm.sites import Site
 

@@ -9,7 +9,8 @@
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +21,9 @@ from torch import Tensor
 
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Windows
-from matryoshka.evaluation.attribution import Attribution, predicting
+from matryoshka.evaluation.attribution import Attribution
 from matryoshka.evaluation.changes import activations, shifted
-from matryoshka.evaluation.placed import LOGIT_BATCH, Placed, Progress
+from matryoshka.evaluation.placed import LOGIT_BATCH, Placed, Progress, predicting
 from matryoshka.evaluation.scores import NotMeasurable
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
@@ -64,11 +65,6 @@ class Effects(NamedTuple):
         return self.ce[ABLATED].sum(-1)
 
 
-def rings(widths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The first latent of each ring, and that after its last."""
-    return zip((0, *widths[:-1]), widths, strict=True)
-
-
 def draw_sample(count: Int[np.ndarray, " d_sae"], widths: Sequence[int], generator: np.random.Generator) -> Sample:
     """SAMPLE / rings of the features of each ring that fire, or all there are; NotMeasurable if none does.
 
@@ -77,7 +73,7 @@ def draw_sample(count: Int[np.ndarray, " d_sae"], widths: Sequence[int], generat
     if not count.any():
         raise NotMeasurable(f"none of the {len(count):,} features fires on the text measured here")
     features, weight = [], []
-    for first, end in rings(widths):
+    for first, end in pairwise((0, *widths)):
         living = first + np.flatnonzero(count[first:end])
         chosen = np.sort(generator.permutation(living)[: max(1, SAMPLE // len(widths))])
         features.append(chosen)

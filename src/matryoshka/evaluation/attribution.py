@@ -23,7 +23,16 @@ from matryoshka.coder.kernels import operations
 from matryoshka.coder.latents import Latents
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Windows
-from matryoshka.evaluation.placed import LOGIT_BATCH, Placed, Progress, batches, silent, spread, window_count
+from matryoshka.evaluation.placed import (
+    LOGIT_BATCH,
+    Placed,
+    Progress,
+    batches,
+    predicting,
+    silent,
+    spread,
+    window_count,
+)
 from matryoshka.lm.model import LanguageModel
 
 
@@ -74,11 +83,6 @@ def attribute(
         firing.append(_by_window((latents.values > 0).long(), *place, (len(batch), coder.config.d_sae)))
         progress(done := done + len(batch), len(numbers))
     return Attribution(numbers, csr_array(vstack(effect)), csr_array(vstack(firing)), size.cpu().numpy())
-
-
-def predicting(kept: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
-    """The kept positions but for a window's last, whose next token is not there."""
-    return kept & (torch.arange(kept.shape[1], device=kept.device) < kept.shape[1] - 1)
 
 
 def next_token_loss(

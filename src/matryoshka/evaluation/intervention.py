@@ -8,6 +8,7 @@ Scores of a prefix are means over its living features: a sampled one stands for 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ from matryoshka.evaluation.ablation import (
     ablate,
     draw_sample,
     draw_trials,
-    rings,
 )
 from matryoshka.evaluation.attribution import Attribution, attribute
 from matryoshka.evaluation.placed import Placed, Progress, silent
@@ -186,7 +186,7 @@ def _ring_counts(attribution: Attribution, sample: Sample, widths: Sequence[int]
     ablated = np.isin(np.arange(len(silent)), sample.features)
     return [
         {"latents": end - first, "silent": int(silent[first:end].sum()), "ablated": int(ablated[first:end].sum())}
-        for first, end in rings(widths)
+        for first, end in pairwise((0, *widths))
     ]
 
 

@@ -21,7 +21,6 @@ has of them to one drawn. The contexts of a random direction have much in common
 the residual stream carries along: read the two AUCs of contexts by their distance from the null.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ from matryoshka.evaluation.contexts import SHORTEST, Contexts
 from matryoshka.evaluation.firings import FEATURES, Reading, middle, read
 from matryoshka.evaluation.placed import Placed, Progress, silent, window_count
 from matryoshka.evaluation.rules import Ngrams, Rule, describe, rule_auc
-from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, score
+from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, finite, score
 from matryoshka.lm.model import LanguageModel
 
 FIRINGS = 16
@@ -266,13 +265,9 @@ def _means(
 ) -> dict[str, list[float | None]]:
     """Of each measure the mean of each prefix."""
     means = [[_mean(column, width, drawn) for width in widths] for column in values.T]
-    return {name: [_finite(mean) for mean in row] for name, row in zip(_NAMES, means, strict=True)}
+    return {name: [finite(mean) for mean in row] for name, row in zip(_NAMES, means, strict=True)}
 
 
 def _row(latent: int, firings: int, found: Found, vocabulary: Sequence[bytes]) -> dict[str, Any]:
-    aucs = dict(zip(_NAMES, map(_finite, found.aucs.tolist()), strict=True))
+    aucs = dict(zip(_NAMES, map(finite, found.aucs.tolist()), strict=True))
     return {"latent": latent, "firings": firings, "rule": describe(found.rule, vocabulary), **aucs}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

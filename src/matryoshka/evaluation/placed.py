@@ -60,6 +60,11 @@ def window_count(windows: Windows, tokens: int) -> int:
     return min(len(windows), max(1, tokens // windows.context))
 
 
+def predicting(kept: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
+    """The kept positions but for a window's last, whose next token is not there."""
+    return kept & (torch.arange(kept.shape[1], device=kept.device) < kept.shape[1] - 1)
+
+
 @contextmanager
 def splice(
     lm: LanguageModel, site: Site, kept: Bool[Tensor, "batch position"], value: Float[Tensor, "*rows d"]

@@ -28,6 +28,7 @@ from matryoshka.evaluation.placed import (
     Placed,
     Progress,
     batches,
+    predicting,
     silent,
     splice,
     spread,
@@ -189,7 +190,7 @@ def evaluate(lm: LanguageModel, windows: Windows, placed: Placed, tokens: int, p
         rows = _rows(coder, keep(batch, read), read[placed.read], read[placed.write])
         measured = _activation_sums(rows, mean, coder.config.widths)
         spliced = _spliced_sums(lm, batch, rows, placed, mean)
-        kept, scored = rows.kept.cpu().numpy(), _scored(rows.kept).cpu().numpy()
+        kept, scored = rows.kept.cpu().numpy(), predicting(rows.kept).cpu().numpy()
         position = np.broadcast_to(np.arange(windows.context), kept.shape)
         places = {
             by_document: np.searchsorted(documents, numbers),
@@ -253,13 +254,6 @@ def _rows(coder: SparseCoder, kept: Tensor, x: Tensor, y: Tensor) -> Rows:
     return Rows(kept, y[kept].to(coder.W_dec.dtype), latents, coder.decode(latents, x))
 
 
-def _scored(kept: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
-    """Kept positions whose next token is in the window."""
-    scored = kept.clone()
-    scored[:, -1] = False
-    return scored
-
-
 def _activation_sums(rows: Rows, mean: Float[Tensor, " d_out"], widths: Sequence[int]) -> dict[str, Tensor]:
     """What is summed over rows of the activations themselves: [rows], or [prefix, rows]."""
     y, y_hat = rows.y.double(), rows.y_hat
@@ -292,7 +286,7 @@ def _spliced_sums(
     mean: Float[Tensor, " d_out"],
 ) -> dict[str, Tensor]:
     """What is summed over scored positions: CE, and KL from the clean model, with the site ablated or reconstructed."""
-    scored = _scored(rows.kept)[:, :-1]
+    scored = predicting(rows.kept)[:, :-1]
     target = tokens[:, 1:][scored][:, None]
 
     def log_probabilities() -> Float[Tensor, "rows vocabulary"]:

@@ -98,10 +98,10 @@ class Score:
         return {
             "name": self.measure.name,
             "width": self.width,
-            "value": _finite(self.value),
-            "low": _finite(self.interval.low),
-            "high": _finite(self.interval.high),
-            "null": None if self.null is None else _finite(self.null),
+            "value": finite(self.value),
+            "low": finite(self.interval.low),
+            "high": finite(self.interval.high),
+            "null": None if self.null is None else finite(self.null),
             "unit": self.measure.unit,
             "units": len(self.units),
         }
@@ -248,5 +248,6 @@ def _ratio(above: Any, below: Any) -> Any:
     return float(found) if np.ndim(found) == 0 else found
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """For JSON, which knows no NaN."""
     return value if math.isfinite(value) else None
