@@ -27,7 +27,9 @@ from harness import available_threads, machine, publish
 
 from matryoshka.features.feature import BINS, TokenShare, summarise
 from matryoshka.features.reading import Reading
-from matryoshka.features.store import STATISTICS, About, FeatureStore, Row, Writer
+from matryoshka.features.schema import STATISTICS, About
+from matryoshka.features.store import FeatureStore
+from matryoshka.features.writer import Row, Writer
 from matryoshka.report import data
 from matryoshka.report.export import export
 from matryoshka.report.server import Shown, serve

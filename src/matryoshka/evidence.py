@@ -35,7 +35,8 @@ from matryoshka.features.explain import prepare
 from matryoshka.features.naming import Named, name_by_rules
 from matryoshka.features.reading import Reading, read_text
 from matryoshka.features.recording import join
-from matryoshka.features.store import About, FeatureStore
+from matryoshka.features.schema import About
+from matryoshka.features.store import FeatureStore
 from matryoshka.features.summary import Wanted
 from matryoshka.lm.model import LanguageModel, load
 from matryoshka.report.export import export

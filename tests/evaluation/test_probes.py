@@ -1,5 +1,8 @@
 """Probes and the choice of latents, against brute force, scikit-learn and planted structure."""
 
+from collections.abc import Callable
+from itertools import islice
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -7,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from matryoshka.evaluation.probes import auc, balanced_accuracy, choose_latents, f1, fit
+from matryoshka.evaluation.probes import auc, balanced_accuracy, f1, fit, forward, most_different
 
 RNG = np.random.default_rng
+Choose = Callable[[sp.csr_array, np.ndarray, int], np.ndarray]
 LABELS = RNG(0).random(400) < 0.3
 
 
@@ -82,12 +86,20 @@ def test_measures_are_what_they_are_called(rows: list[tuple[int, bool]]) -> None
 # --- which latents
 
 
+def first_forward(latents: sp.csr_array, labels: np.ndarray, k: int) -> np.ndarray:
+    steps = list(islice(forward(latents, labels), k))
+    return steps[-1].latents if steps else np.empty(0, dtype=np.int64)
+
+
+both_choices = pytest.mark.parametrize("choose", [most_different, first_forward])
+
+
 def test_difference_is_the_standardised_one() -> None:
     latents = noise()
     latents[:, 7] += LABELS * 0.4
     latents[:, 9] += ~LABELS * 0.3  # against the concept
     latents[:, 3] = 0
-    found = choose_latents(csr(latents), LABELS, 10)
+    found = most_different(csr(latents), LABELS, 10)
     with np.errstate(invalid="ignore"):
         strength = np.abs(latents[LABELS].mean(0) - latents[~LABELS].mean(0)) / latents.std(0)
     expected = np.argsort(-np.nan_to_num(strength), kind="stable")[:10]
@@ -95,33 +107,33 @@ def test_difference_is_the_standardised_one() -> None:
     assert set(found[:2]) == {7, 9}
 
 
-@pytest.mark.parametrize("method", ["difference", "forward"])
-def test_the_choice_does_not_care_for_units(method: str) -> None:
+@both_choices
+def test_the_choice_does_not_care_for_units(choose: Choose) -> None:
     latents = noise()
     latents[:, 7] += LABELS * 0.2
     latents[:, 9] += LABELS * (np.arange(400) % 2) * 0.2
     stretched = latents * np.exp(3 * RNG(8).standard_normal(60))
-    first, second = (choose_latents(csr(each), LABELS, 5, method) for each in (latents, stretched))
+    first, second = (choose(csr(each), LABELS, 5) for each in (latents, stretched))
     assert first.tolist() == second.tolist()
 
 
-@pytest.mark.parametrize("method", ["difference", "forward"])
-def test_silent_and_constant_latents_are_never_chosen(method: str) -> None:
+@both_choices
+def test_silent_and_constant_latents_are_never_chosen(choose: Choose) -> None:
     latents = np.zeros((400, 6))
     latents[:, 1] = 0.3  # always the same
     latents[:, 2] = LABELS * 0.5
-    assert choose_latents(csr(latents), LABELS, 5, method).tolist() == [2]
-    assert choose_latents(csr(np.zeros((400, 6))), LABELS, 5, method).tolist() == []
-    assert choose_latents(csr(latents[:, :0]), LABELS, 5, method).tolist() == []
+    assert choose(csr(latents), LABELS, 5).tolist() == [2]
+    assert choose(csr(np.zeros((400, 6))), LABELS, 5).tolist() == []
+    assert choose(csr(latents[:, :0]), LABELS, 5).tolist() == []
 
 
-@pytest.mark.parametrize("method", ["difference", "forward"])
-def test_fewer_latents_are_the_first_of_more(method: str) -> None:
+@both_choices
+def test_fewer_latents_are_the_first_of_more(choose: Choose) -> None:
     latents = csr(noise() + np.eye(60)[RNG(3).integers(0, 60, 400)] * LABELS[:, None])
-    most = choose_latents(latents, LABELS, 8, method)
+    most = choose(latents, LABELS, 8)
     assert len(set(most.tolist())) == 8
     for k in range(8):
-        assert choose_latents(latents, LABELS, k, method).tolist() == most[:k].tolist()
+        assert choose(latents, LABELS, k).tolist() == most[:k].tolist()
 
 
 def test_forward_looks_for_what_is_still_missing() -> None:
@@ -130,8 +142,8 @@ def test_forward_looks_for_what_is_still_missing() -> None:
     latents = noise(density=0.05)
     for column, where in ((10, LABELS & part), (11, LABELS & part), (12, LABELS & ~part)):
         latents[:, column] = where * (1 + RNG(column).random(400))
-    assert set(choose_latents(csr(latents), LABELS, 2)) == {10, 11}
-    found = choose_latents(csr(latents), LABELS, 2, "forward")
+    assert set(most_different(csr(latents), LABELS, 2)) == {10, 11}
+    found = first_forward(csr(latents), LABELS, 2)
     assert found[0] in (10, 11)
     assert found[1] == 12
 
@@ -140,5 +152,5 @@ def test_forward_takes_no_latent_that_speaks_against_the_concept() -> None:
     latents = np.zeros((400, 3))
     latents[:, 0] = ~LABELS * 1.0
     latents[:, 1] = (LABELS & (np.arange(400) % 2 == 0)) * 1.0
-    assert choose_latents(csr(latents), LABELS, 1).tolist() == [0]
-    assert choose_latents(csr(latents), LABELS, 1, "forward").tolist() == [1]
+    assert most_different(csr(latents), LABELS, 1).tolist() == [0]
+    assert first_forward(csr(latents), LABELS, 1).tolist() == [1]

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from matryoshka.features.feature import BINS, TokenShare, summarise
-from matryoshka.features.store import STATISTICS, About, FeatureStore, Row, Writer
+from matryoshka.features.schema import STATISTICS, About
+from matryoshka.features.store import FeatureStore
+from matryoshka.features.writer import Row, Writer
 from matryoshka.lm.vocabulary import pieces
 
 CONTEXT, WINDOWS, COUNTED = 16, 12, 1000

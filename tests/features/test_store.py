@@ -17,7 +17,9 @@ from small_store import ABOUT, COUNTED, SILENT, TEXTS, VOCABULARY, WIDTHS, make_
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features.feature import BINS, FLAGS, TokenShare, edges, printable, summarise, well_formed
-from matryoshka.features.store import LABEL_LENGTH, NOTE_LENGTH, STATISTICS, FeatureStore, Writer
+from matryoshka.features.schema import STATISTICS
+from matryoshka.features.store import LABEL_LENGTH, NOTE_LENGTH, FeatureStore
+from matryoshka.features.writer import Writer
 from matryoshka.lm.vocabulary import pieces
 
 

@@ -3,11 +3,11 @@
     score = x · direction + bias, "yes" where it is positive
 
 Columns are standardised before the fit, so that the penalty does not care for units, and both classes weigh the same.
-A k-sparse probe (Gurnee et al. 2023, arXiv:2305.01610) is a probe of k latents, which `choose_latents` chooses:
+A k-sparse probe (Gurnee et al. 2023, arXiv:2305.01610) is a probe of k latents:
 
-    difference   the k largest |μ₊ − μ₋| / σ
-    forward      one after another, each the best complement of a probe of those before it: the largest
-                 Σ (label − predicted) latent / σ, classes weighted alike; of the first it is (μ₊ − μ₋) / 2σ
+    most_different   the k largest |μ₊ − μ₋| / σ
+    forward          one after another, each the best complement of a probe of those before it: the largest
+                     Σ (label − predicted) latent / σ, classes weighted alike; of the first it is (μ₊ − μ₋) / 2σ
 
 σ is the latent's deviation over all rows. Without it the choice is not one of directions: a latent times ten, its
 decoder row divided by ten, is the same latent, and yet would be chosen for its size (as it is by SAEBench's mean
@@ -16,15 +16,12 @@ difference and L1 penalty).
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import LogisticRegression
-
-Method = Literal["difference", "forward"]
 
 FOLDS = 3
 NEIGHBOURS = 20
@@ -95,17 +92,9 @@ def f1(scores: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"]) -> float
     return float(2 * (said & labels).sum() / max(1, said.sum() + labels.sum()))
 
 
-def choose_latents(
-    latents: sp.csr_array, labels: Bool[np.ndarray, " n"], k: int, method: Method = "difference"
-) -> Int[np.ndarray, " chosen"]:
-    """The `k` latents of a k-sparse probe, best first; fewer where fewer than `k` tell anything on these rows.
-
-    `difference` takes latents that speak for the concept or against it, `forward` such as speak for it alone. With
-    one method, the latents for k − 1 are the first of those for k.
-    """
-    if method == "forward":
-        steps = list(islice(forward(latents, labels), k))
-        return steps[-1].latents if steps else np.empty(0, dtype=np.int64)
+def most_different(latents: sp.csr_array, labels: Bool[np.ndarray, " n"], k: int) -> Int[np.ndarray, " chosen"]:
+    """The `k` latents, best first, that speak for a concept or against it; fewer where fewer tell anything on these
+    rows."""
     strength = np.abs(latents.T @ _residual(np.zeros(len(labels)), labels)) * _inverse_deviations(latents)
     best = np.argsort(-strength, kind="stable")[:k]
     return best[strength[best] > 0]
@@ -119,7 +108,7 @@ class Step(NamedTuple):
 
 
 def forward(latents: sp.csr_array, labels: Bool[np.ndarray, " n"]) -> Iterator[Step]:
-    """The best latent, the best two …, each time one more, until no further one speaks for the concept."""
+    """The best latent that speaks for a concept, the best two …, each time one more, until no further one does."""
     inverse, columns = _inverse_deviations(latents), latents.tocsc()
     chosen, scores = np.empty(0, dtype=np.int64), np.zeros(len(labels))
     while True:

@@ -29,10 +29,10 @@ from matryoshka.evaluation.probes import (
     as_dense,
     auc,
     balanced_accuracy,
-    choose_latents,
     fit,
     fit_activations,
     folds,
+    most_different,
     take,
 )
 from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, score
@@ -197,14 +197,14 @@ def _dense(task: Task) -> Told:
 
 def _coordinates(task: Task) -> dict[int, Told]:
     x, train = task.rows.x, ~task.rows.test
-    chosen = choose_latents(sp.csr_array(x[train]), task.labels[train], max(KS))
+    chosen = most_different(sp.csr_array(x[train]), task.labels[train], max(KS))
     return {k: _tell(task, x[:, chosen[:k]]) for k in KS}
 
 
 def _few(task: Task, width: int) -> dict[int, Few]:
     """For each of KS, with latents below `width`."""
     latents, train = task.rows.latents[:, :width], ~task.rows.test
-    chosen = choose_latents(latents[train], task.labels[train], max(KS))
+    chosen = most_different(latents[train], task.labels[train], max(KS))
     fires = np.bincount(latents[train].indices, minlength=width)
     generator = np.random.default_rng([width, *task.name.encode()])
     others = [as_dense(fires, chosen, generator) for _ in range(DRAWS)]

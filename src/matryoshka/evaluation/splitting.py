@@ -25,7 +25,7 @@ from jaxtyping import Bool, Int
 
 from matryoshka.evaluation.concepts import Rows
 from matryoshka.evaluation.placed import Progress, silent
-from matryoshka.evaluation.probes import choose_latents, f1, f1_left_out, fit, folds, forward, take
+from matryoshka.evaluation.probes import f1, f1_left_out, folds, forward, take
 from matryoshka.evaluation.probing import Task, measurable
 from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, score
 
@@ -114,7 +114,7 @@ def _found(task: Task, width: int) -> Found:
     latents = task.rows.latents[~task.rows.test][:, :width]
     generator = np.random.default_rng([width, *task.name.encode()])
     shuffled = [latents[_shuffle(groups, labels, generator)] for _ in range(SHUFFLES)]
-    best = choose_latents(latents, labels, 1, "forward")
+    best = next((step.latents.tolist() for step in forward(latents, labels)), [])
     chance = [_curve(_with(each, best, latents), labels, groups) for each in shuffled]
     return Found(
         _split(task, latents), [_split(task, each) for each in shuffled], [_beyond_first(curve) for curve in chance]
@@ -126,11 +126,11 @@ def _split(task: Task, latents: sp.csr_array) -> Split:
     test = task.rows.test
     labels = task.labels[~test]
     curve = _curve(latents, labels, task.train_groups)
-    chosen = choose_latents(latents, labels, len(curve), "forward")
-    if not len(chosen):
-        return Split(curve, chosen, 0.0)
-    scores = fit(take(latents, chosen), labels).scores(take(task.rows.latents[test], chosen))
-    return Split(curve, chosen, f1(scores, task.labels[test]))
+    steps = list(islice(forward(latents, labels), len(curve)))
+    if not steps:
+        return Split(curve, np.empty(0, dtype=np.int64), 0.0)
+    parts, probe = steps[-1]
+    return Split(curve, parts, f1(probe.scores(take(task.rows.latents[test], parts)), task.labels[test]))
 
 
 def _curve(latents: sp.csr_array, labels: Bool[np.ndarray, " n"], groups: Sequence[str]) -> list[float]:
@@ -165,7 +165,7 @@ def _shuffle(
     return source
 
 
-def _with(latents: sp.csr_array, best: Int[np.ndarray, " one"], true: sp.csr_array) -> sp.csr_array:
+def _with(latents: sp.csr_array, best: Sequence[int], true: sp.csr_array) -> sp.csr_array:
     """`latents` with the columns `best` of `true`."""
     kept = np.isin(true.indices, best)
     rest = ~np.isin(latents.indices, best)

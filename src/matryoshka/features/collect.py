@@ -31,9 +31,11 @@ from matryoshka.features import recording as recordings
 from matryoshka.features.feature import DENSE, FLAGS, REDUNDANT, SINGLE_TOKEN, TokenShare, summarise
 from matryoshka.features.recording import Recording
 from matryoshka.features.relations import BLOCK_SCORES, Partners, coactive, cosine_neighbours
-from matryoshka.features.store import About, FeatureStore, Row, Writer
+from matryoshka.features.schema import About
+from matryoshka.features.store import FeatureStore
 from matryoshka.features.summary import BLOCK_ENTRIES, Summary, Wanted
 from matryoshka.features.summary import summarise as summaries
+from matryoshka.features.writer import Row, Writer
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
 from matryoshka.lm.unembed import direct_logits, typical_scale

@@ -7,7 +7,7 @@ import torch
 from matryoshka.data.activations import RowFilter
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.placed import Placed
-from matryoshka.features.store import About
+from matryoshka.features.schema import About
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
 from matryoshka.lm.vocabulary import pieces

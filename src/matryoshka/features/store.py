@@ -1,68 +1,45 @@
 """The features of one coder in one SQLite file: statistics, examples, relations, labels and notes.
 
-    about         one row: what was collected, of which coder, on which text (`About`)
-    features      a row a feature: what one sorts, filters and searches by
-    details       a row a feature: arrays (histogram, examples, neighbours …), compressed: see details.py
-    windows       the tokens of the windows that examples lie in
-    vocabulary    the bytes of each token
-    parents       (child, parent, coverage)
-    annotations   the user's labels and notes
-    explanations  a program's words on a feature, and whose they are; no reader's label is ever touched by them
-    search        full-text index (trigrams) over tokens, summaries, labels, notes and explanations
-
-This is the only file with SQL in it. A store is written under a temporary name and renamed when it is whole; after that
-only annotations and explanations change. A store of version 1, which knew no explanations, reads as one that has none,
-and becomes one of version 2 at its first change.
+`schema` has the tables, `writer` fills a new store; SQL is in these three files only. Once a store lies in its place,
+only annotations and explanations change. One of version 1, which knew no explanations, reads as one that has none, and
+becomes one of version 2 at its first change.
 """
 
 import json
 import operator
 import os
 import sqlite3
-import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.features import details
 from matryoshka.features.feature import FLAGS, Feature, Neighbour, Partner, Statistics, well_formed
+from matryoshka.features.schema import (
+    APPLICATION,
+    EXPLANATIONS,
+    OLDEST,
+    STATISTICS,
+    VERSION,
+    About,
+    searchable,
+    set_annotation,
+    set_explanation,
+)
 from matryoshka.lm.vocabulary import alone, pieces
-from matryoshka.paths import sync
 
 if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-APPLICATION = 0x4D747279  # "Mtry" in the file's header
-VERSION, OLDEST = 2, 1
-EXPLANATIONS = "explanations (id INTEGER PRIMARY KEY, text TEXT NOT NULL, author TEXT NOT NULL)"
-SCHEMA = f"""
-CREATE TABLE about (json TEXT NOT NULL);
-CREATE TABLE features (
-    id INTEGER PRIMARY KEY, ring INTEGER, count INTEGER, density REAL, mean REAL, mean_square REAL, max REAL,
-    entropy REAL, first REAL, cosine REAL, flags INTEGER, summary TEXT, tokens TEXT
-);
-CREATE TABLE details (id INTEGER PRIMARY KEY, arrays BLOB NOT NULL);
-CREATE TABLE windows (id INTEGER PRIMARY KEY, tokens BLOB NOT NULL);
-CREATE TABLE vocabulary (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
-CREATE TABLE parents (child INTEGER, parent INTEGER, coverage REAL, PRIMARY KEY (child, parent)) WITHOUT ROWID;
-CREATE INDEX children ON parents (parent);
-CREATE TABLE annotations (id INTEGER PRIMARY KEY, label TEXT NOT NULL, note TEXT NOT NULL);
-CREATE TABLE {EXPLANATIONS};
-CREATE VIRTUAL TABLE search USING fts5 (text, tokenize = 'trigram');
-"""
-STATISTICS = ("ring", "count", "density", "mean", "mean_square", "max", "entropy", "first", "cosine")
-"""What features can be sorted by, besides their index."""
 LABEL_LENGTH, NOTE_LENGTH = 200, 20_000
 EXPLANATION_LENGTH = 1000
 """What is longer is cut."""
@@ -73,52 +50,6 @@ CIRCUMSTANCES = {
     sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_MISUSE,
 }  # fmt: skip
 """Errors that say nothing against the file itself."""
-
-
-class About(BaseModel):
-    """What a store holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    coder: str
-    """sha256 of the coder's weights."""
-    model: str
-    read: str
-    write: str
-    activation: str
-    k: int
-    widths: tuple[int, ...]
-    context: int
-    text: str
-    split: str
-    windows: int
-    documents: int
-    tokens: int
-    """That count: those left out are not among them."""
-    tokens_left_out: int
-    left_out: str
-    largest_norms: dict[str, float]
-    """By site: positions above are sinks."""
-    direct_path: bool
-    """Whether the written site is (or is added to) the residual stream."""
-    collected: date
-    top: int
-    groups: int
-    members: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """A feature as `Writer` takes it."""
-
-    index: int
-    statistics: dict[str, float | int | None]
-    flags: int
-    summary: str
-    tokens: str
-    arrays: dict[str, np.ndarray]
-    """See features/details.py."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +157,7 @@ class FeatureStore:
 
     def search(self, text: str) -> list[int]:
         """The features in whose top tokens, summary, label, note or explanation `text` occurs, whatever its case."""
-        folded = _searchable(text)
+        folded = searchable(text)
         with self._refuse_damage():
             if len(folded) < 3:  # shorter than what the index knows
                 found = self._all("SELECT rowid FROM search WHERE instr(text, ?) ORDER BY rowid", folded)
@@ -251,7 +182,7 @@ class FeatureStore:
                 old[0][0] if label is None else well_formed(label).strip(),
                 old[0][1] if note is None else well_formed(note),
             )
-            _annotate(self._db, index, *new)
+            set_annotation(self._db, index, *new)
         return new
 
     def explain(self, explanations: Mapping[int, tuple[str, str]]) -> None:
@@ -262,7 +193,7 @@ class FeatureStore:
         checked = {self._check(index): found for index, found in explanations.items()}
         with self._changing():
             for index, (text, author) in checked.items():
-                _explain(self._db, index, well_formed(text).strip()[:EXPLANATION_LENGTH], well_formed(author))
+                set_explanation(self._db, index, well_formed(text).strip()[:EXPLANATION_LENGTH], well_formed(author))
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -400,85 +331,6 @@ class FeatureStore:
             raise MatryoshkaError(f"{self.path}: {message}") from error
 
 
-class Writer:
-    """Fills a new store; `path` shows it only once `finish` has been called."""
-
-    def __init__(self, path: Path, vocabulary: Sequence[bytes]) -> None:
-        self.path, self._new = path, path.with_name(f".new-{path.name}-{uuid.uuid4().hex[:8]}")
-        self._db = sqlite3.connect(self._new)
-        self._db.execute("PRAGMA synchronous = OFF")  # it is fsynced once, before the rename
-        self._db.execute("PRAGMA journal_mode = OFF")
-        self._db.executescript(f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; {SCHEMA}")
-        self._db.executemany("INSERT INTO vocabulary VALUES (?, ?)", enumerate(vocabulary))
-
-    def features(self, rows: Iterable[Row]) -> None:
-        """Add features."""
-        columns = "?, " * (len(STATISTICS) + 3) + "?"
-        for row in rows:
-            numbers = [row.statistics[name] for name in STATISTICS]
-            self._db.execute(
-                f"INSERT INTO features VALUES ({columns})", (row.index, *numbers, row.flags, row.summary, row.tokens)
-            )
-            self._db.execute("INSERT INTO details VALUES (?, ?)", (row.index, details.pack(row.arrays)))
-            text = _searchable(row.tokens, row.summary)
-            self._db.execute("INSERT INTO search (rowid, text) VALUES (?, ?)", (row.index, text))
-
-    def windows(self, tokens: Iterable[tuple[int, np.ndarray]]) -> None:
-        """Add the tokens of windows, by their numbers."""
-        rows = ((number, zlib.compress(each.astype("<u4").tobytes(), 3)) for number, each in tokens)
-        self._db.executemany("INSERT INTO windows VALUES (?, ?)", rows)
-
-    def parents(self, relations: Iterable[tuple[int, int, float]]) -> None:
-        """Add (child, parent, coverage)."""
-        self._db.executemany("INSERT INTO parents VALUES (?, ?, ?)", relations)
-
-    def finish(self, about: About, annotations: Mapping[int, tuple[str, str]]) -> FeatureStore:
-        """Say what it holds, take over labels and notes, and put it in its place."""
-        self._db.execute("INSERT INTO about VALUES (?)", (about.model_dump_json(),))
-        for index, (label, note) in annotations.items():
-            _annotate(self._db, index, label, note)
-        self._db.commit()
-        self._db.close()
-        sync(self._new)
-        # what a killed writer of the old store left would be played back into the new one
-        self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
-        self._new.replace(self.path)
-        sync(self.path.parent)
-        return FeatureStore(self.path)
-
-    def abandon(self) -> None:
-        """Delete what was written, if it is not finished."""
-        self._db.close()
-        self._new.unlink(missing_ok=True)
-
-
-def _annotate(db: sqlite3.Connection, index: int, label: str, note: str) -> None:
-    """Make these a feature's label and note, and let them be found."""
-    db.execute("DELETE FROM annotations WHERE id = ?", (index,))
-    if label or note:
-        db.execute("INSERT INTO annotations VALUES (?, ?, ?)", (index, label, note))
-    _index(db, index)
-
-
-def _explain(db: sqlite3.Connection, index: int, text: str, author: str) -> None:
-    """Make this a feature's explanation, and let it be found."""
-    db.execute("DELETE FROM explanations WHERE id = ?", (index,))
-    if text:
-        db.execute("INSERT INTO explanations VALUES (?, ?, ?)", (index, text, author))
-    _index(db, index)
-
-
-def _index(db: sqlite3.Connection, index: int) -> None:
-    """Let a feature be found by all words on it."""
-    queries = (
-        "SELECT tokens, summary FROM features WHERE id = ?",
-        "SELECT label, note FROM annotations WHERE id = ?",
-        "SELECT text FROM explanations WHERE id = ?",
-    )
-    words = [word for query in queries for row in db.execute(query, (index,)) for word in row]
-    db.execute("UPDATE search SET text = ? WHERE rowid = ?", (_searchable(*words), index))
-
-
 def _decoded(token: bytes) -> str | None:
     try:
         return token.decode()
@@ -496,10 +348,6 @@ def _code(error: BaseException) -> int | None:
 
 def _by_lift(partners: Iterable[Partner]) -> list[Partner]:
     return sorted(partners, key=lambda each: -each.lift)
-
-
-def _searchable(*texts: str) -> str:
-    return well_formed("\n".join(texts)).replace("\0", "␀").casefold()
 
 
 def _required(name: str) -> Any:

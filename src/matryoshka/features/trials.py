@@ -27,7 +27,8 @@ from torch import Tensor
 from matryoshka.data.activations import RowFilter
 from matryoshka.evaluation.placed import READ_BATCH, Placed, Progress, silent
 from matryoshka.features.feature import Example, Feature
-from matryoshka.features.store import About, FeatureStore
+from matryoshka.features.schema import About
+from matryoshka.features.store import FeatureStore
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
 
