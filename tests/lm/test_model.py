@@ -280,6 +280,77 @@ def test_hooks_are_gone_after_use_and_after_errors(tiny: LanguageModel, ids: Ten
     assert torch.equal(hand_logits(tiny, ids), before)
 
 
+# --- going on from a layer
+
+
+@pytest.mark.parametrize("layer", range(3))
+def test_going_on_from_a_layer_gives_the_same_logits_without_the_layers_before(
+    tiny: LanguageModel, ids: Tensor, layer: int
+):
+    expected = tiny.logits(ids)
+    resid_pre = tiny.read(ids, [Site("resid_pre", layer)])[Site("resid_pre", layer)]
+    ran: list[int] = []
+    handles = [
+        block.mlp.register_forward_hook(lambda *_, i=i: ran.append(i))  # type: ignore[union-attr]
+        for i, block in enumerate(blocks(tiny))
+    ]
+    with tiny.resumed(layer, resid_pre):
+        assert torch.equal(tiny.logits(ids), expected)
+    for handle in handles:
+        handle.remove()
+    assert ran == list(range(layer, 3))
+    assert torch.equal(tiny.logits(ids), expected)
+
+
+def test_all_rows_may_go_on_from_one_window(tiny: LanguageModel, ids: Tensor):
+    one = ids[:1]
+    resid_pre = tiny.read(one, [Site("resid_pre", LAYER)])[Site("resid_pre", LAYER)]
+    with tiny.resumed(LAYER, resid_pre):
+        assert close(tiny.logits(one.expand(3, -1)), tiny.logits(one).expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_replaced_or_derived_is_the_same_when_going_on_from_its_layer(
+    tiny: LanguageModel, ids: Tensor, kind: str
+):
+    if kind not in kinds(tiny):
+        pytest.skip("a parallel block has no resid_mid")
+    site, start = Site(kind, LAYER), Site("resid_pre", LAYER)
+
+    def changed(x: Tensor) -> Tensor:
+        return 2 * x + 1
+
+    def derived() -> Tensor:
+        return tiny.gradient(ids, site, lambda logits: logits[..., 3].square().sum())
+
+    slope = derived()
+    with tiny.replace(site, changed):
+        logits = tiny.logits(ids)
+    resid_pre = tiny.read(ids, [start])[start]
+    with tiny.replace(site, changed), tiny.resumed(LAYER, resid_pre):
+        assert torch.equal(tiny.logits(ids), logits)
+    with tiny.resumed(LAYER, resid_pre), tiny.replace(site, changed):
+        assert torch.equal(tiny.logits(ids), logits)
+    with tiny.resumed(LAYER, resid_pre):
+        assert torch.equal(derived(), slope)
+
+
+def test_going_on_ends_with_its_block_even_within_another_and_after_errors(tiny: LanguageModel, ids: Tensor):
+    expected = tiny.logits(ids)
+    states = tiny.read(ids, [Site("resid_pre", layer) for layer in range(3)])
+    first, second = (states[Site("resid_pre", layer)] for layer in (1, 2))
+    with tiny.resumed(1, first + 1):
+        moved = tiny.logits(ids)
+        with tiny.resumed(2, second):
+            assert torch.equal(tiny.logits(ids), expected)
+        assert torch.equal(tiny.logits(ids), moved)
+    with pytest.raises(ZeroDivisionError), tiny.resumed(2, second):
+        _ = 1 / 0
+    assert not any("forward" in vars(block) for block in blocks(tiny))
+    assert torch.equal(tiny.logits(ids), expected)
+    assert not torch.equal(moved, expected)
+
+
 # --- gradients
 
 

@@ -131,11 +131,12 @@ def ablate(
     found = Effects(np.zeros((3, n, 2)), np.zeros((3, n, 2)), np.zeros((n, 2), np.int64), np.zeros(n), np.zeros(n))
     for done, (row, places) in enumerate(trials.items(), 1):
         tokens = torch.from_numpy(windows[int(attribution.windows[row])]).to(lm.device)
-        read = lm.read(tokens, [placed.read, placed.write])
+        read = lm.read(tokens, [placed.read, placed.write, placed.head])
         kept = predicting(keep(tokens, read))
         features = torch.from_numpy(sample.features[places]).to(lm.device)
         a = activations(placed.coder.encode(read[placed.read][kept]), features)
-        kl, ce = changes_along(lm, placed.write, tokens, kept, a, directions[:, places])
+        with lm.resumed(placed.head.layer, read[placed.head]):
+            kl, ce = changes_along(lm, placed.write, tokens, kept, a, directions[:, places])
         fires = a.T > 0
         for place, mask in ((ON, fires), (AFTER, ~fires & (fires.cumsum(1) > 0))):
             found.kl[:, places, place] += (kl * mask).sum(-1).cpu().numpy()

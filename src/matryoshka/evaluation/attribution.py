@@ -72,9 +72,10 @@ def attribute(
     effect, firing, done = [], [], 0
     size = torch.zeros(coder.config.d_sae, dtype=torch.float64, device=lm.device)
     for batch, _ in batches(lm, windows, tokens, LOGIT_BATCH):
-        read = lm.read(batch, [placed.read, placed.write])
+        read = lm.read(batch, [placed.read, placed.write, placed.head])
         kept = predicting(keep(batch, read))
-        slope = lm.gradient(batch, placed.write, next_token_loss(batch, kept))
+        with lm.resumed(placed.head.layer, read[placed.head]):
+            slope = lm.gradient(batch, placed.write, next_token_loss(batch, kept))
         latents, window = coder.encode(read[placed.read][kept]), kept.nonzero()[:, 0]
         of_entry = first_order(coder, latents, slope[kept])
         size.index_add_(0, latents.indices, of_entry.abs().double())

@@ -33,6 +33,11 @@ class Placed(NamedTuple):
     read: Site
     write: Site
 
+    @property
+    def head(self) -> Site:
+        """What the block that is written into reads: up to there nothing depends on what is spliced in."""
+        return Site("resid_pre", self.write.layer)
+
 
 class Text(NamedTuple):
     """Some windows, and the document that each of their tokens lies in."""

@@ -186,10 +186,11 @@ def evaluate(lm: LanguageModel, windows: Windows, placed: Placed, tokens: int, p
     l0_counts = np.zeros(0, np.int64)
     done = 0
     for batch, numbers in batches(lm, windows, tokens, LOGIT_BATCH):
-        read = lm.read(batch, sites)
+        read = lm.read(batch, [*sites, placed.head])
         rows = _rows(coder, keep(batch, read), read[placed.read], read[placed.write])
         measured = _activation_sums(rows, mean, coder.config.widths)
-        spliced = _spliced_sums(lm, batch, rows, placed, mean)
+        with lm.resumed(placed.head.layer, read[placed.head]):
+            spliced = _spliced_sums(lm, batch, rows, placed, mean)
         kept, scored = rows.kept.cpu().numpy(), predicting(rows.kept).cpu().numpy()
         position = np.broadcast_to(np.arange(windows.context), kept.shape)
         places = {

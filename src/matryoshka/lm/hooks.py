@@ -1,9 +1,10 @@
-"""Forward hooks on a transformer block: watch the activation at a site, or put another in its place.
+"""Forward hooks on a transformer block: watch the activation at a site, put another in its place, leave the block out.
 
 A hook function takes the activation, [batch, position, d], and returns its replacement, or None to leave it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from matryoshka.lm.sites import Family
 Hook = Callable[[Tensor], Tensor | None]
 
 
-def on_input(module: nn.Module, hook: Hook) -> RemovableHandle:
-    """`hook` at the hidden states that `module` reads: positional mostly, for some attentions by keyword."""
+def on_input(module: nn.Module, hook: Hook, first: bool = False) -> RemovableHandle:
+    """`hook` at the hidden states that `module` reads: positional mostly, for some attentions by keyword; `first`:
+    before the hooks that are there."""
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         new = hook(args[0] if args else kwargs["hidden_states"])
@@ -25,7 +27,7 @@ def on_input(module: nn.Module, hook: Hook) -> RemovableHandle:
             return None
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
-    return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_pre_hook(before, with_kwargs=True, prepend=first)
 
 
 def on_output(module: nn.Module, hook: Hook, first: bool = False) -> RemovableHandle:
@@ -118,3 +120,18 @@ def substitute(block: nn.Module, family: Family, kind: str, fn: Callable[[Tensor
 
     part = block.get_submodule
     return [on_input(part(family.attn_norm), keep), on_output(part(family.attn_added), move)]
+
+
+@contextmanager
+def left_out(block: nn.Module) -> Iterator[None]:
+    """Within the block of code, the module returns the hidden states that it reads, and computes nothing."""
+    attributes = vars(block)
+    before = attributes.get("forward")
+    attributes["forward"] = lambda hidden_states, *_, **__: hidden_states
+    try:
+        yield
+    finally:
+        if before is None:
+            del attributes["forward"]
+        else:
+            attributes["forward"] = before

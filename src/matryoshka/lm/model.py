@@ -4,6 +4,8 @@ lm = load("openai-community/gpt2")
 x = lm.read(tokens, [Site("mlp_in", 8)])[Site("mlp_in", 8)]      # stops after layer 8's norm
 with lm.replace(Site("mlp_out", 8), lambda mlp_out: reconstruction):
     logits = lm.logits(tokens)
+with lm.resumed(8, resid_pre):                                    # what comes before is known
+    logits = lm.logits(tokens)
 slope = lm.gradient(tokens, Site("mlp_out", 8), lambda logits: logits[..., 262].sum())
 """
 
@@ -122,6 +124,22 @@ class LanguageModel:
             block = self._blocks[site.layer]
             for handle in hooks.substitute(block, self.info.family, site.kind, replacement):
                 attached.callback(handle.remove)
+            yield
+
+    @contextmanager
+    def resumed(self, layer: int, resid_pre: Float[Tensor, "batch position d_model"]) -> Iterator[None]:
+        """Within the block, forward passes go on from `resid_pre` at `layer`: the layers before it are not run.
+
+        `resid_pre`: what `read` gives there, of the tokens that are run within the block (or of the one window that
+        all rows of a batch are). Sites of earlier layers are not there.
+        """
+        self.info.check(Site("resid_pre", layer))
+        with self._lock, ExitStack() as attached:
+            for block in self._blocks[:layer]:
+                attached.enter_context(hooks.left_out(block))
+            # a replacement at this very site, whichever was asked for first, is of what stands here
+            handle = hooks.on_input(self._blocks[layer], lambda x: resid_pre.expand_as(x), first=True)
+            attached.callback(handle.remove)
             yield
 
     @torch.no_grad()
