@@ -399,12 +399,33 @@ def test_the_definition_against_a_loop(seed: int) -> None:
     cosines = random.uniform(-0.2, 0.5, width)
     direction = Direction(cosines * random.uniform(0.5, 2, width), cosines, random.normal(0.5, 0.7, n))
     main = random.choice(width, 3 + seed % 3, replace=False)
-    result = absorbed(sp.csr_array(latents), direction, main)
+    given = in_disorder(sp.csr_array(latents), random)
+    before = given.copy()
+    result = absorbed(given, direction, main)
     expected = by_hand(latents, direction, main.tolist())
     assert result.full.tolist() == [full for full, _ in expected]
     assert result.fraction == pytest.approx([fraction for _, fraction in expected])
     assert len({fraction for _, fraction in expected}) > 3, "not all of them trivial"
     assert result.by_all == pytest.approx((latents * direction.along).sum(1))
+    assert result.by_main == pytest.approx((latents * direction.along)[:, main].sum(1))
+    assert np.array_equal(given.indices, before.indices), "what is given stays as it was"
+    assert np.array_equal(given.data, before.data)
+
+
+def in_disorder(latents: sp.csr_array, random: np.random.Generator) -> sp.csr_array:
+    """The same, the entries of each row in any order, as a product of sparse matrices leaves them."""
+    rows = np.repeat(np.arange(latents.shape[0]), np.diff(latents.indptr))
+    order = np.lexsort((random.random(latents.nnz), rows))
+    found = sp.csr_array((latents.data[order], latents.indices[order], latents.indptr), shape=latents.shape)
+    assert not found.has_sorted_indices
+    return found
+
+
+def test_the_order_of_entries_does_not_matter(world: World) -> None:
+    rows = world.rows()
+    random = np.random.default_rng(1)
+    scrambled = absorption(rows._replace(latents=in_disorder(rows.latents, random)), world.placed())
+    assert scrambled.details == absorption(rows, world.placed()).details
 
 
 # --- the tree, in which absorption is known

@@ -1,6 +1,7 @@
 """Labelled text and its rows: against readings by hand, one example at a time."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,13 @@ def test_latents_times_the_decoder_are_in_raw_units(lm: LanguageModel, placed: P
     y_hat = coder.decode(coder.encode(torch.from_numpy(rows.x)))[-1]
     raw = rows.latents @ coder.W_dec.detach().numpy() + (coder.b_dec / coder.scale_out).detach().numpy()
     np.testing.assert_allclose(raw, y_hat.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_entries_of_a_row_are_in_order(lm: LanguageModel, placed: Placed) -> None:
+    """scipy's products leave them in disorder, and some of its functions then sort what they were given in place."""
+    latents = read(lm, placed, labelled(*MANY)).latents
+    for start, end in pairwise(latents.indptr):
+        assert (np.diff(latents.indices[start:end]) > 0).all()
 
 
 def test_without_a_span_a_row_is_the_mean_over_the_text(lm: LanguageModel, placed: Placed) -> None:

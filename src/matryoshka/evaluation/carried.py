@@ -75,7 +75,8 @@ def absorbed(latents: sp.csr_array, direction: Direction, main: Int[np.ndarray, 
     def sums(kept: Bool[np.ndarray, " entries"]) -> Float[np.ndarray, " rows"]:
         return np.bincount(rows, values * kept, len(whole)).astype(np.float64)  # of no entries at all it is integers
 
-    carried = sp.csr_array((values, latents.indices, latents.indptr), shape=latents.shape)
+    # a copy: argmax sorts the entries of its rows in place, and the masks here are of theirs as they come
+    carried = sp.csr_array((values, latents.indices, latents.indptr), shape=latents.shape, copy=True)
     latent, by_latent = np.asarray(carried.argmax(axis=1)), carried.max(axis=1).toarray().ravel()
     fires = np.bincount(rows, of_main & (latents.data > 0), len(whole)) > 0
     full = ~fires & (whole > 0) & (cosines[latent] >= FULL_COSINE) & (by_latent >= SHARE * whole)

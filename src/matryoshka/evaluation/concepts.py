@@ -78,7 +78,8 @@ class Rows(NamedTuple):
     y: Float[np.ndarray, "n d_out"]
     """And at the site that it writes."""
     latents: sp.csr_array
-    """[n, d_sae], of the folded coder: times its W_dec they are in the raw units of y."""
+    """[n, d_sae], of the folded coder, the entries of a row in order: times its W_dec they are in the raw units of
+    y."""
     test: Bool[np.ndarray, " n"]
     dropped: int
     """Examples that no kept position remained of."""
@@ -224,7 +225,9 @@ def encode(coder: SparseCoder, found: Activations) -> Rows:
     latents = sp.vstack([as_csr(folded.encode(x)) for x in found.x.split(BATCH_TOKENS)], format="csr")
     x, y = (each.float().cpu().numpy() for each in (found.x, found.y))
     test = np.array([is_test(example.group) for example in found.labelled.examples])
-    return Rows(found.labelled, found.mean @ x, found.mean @ y, sp.csr_array(found.mean @ latents), test, found.dropped)
+    means = sp.csr_array(found.mean @ latents)
+    means.sort_indices()
+    return Rows(found.labelled, found.mean @ x, found.mean @ y, means, test, found.dropped)
 
 
 def _prompts(lm: LanguageModel, labelled: LabelledText) -> list[_Prompt]:
