@@ -66,7 +66,7 @@ MIN_TRAIN, MIN_TEST, MIN_CHILDREN = 10, 4, 2
 F1_JUMP = 0.03
 MAX_MAIN = 10
 DRAWS = 20
-"""In the null a main latent is replaced by one of the so many that fire most nearly as often."""
+"""Of other latents for the null."""
 EXAMPLES = 10
 
 _NULL = "other latents that fire as often in place of the main ones"
