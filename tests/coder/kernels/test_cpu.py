@@ -57,6 +57,13 @@ def test_topk_selects_the_k_largest_positive_entries_of_each_row(pre, data):
     assert torch.equal(ours, pre.gather(1, reference.topk(pre, k)).relu().sort(1).values)
 
 
+@pytest.mark.parametrize("width", [50, 100])
+def test_topk_names_distinct_latents_where_all_are_minus_zero(width):
+    found = cpu.topk(torch.full((3, width), -0.0), 3)
+    assert found.max() < width
+    assert all(len(set(row)) == len(row) for row in found.tolist())
+
+
 @CHECK
 @given(pre=matrices(), data=st.data())
 def test_batch_topk_selects_what_a_stable_sort_selects(pre, data):

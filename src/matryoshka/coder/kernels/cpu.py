@@ -1,8 +1,8 @@
-"""The operations on a CPU: exact selection in two stages, inner products and sums without copies of rows.
+"""The operations on a CPU: exact selection in stages, inner products and sums without copies of rows.
 
-Selection reads the pre-activations once, for the maxima of groups of 16. The k largest entries lie in the k groups
-with the largest maxima, so whatever comes after looks at those groups only. Positive floats are ordered as their bits
-are, so all of it compares integers.
+Selection reads the pre-activations once, for the maxima of groups. The k largest entries lie in the k groups with the
+largest maxima, so whatever comes after looks at those groups only. Positive floats are ordered as their bits are, so
+all of it compares integers.
 
 Sums and inner products are the two halves of `embedding_bag`. Entries that come latent by latent read each weight row
 once from memory, and activations from the cache.
@@ -18,8 +18,11 @@ from torch import Tensor
 
 from matryoshka.coder.kernels import reference
 
-GROUP_BITS = 4
-GROUP = 2**GROUP_BITS
+ROW_GROUP = 8
+"""Entries in a group where each row selects for itself, in as many stages as its length allows."""
+BATCH_GROUP_BITS = 4
+BATCH_GROUP = 2**BATCH_GROUP_BITS
+"""Entries in a group where the batch selects as a whole: larger, for it has no further stages."""
 CODES = {
     torch.bfloat16: torch.int16,
     torch.float16: torch.int16,
@@ -42,28 +45,22 @@ def product(
 
 def topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
     """The latents of the `k` largest positive entries of each row, in any order; others where fewer are positive."""
-    if pre.shape[1] < 2 * GROUP * k:  # most groups would be candidates
-        return _codes(pre).topk(k, dim=1, sorted=False).indices
-    grouped = _grouped(pre)
-    groups = grouped.amax(1).topk(k, dim=1, sorted=False).indices
-    candidates = (groups[:, :, None] + torch.arange(0, grouped[0].numel(), grouped.shape[2])).flatten(1)
-    best = grouped.flatten(1).gather(1, candidates).topk(k, dim=1, sorted=False).indices
-    return candidates.gather(1, best)
+    return _topk(_codes(pre), k)
 
 
 def batch_topk(pre: Float[Tensor, "batch d_sae"], n: int) -> Int[Tensor, " entries"]:
     """Flat positions, ascending, of the `n` largest positive entries (all, if fewer are positive); the first of ties
     win."""
-    grouped = _grouped(pre)
+    grouped = _grouped(_codes(pre), BATCH_GROUP)
     maxima, groups = grouped.amax(1), grouped.shape[2]
     # at least n groups, so at least n entries, reach the bound: what lies below it is not among the n largest
     bound = _lower_bound(maxima, n)
     row, first = (torch.from_numpy(each) for each in np.divmod(np.flatnonzero((maxima >= bound).numpy()), groups))
-    members = grouped.transpose(1, 2)[row, first].flatten()
-    near = (members >= bound).nonzero().squeeze(1)
-    group, place = near >> GROUP_BITS, near & (GROUP - 1)
+    members = grouped.transpose(1, 2)[row, first]
+    near = nonzero(members >= bound)
+    group, place = near >> BATCH_GROUP_BITS, near & (BATCH_GROUP - 1)
     positions, order = (row[group] * pre.shape[1] + first[group] + place * groups).sort()
-    return positions[_largest(members[near][order], n)]
+    return positions[_largest(members.flatten()[near][order], n)]
 
 
 def nonzero(mask: Bool[Tensor, "batch d_sae"]) -> Int[Tensor, " entries"]:
@@ -109,22 +106,35 @@ def prefix_errors_(
 def suffix_sums_(errors: Float[Tensor, "prefix batch d"], weights: Float[Tensor, " prefix"]) -> None:
     """`errors[r]` becomes Σ_{m ≥ r} weights[m] · errors[m]: what the latents of ring r learn from all prefixes that
     hold them."""
-    errors.mul_(weights[:, None, None])
-    for r in reversed(range(len(errors) - 1)):
-        errors[r].add_(errors[r + 1])
+    *lower, last = weights.tolist()
+    errors[-1].mul_(last)
+    for r, weight in reversed(list(enumerate(lower))):
+        torch.add(errors[r + 1], errors[r], alpha=weight, out=errors[r])
 
 
 def _codes(pre: Float[Tensor, "batch d_sae"]) -> Int[Tensor, "batch d_sae"]:
     return pre.contiguous().view(CODES[pre.dtype])
 
 
-def _grouped(pre: Float[Tensor, "batch d_sae"]) -> Int[Tensor, "batch group groups"]:
-    """Codes in groups: group g holds the latents g, g + groups, g + 2 · groups …, so that one vector instruction
-    compares many groups. The smallest code, below which nothing lies, fills up the last ones."""
-    codes = _codes(pre)
-    if missing := -codes.shape[1] % GROUP:
-        codes = F.pad(codes, (0, missing), value=torch.iinfo(codes.dtype).min)
-    return codes.view(len(codes), GROUP, -1)
+def _grouped(codes: Int[Tensor, "batch n"], size: int) -> Int[Tensor, "batch size groups"]:
+    """Codes in groups of `size`: group g holds the columns g, g + groups, g + 2 · groups …, so that one vector
+    instruction compares many groups. A code smaller than all others fills up the last ones."""
+    if missing := -codes.shape[1] % size:
+        smallest = torch.iinfo(codes.dtype).min  # the code of -0.0 as well, which is raised: no filler is selected
+        codes = F.pad(codes.clamp(min=smallest + 1), (0, missing), value=smallest)
+    return codes.view(len(codes), size, -1)
+
+
+def _topk(codes: Int[Tensor, "batch n"], k: int) -> Int[Tensor, "batch k"]:
+    """Columns of the `k` largest codes of each row: they are in the k groups with the largest maxima, which are found
+    in the same way."""
+    if codes.shape[1] < 2 * ROW_GROUP * k:  # most groups would be candidates
+        return codes.topk(k, dim=1, sorted=False).indices
+    grouped = _grouped(codes, ROW_GROUP)
+    groups = grouped.shape[2]
+    candidates = (_topk(grouped.amax(1), k)[:, :, None] + torch.arange(0, ROW_GROUP * groups, groups)).flatten(1)
+    best = grouped.flatten(1).gather(1, candidates).topk(k, dim=1, sorted=False).indices
+    return candidates.gather(1, best)
 
 
 def _lower_bound(codes: Int[Tensor, "batch groups"], n: int) -> int:
@@ -139,11 +149,12 @@ def _largest(codes: Int[Tensor, " entries"], n: int) -> Int[Tensor, " chosen"]:
     """Places, ascending, of the `n` largest; the first of ties."""
     if len(codes) <= n:
         return torch.arange(len(codes))
-    cut = codes.kthvalue(len(codes) - n + 1).values
-    chosen = codes > cut
-    ties = (codes == cut).nonzero().squeeze(1)
-    chosen[ties[: n - int(chosen.sum())]] = True
-    return chosen.nonzero().squeeze(1)
+    found = codes.numpy()
+    cut = np.partition(found, len(found) - n)[len(found) - n]
+    chosen = found > cut
+    ties = np.flatnonzero(found == cut)
+    chosen[ties[: n - np.count_nonzero(chosen)]] = True
+    return torch.from_numpy(np.flatnonzero(chosen))
 
 
 def _radix_argsort(keys: np.ndarray, n: int) -> np.ndarray:
