@@ -2,9 +2,10 @@
 
     python benchmarks/stages.py [--architecture topk] [--d-sae 12288] [--batch 2048]
 
-The trainer and the activations of step.py, in this process. Behind the operators: addmm is the product that selects;
-_embedding_bag sums decoder rows, inputs and errors (the reconstruction and both weights' gradients);
-_embedding_bag_per_sample_weights_backward is the inner products (exact pre-activations, gradients of latents).
+The trainer and the activations of step.py, in this process. Behind the operators: _linear_pointwise (addmm where it is
+float32) is the product that selects; _embedding_bag sums decoder rows, inputs and errors (the reconstruction and both
+weights' gradients); _embedding_bag_per_sample_weights_backward is the inner products (exact pre-activations, gradients
+of latents).
 """
 
 import argparse

@@ -6,7 +6,10 @@ import sys
 
 import pytest
 import torch
+from interpreted import DEVICE, fast, interpret
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from matryoshka.coder import kernels
 from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.data.activations import Batch
 from matryoshka.lm.sites import Site
@@ -23,20 +26,31 @@ def normal(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def batch(seed, rows=64):
+def batch(seed, rows=64, device="cpu"):
     """Activations of which the written ones are a function of those read."""
     x = normal(rows, D_IN, seed=seed) + 1
-    return Batch({READ: x, WRITE: torch.tanh(x @ normal(D_IN, D_OUT, seed=999))}, torch.arange(rows))
+    y = torch.tanh(x @ normal(D_IN, D_OUT, seed=999))
+    return Batch({READ: x.to(device), WRITE: y.to(device)}, torch.arange(rows))
 
 
-def make(activation="batchtopk", **training):
+def make(activation="batchtopk", device="cpu", **training):
     section = CoderSection(read=str(READ), write=str(WRITE), d_sae=D_SAE, k=K, activation=activation)
     config = CoderConfig(d_in=D_IN, d_out=D_OUT, d_sae=D_SAE, widths=WIDTHS, activation=activation, k=K)
     coder = SparseCoder(config).initialise(0, tied=False)
     first = batch(0)
     coder.calibrate(first.activations[READ], first.activations[WRITE])
     values = {"autocast": "off", "lr": 1e-2, "dead_after_tokens": 65, "warm_up": 2, **training}
-    return Trainee(Plan("coder", section, READ, WRITE, config), coder, TrainingSection(**values), 30)
+    return Trainee(Plan("coder", section, READ, WRITE, config), coder.to(device), TrainingSection(**values), 30)
+
+
+@pytest.fixture
+def on_triton(monkeypatch):
+    """Steps take the Triton kernels, on tensors of the device that this is."""
+    if fast is None:
+        pytest.skip("Triton is not installed")
+    interpret(monkeypatch)
+    monkeypatch.setattr(kernels, "_load", lambda _: fast)
+    return DEVICE
 
 
 def dense_step(coder, optimiser, section, step, x, y):
@@ -75,22 +89,67 @@ def dense_step(coder, optimiser, section, step, x, y):
 @pytest.mark.parametrize("largest_norm", [1e-2, 1e2])
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])
 def test_steps_are_those_of_the_dense_formulas(activation, largest_norm, monkeypatch):
-    """Weights after 12 steps with every term, dead latents and clipping at work."""
+    follow_the_dense_formulas(activation, largest_norm, "cpu", 12, monkeypatch)
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_steps_on_tritons_kernels_are_those_of_the_dense_formulas(activation, on_triton, monkeypatch):
+    follow_the_dense_formulas(activation, 1e-2, on_triton, 2, monkeypatch)
+
+
+def follow_the_dense_formulas(activation, largest_norm, device, steps, monkeypatch):
+    """Weights after some steps with every term, dead latents and clipping at work."""
     monkeypatch.setattr(dead, "REFRESH", 1)
-    trainee = make(activation, clip=largest_norm)
+    trainee = make(activation, device, clip=largest_norm)
+    trainee.coder.tokens_since_fired[::5] = 65
     plain = copy.deepcopy(trainee.coder)
     optimiser = torch.optim.Adam(plain.parameters(), betas=trainee.section.betas)
-    for step in range(12):
-        data = batch(step)
-        trainee.step(data, step, measure=step == 11)
+    for step in range(steps):
+        data = batch(step, device=device)
+        trainee.step(data, step, measure=step == steps - 1)
         dense_step(plain, optimiser, trainee.section, step, data.activations[READ], data.activations[WRITE])
         for (name, ours), theirs in zip(trainee.coder.named_parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5, msg=f"{name} after step {step}")
     assert torch.equal(trainee.coder.tokens_since_fired, plain.tokens_since_fired)
-    report = trainee.report(12)
-    assert report["dead"] > 0
+    report = trainee.report(steps)
     assert report["aux"] > 0
     assert report["l0"] == pytest.approx(K)
+
+
+class Questions(TorchDispatchMode):
+    """Operators whose result the host must have before it goes on: on a GPU each one waits for all before it."""
+
+    ASKS = ("_local_scalar_dense", "bincount", "equal", "masked_select", "nonzero", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masks = name.startswith(("index", "_unsafe_index")) and any(
+            isinstance(index, torch.Tensor) and index.dtype == torch.bool
+            for given in args
+            if isinstance(given, list)
+            for index in given
+        )
+        if (
+            masks
+            or name.startswith(self.ASKS)
+            or (name == "repeat_interleave" and not (kwargs or {}).get("output_size"))
+        ):
+            self.asked.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("activation", "asked"), [("topk", []), ("batchtopk", []), ("jumprelu", ["nonzero"])])
+def test_a_step_on_tritons_kernels_asks_nothing_but_how_many_exceed_a_threshold(activation, asked, on_triton):
+    """The dead are listed every few steps only, and the norm is asked for on a CPU only."""
+    trainee = make(activation, on_triton)
+    trainee.step(batch(0, device=on_triton), 0, measure=False)
+    with Questions() as questions:
+        trainee.step(batch(1, device=on_triton), 1, measure=True)
+    assert questions.asked == asked + ["_local_scalar_dense"] * (on_triton == "cpu")
 
 
 def test_gradients_lie_in_memory_as_their_weights_do(monkeypatch):

@@ -6,39 +6,26 @@ Blocks are made small so that small inputs fill several of them.
 import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from interpreted import DEVICE, GPU, fast, interpret
 
 from matryoshka.coder.kernels import reference
 
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
-# for the import and for the tests only: whatever else runs in this process must not see it
-INTERPRET = {} if GPU else {"TRITON_INTERPRET": "1"}
-with pytest.MonkeyPatch.context() as _patch:
-    for _name, _value in INTERPRET.items():
-        _patch.setenv(_name, _value)
-    pytest.importorskip("triton", reason="Triton is not installed")
-    fast = import_module("matryoshka.coder.kernels.triton")
+if fast is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
 
-BLOCKS = {
-    "TOPK_ROUNDS": 4,
-    "TOPK_MAX_GROUPS": 8,
-    "BLOCK": 64,
-    "PROGRAMS": 2,
-    "TILE": 128,
-    "DOTS_COLUMNS": 16,
-    "PIECE": 4,
-    "BAG_ROWS": 2,
-    "BAG_COLUMNS": 16,
-    "ELEMENTS": 32,
-}
-REAL_BLOCKS = {name: getattr(fast, name) for name in BLOCKS}
+from matryoshka.coder.kernels.triton import launch, selection, sums
+
+BLOCKS = [
+    (selection, {"TOPK_ROUNDS": 4, "TOPK_MAX_GROUPS": 8, "BLOCK": 64, "PROGRAMS": 2, "TILE": 128}),
+    (sums, {"DOTS_COLUMNS": 16, "PIECE": 4, "BAG_ROWS": 2, "BAG_COLUMNS": 16, "ELEMENTS": 32}),
+]
+REAL_BLOCKS = [(module, {name: getattr(module, name) for name in blocks}) for module, blocks in BLOCKS]
 TABLES = st.sampled_from([torch.float32, torch.bfloat16])
 SIZES = st.integers(1, 40)
 
@@ -48,13 +35,17 @@ def examples(n):
     return settings(max_examples=n, database=None, phases=phases)
 
 
+def set_blocks(patch, sizes):
+    for module, blocks in sizes:
+        for name, value in blocks.items():
+            patch.setattr(module, name, value)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks():
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in INTERPRET.items():
-            patch.setenv(name, value)
-        for name, value in BLOCKS.items():
-            patch.setattr(fast, name, value)
+        interpret(patch)
+        set_blocks(patch, BLOCKS)
         yield
 
 
@@ -158,29 +149,27 @@ def test_bags(table_dtype, weight_dtype, lengths, d, data):
         table = table.t().contiguous().t()
     rows = data.draw(integers(6, sum(lengths)))
     weights = data.draw(random_tensors(sum(lengths), dtype=weight_dtype))
-    sums = fast.bags(table, rows, weights, offsets_of(lengths))
+    found = fast.bags(table, rows, weights, offsets_of(lengths))
     expected = reference.bags(table.float(), rows, weights.float(), offsets_of(lengths))
-    assert sums.dtype == torch.float32
-    torch.testing.assert_close(sums, expected)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
 
 
 def test_bags_of_no_entries_are_zeros():
     none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
-    sums = fast.bags(torch.ones(3, 5, device=DEVICE), none, none.float(), offsets_of([0, 0]))
-    assert sums.equal(torch.zeros(2, 5, device=DEVICE))
+    found = fast.bags(torch.ones(3, 5, device=DEVICE), none, none.float(), offsets_of([0, 0]))
+    assert found.equal(torch.zeros(2, 5, device=DEVICE))
 
 
 def test_bags_share_a_long_bag_among_programs_and_give_the_same_bits(monkeypatch):
     table, weights = torch.randn(50, 20, device=DEVICE), torch.randn(203, device=DEVICE)
     rows, offsets = torch.arange(203, device=DEVICE) % 50, offsets_of([0, 0, 201, 0, 2])
-    grids, launch = [], fast._launch
-    monkeypatch.setattr(
-        fast, "_launch", lambda kernel, grid, *a, **k: (grids.append(grid), launch(kernel, grid, *a, **k))
-    )
-    sums = fast.bags(table, rows, weights, offsets)
+    grids, run = [], launch.run
+    monkeypatch.setattr(launch, "run", lambda kernel, grid, *a, **k: (grids.append(grid), run(kernel, grid, *a, **k)))
+    found = fast.bags(table, rows, weights, offsets)
     assert grids == [(5 + 203 // 4, 2), (203 // 4, 2)]
-    assert sums.equal(fast.bags(table, rows, weights, offsets))
-    torch.testing.assert_close(sums, reference.bags(table, rows, weights, offsets), rtol=1e-4, atol=1e-5)
+    assert found.equal(fast.bags(table, rows, weights, offsets))
+    torch.testing.assert_close(found, reference.bags(table, rows, weights, offsets), rtol=1e-4, atol=1e-5)
 
 
 @examples(15)
@@ -226,15 +215,15 @@ def test_every_kernel_compiles_for_an_h100(tmp_path):
     program = [sys.executable, str(Path(__file__).with_name("compile_triton.py"))]
     run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
-    kernels = {name for name, value in vars(fast).items() if hasattr(value, "fn") and name != "_keep_largest"}
+    both = {**vars(selection), **vars(sums)}
+    kernels = {name for name, value in both.items() if hasattr(value, "fn") and name != "_keep_largest"}
     assert {line.split()[0] for line in run.stdout.splitlines()} == kernels
 
 
 @pytest.fixture
 def real_blocks(monkeypatch):
     """The blocks as users have them."""
-    for name, value in REAL_BLOCKS.items():
-        monkeypatch.setattr(fast, name, value)
+    set_blocks(monkeypatch, REAL_BLOCKS)
 
 
 @pytest.mark.gpu
@@ -273,11 +262,11 @@ def test_a_cuda_graph_captures_all_of_it():
         positions = fast.batch_topk(pre, 4096)
         order, offsets = fast.group(positions % 4096, 4096)
         i, j = (positions // 4096)[order], (positions % 4096)[order]
-        sums = fast.bags(x, i, fast.dots(x, x, i, j % 256), offsets)
-        rings = sums[:512].view(2, 256, 768).clone()
+        bags = fast.bags(x, i, fast.dots(x, x, i, j % 256), offsets)
+        rings = bags[:512].view(2, 256, 768).clone()
         errors = fast.prefix_errors_(rings, x)
         fast.suffix_sums_(rings, errors.rsqrt())
-        return selected.sort(dim=1).values, positions, sums, errors, rings
+        return selected.sort(dim=1).values, positions, bags, errors, rings
 
     step()
     graph = torch.cuda.CUDAGraph()

@@ -1,0 +1,12 @@
+"""How a kernel is started."""
+
+from typing import Any
+
+import torch
+
+
+def run(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Run `kernel` on the GPU of its first argument, which need not be the current one."""
+    if 0 not in grid:
+        with torch.cuda.device_of(args[0]):
+            kernel[grid](*args, **constants)
