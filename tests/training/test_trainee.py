@@ -145,7 +145,7 @@ class Questions(TorchDispatchMode):
 @pytest.mark.parametrize(("activation", "asked"), [("topk", []), ("batchtopk", []), ("jumprelu", ["nonzero"])])
 def test_a_step_on_tritons_kernels_asks_nothing_but_how_many_exceed_a_threshold(activation, asked, on_triton):
     """The dead are listed every few steps only, and the norm is asked for on a CPU only."""
-    trainee = make(activation, on_triton)
+    trainee = make(activation, on_triton, autocast="bfloat16")
     trainee.step(batch(0, device=on_triton), 0, measure=False)
     with Questions() as questions:
         trainee.step(batch(1, device=on_triton), 1, measure=True)
