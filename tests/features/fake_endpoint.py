@@ -115,7 +115,7 @@ def failure(status: int, said: str, **headers: str) -> Reply:
 
 def is_explaining(messages: list[dict[str, str]]) -> bool:
     """Whether an explanation is wanted."""
-    return '"explanation"' in messages[0]["content"]
+    return '"explanation"' in messages[1]["content"]
 
 
 def contexts(messages: list[dict[str, str]]) -> list[str]:

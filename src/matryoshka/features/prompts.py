@@ -4,7 +4,8 @@ explain    marked contexts → one explanation
 detect     an explanation and contexts → in which the feature fires   ("detection", Paulo et al. 2024)
 fuzz       an explanation and marked contexts → where the marks are right   ("fuzzing", Paulo et al. 2024)
 
-Contexts are JSON strings, so that nothing in them can be taken for the question.
+Contexts are JSON strings, so that nothing in them can be taken for the question. What to answer is said last: small
+models go on with what they read last.
 """
 
 import json
@@ -32,29 +33,28 @@ EXPLAIN = f"""{FEATURE}
 You are shown stretches of text, each a JSON string after the strength of its strongest firing (1 to 10). The tokens \
 on which the feature fires stand between {OPEN} and {CLOSE}. Find what those tokens, or the text that leads to them, \
 have in common, and say it in one phrase of at most 25 words, as specific as the stretches allow; do not speak of \
-features, marks or examples.
-
-Answer with JSON and nothing else: {{"explanation": "..."}}"""
+features, marks or examples."""
+EXPLANATION = (
+    f"What do the tokens between {OPEN} and {CLOSE}, or the text that leads to them, have in common? Answer with JSON"
+    ' and nothing else: {"explanation": "..."}'
+)
 DETECT = f"""{FEATURE}
 
 You are given an explanation of when one feature fires, and numbered stretches of text, each a JSON string. Say of \
-each whether the feature fires on at least one token in it, going by the explanation alone.
-
-Answer with JSON and nothing else, with every number once: {{"1": true, "2": false, ...}}"""
+each whether the feature fires on at least one token in it, going by the explanation alone."""
 FUZZ = f"""{FEATURE}
 
 You are given an explanation of when one feature fires, and numbered stretches of text, each a JSON string in which \
 some tokens stand between {OPEN} and {CLOSE}. Say of each whether those are the tokens on which the feature fires, \
-going by the explanation alone.
-
-Answer with JSON and nothing else, with every number once: {{"1": true, "2": false, ...}}"""
+going by the explanation alone."""
+JUDGEMENTS = 'Answer with JSON and nothing else, with every number once: {"1": true, "2": false, ...}'
 
 
 def explain(training: Sequence[Context]) -> Messages:
     """The question for an explanation of what fires as marked."""
     strongest = sorted(training, key=lambda context: -context.strength)
     lines = [f"{max(1, round(10 * context.strength))}: {_quoted(marked(context))}" for context in strongest]
-    return Message("system", EXPLAIN), Message("user", "\n".join(lines))
+    return Message("system", EXPLAIN), Message("user", "\n".join([*lines, "", EXPLANATION]))
 
 
 def detect(explanation: str, trials: Sequence[Trial]) -> Messages:
@@ -69,7 +69,8 @@ def fuzz(explanation: str, trials: Sequence[Trial]) -> Messages:
 
 def _question(task: str, explanation: str, texts: Sequence[str]) -> Messages:
     lines = [f"{i}. {_quoted(text)}" for i, text in enumerate(texts, start=1)]
-    return Message("system", task), Message("user", "\n".join([f"Explanation: {_quoted(explanation)}", "", *lines]))
+    asked = [f"Explanation: {_quoted(explanation)}", "", *lines, "", JUDGEMENTS]
+    return Message("system", task), Message("user", "\n".join(asked))
 
 
 def marked(context: Context) -> str:
