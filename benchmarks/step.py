@@ -1,6 +1,7 @@
 """The training step against other projects' and against its floor, in one run on one machine.
 
-    python benchmarks/step.py [--quick] [--json FILE] [--save] [--device cuda] [--peers DIR] [--plain-malloc]
+    python benchmarks/step.py [--quick] [--at D_SAE BATCH] [--json FILE] [--save] [--device cuda] [--peers DIR]
+                              [--plain-malloc]
 
 Pure training steps on activations in memory: each contender's own training loop (peers/), its own defaults, without
 logging, evaluation, checkpoints or an activation store. sae-lens is run with its best options as well. Then
@@ -12,7 +13,8 @@ logging, evaluation, checkpoints or an activation store. sae-lens is run with it
 `X_vs_Y` is their time over ours: above 1, ours is faster. `step_over_gemm` and `m5_over_m1` are ours over the floor and
 over one prefix; `memory_vs_…` is our peak over theirs. Ratios are medians over rounds, with the extremes. The
 environments of the peers are made on first use in ~/.cache/matryoshka/peers (--peers); several GB of packages.
---quick is one size in less than ten minutes. --save writes results/DATE-HARDWARE.json and a table beside it.
+--quick is one size in less than ten minutes (a larger one of --at takes longer). --save writes
+results/DATE-HARDWARE.json and a table beside it.
 """
 
 import argparse
@@ -176,6 +178,7 @@ def markdown(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one size, fewer rounds: less than ten minutes")
+    parser.add_argument("--at", nargs=2, type=int, metavar=("D_SAE", "BATCH"), help="at this size alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     parser.add_argument("--save", action="store_true", help="write results/DATE-HARDWARE.json and .md")
     parser.add_argument("--device", choices=SIZES, default="cpu")
@@ -185,6 +188,8 @@ def main() -> None:
     threads = available_threads()
     tuned = given.device == "cpu" and not given.plain_malloc
     sizes, effort = (SIZES[given.device][:1], QUICK) if given.quick else (SIZES[given.device], WHOLE)
+    if given.at:
+        sizes = [sizes[0]._replace(d_sae=given.at[0], batch=given.at[1])]
     with tempfile.TemporaryDirectory() as data:
         setting = Setting(given.device, threads, tuned, given.peers, Path(data))
         measured = [measure(size, setting, effort) for size in sizes]
@@ -195,7 +200,8 @@ def main() -> None:
         "allocator": " ".join(f"{name}={value}" for name, value in TUNED.items()) if tuned else "",
         "sizes": measured,
     }
-    publish(results, markdown(results), given.json, given.save, "-plain-malloc" if given.plain_malloc else "")
+    suffix = ("-{}-{}".format(*given.at) if given.at else "") + ("-plain-malloc" if given.plain_malloc else "")
+    publish(results, markdown(results), given.json, given.save, suffix)
 
 
 if __name__ == "__main__":

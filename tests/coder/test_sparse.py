@@ -69,6 +69,28 @@ def test_pre_activations_are_the_dense_product_at_the_pattern(layout, selected_i
     close(torch.autograd.grad((exact * upstream).sum(), ours), theirs)
 
 
+@pytest.mark.parametrize("learns", [0, 1, 2])
+@pytest.mark.usefixtures("operations")
+def test_what_learns_alone_learns_as_with_the_others(learns):
+    """Of inputs, W_enc and b_enc, and of latents, W_dec and target: the rest is frozen."""
+    selected = from_mask(normal(6, 24, seed=0), torch.arange(0, 6 * 24, 5))
+
+    def encoded(*parts):
+        return pre_activations(*parts, selected._replace(values=selected.values.bfloat16())).values.square().sum()
+
+    def errors(values, W_dec, target):
+        return nested_errors(selected._replace(values=values), W_dec, target, (4, 24))[0].sum()
+
+    for loss, parts in (
+        (encoded, [normal(6, 5, seed=1), normal(5, 24, seed=2), normal(24, seed=3)]),
+        (errors, [selected.values, normal(24, 3, seed=4), normal(6, 3, seed=5)]),
+    ):
+        together = leaves(*parts)
+        alone = [part.clone().requires_grad_(i == learns) for i, part in enumerate(parts)]
+        (found,) = torch.autograd.grad(loss(*alone), alone[learns])
+        assert torch.equal(found, torch.autograd.grad(loss(*together), together)[learns])
+
+
 @pytest.mark.usefixtures("operations")
 @CHECK
 @given(latents=patterns(), d_out=st.integers(1, 5), data=st.data())
