@@ -14,13 +14,14 @@ GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 # for the import and for single tests only: whatever else runs in this process must not see it
 INTERPRET = {} if GPU else {"TRITON_INTERPRET": "1"}
-with pytest.MonkeyPatch.context() as _patch:
-    for _name, _value in INTERPRET.items():
-        _patch.setenv(_name, _value)
-    fast = import_module("matryoshka.coder.kernels.triton") if find_spec("triton") else None
 
 
 def interpret(patch: pytest.MonkeyPatch) -> None:
     """Have `fast` run on tensors of DEVICE."""
     for name, value in INTERPRET.items():
         patch.setenv(name, value)
+
+
+with pytest.MonkeyPatch.context() as _patch:
+    interpret(_patch)
+    fast = import_module("matryoshka.coder.kernels.triton") if find_spec("triton") else None
