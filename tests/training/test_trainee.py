@@ -15,7 +15,7 @@ from matryoshka.data.activations import Batch
 from matryoshka.lm.sites import Site
 from matryoshka.training import dead
 from matryoshka.training.config import CoderSection, Plan, TrainingSection
-from matryoshka.training.optim import Adam, learning_rate
+from matryoshka.training.optim import Adam, learning_rate, normalise_rows, project_rows
 from matryoshka.training.trainee import Trainee
 
 READ, WRITE = Site.parse("0.mlp_in"), Site.parse("0.mlp_out")
@@ -153,6 +153,16 @@ def test_a_step_on_tritons_kernels_asks_nothing_but_how_many_exceed_a_threshold(
     with Questions() as questions:
         trainee.step(batch(1, device=on_triton), 1, measure=True)
     assert questions.asked == asked + ["_local_scalar_dense"] * (on_triton == "cpu")
+
+
+def test_on_a_gpu_the_constraint_of_unit_rows_is_one_launch_each_way(on_triton, monkeypatch):
+    launches = []
+    monkeypatch.setattr(fast.launch, "run", lambda kernel, grid, *_, **__: launches.append((kernel.fn.__name__, grid)))
+    W_dec = torch.nn.Parameter(torch.ones(600, D_OUT, device=on_triton))
+    W_dec.grad = torch.ones_like(W_dec)
+    project_rows(W_dec)
+    normalise_rows(W_dec)
+    assert launches == [("_project_rows", (600,)), ("_normalise_rows", (600,))]
 
 
 def test_gradients_lie_in_memory_as_their_weights_do(monkeypatch):

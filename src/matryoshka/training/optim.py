@@ -8,10 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from matryoshka.coder.kernels import operations
 from matryoshka.training.config import TrainingSection
-
-BLOCK = 512
-"""Decoder rows worked on at once, so that they come from the cache the second time."""
 
 
 class Adam:
@@ -87,12 +85,10 @@ def _steps(value: int | float, steps: int) -> int:
 def project_rows(W_dec: nn.Parameter) -> None:
     """Remove from W_dec's gradient what would change its rows' norms: the part parallel to each (unit) row."""
     if W_dec.grad is not None:
-        for grad, rows in zip(W_dec.grad.split(BLOCK), W_dec.split(BLOCK), strict=True):
-            grad.addcmul_((grad * rows).sum(dim=1, keepdim=True), rows, value=-1)
+        operations(W_dec).project_rows_(W_dec.grad, W_dec)
 
 
 @torch.no_grad()
 def normalise_rows(W_dec: Float[Tensor, "d_sae d_out"]) -> None:
     """Bring the rows back to norm 1; to be called AFTER the optimiser's step, which leaves the sphere."""
-    for rows in W_dec.split(BLOCK):
-        rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny))
+    operations(W_dec).normalise_rows_(W_dec)

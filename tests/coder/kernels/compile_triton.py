@@ -59,6 +59,8 @@ def main():
             rings = torch.zeros(5, 64, d)
             fast.prefix_errors_(rings, table)
             fast.suffix_sums_(rings, torch.ones(5))
+            fast.project_rows_(table.clone(), table)
+            fast.normalise_rows_(table)
 
 
 if __name__ == "__main__":

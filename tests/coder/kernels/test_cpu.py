@@ -151,6 +151,19 @@ def test_prefix_errors_in_float32_add_up_in_float64():
     assert sums.item() == pytest.approx(40_000 * 16 * 1.1**2, rel=1e-6)
 
 
+def test_rows_of_all_blocks_are_projected_and_normalised():
+    gradient, rows = normal(2 * cpu.ROW_BLOCK + 3, 5, seed=0), normal(2 * cpu.ROW_BLOCK + 3, 5, seed=1)
+    rows[7] = 0
+    expected_gradient, expected_rows = gradient.clone(), rows.clone()
+    cpu.normalise_rows_(rows)
+    reference.normalise_rows_(expected_rows)
+    torch.testing.assert_close(rows, expected_rows)
+    assert not rows[7].any()
+    cpu.project_rows_(gradient, rows)
+    reference.project_rows_(expected_gradient, rows)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
 def test_a_cpu_tensor_is_dispatched_to_the_fast_operations():
     assert operations(torch.zeros(1)) is cpu
     assert operations(torch.zeros(1, device="meta")) is reference

@@ -19,11 +19,12 @@ from matryoshka.coder.kernels import reference
 if fast is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from matryoshka.coder.kernels.triton import launch, selection, sums
+from matryoshka.coder.kernels.triton import launch, rows, selection, sums
 
 BLOCKS = [
     (selection, {"TOPK_ROUNDS": 4, "TOPK_MAX_GROUPS": 8, "BLOCK": 64, "PROGRAMS": 2, "TILE": 128}),
     (sums, {"DOTS_COLUMNS": 16, "PIECE": 4, "BAG_ROWS": 2, "BAG_COLUMNS": 16, "ELEMENTS": 32}),
+    (rows, {"COLUMNS": 16}),
 ]
 REAL_BLOCKS = [(module, {name: getattr(module, name) for name in blocks}) for module, blocks in BLOCKS]
 TABLES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -193,12 +194,38 @@ def test_suffix_sums(m, batch, d, data):
     torch.testing.assert_close(errors, expected)
 
 
+@examples(15)
+@given(TABLES, TABLES, st.integers(1, 4), SIZES, st.data())
+def test_rows_are_projected(dtype, row_dtype, n, d, data):
+    x = data.draw(random_tensors(n, d, dtype=dtype)).contiguous()
+    unit = torch.nn.functional.normalize(data.draw(random_tensors(n, d)), dim=1).to(row_dtype)
+    expected = x.float()
+    reference.project_rows_(expected, unit.float())
+    fast.project_rows_(x, unit)
+    torch.testing.assert_close(x, expected.to(dtype))
+
+
+@examples(15)
+@given(TABLES, st.integers(1, 4), SIZES, st.data())
+def test_rows_are_normalised_and_zeros_stay(dtype, n, d, data):
+    x = data.draw(random_tensors(n, d, dtype=dtype)).contiguous()
+    x[0] = 0
+    expected = x.float()
+    reference.normalise_rows_(expected)
+    fast.normalise_rows_(x)
+    torch.testing.assert_close(x, expected.to(dtype))
+
+
 def test_what_is_overwritten_must_be_contiguous():
     rings = torch.zeros(2, 3, 8, device=DEVICE)[..., ::2]
     with pytest.raises(ValueError, match="contiguous"):
         fast.prefix_errors_(rings, rings[0])
     with pytest.raises(ValueError, match="contiguous"):
         fast.suffix_sums_(rings, torch.ones(2, device=DEVICE))
+    with pytest.raises(ValueError, match="contiguous"):
+        fast.project_rows_(rings[0], rings[1])
+    with pytest.raises(ValueError, match="contiguous"):
+        fast.normalise_rows_(rings[0])
 
 
 def test_float64_is_left_to_the_reference():
@@ -208,6 +235,11 @@ def test_float64_is_left_to_the_reference():
     assert fast.batch_topk(x, 9).equal(reference.batch_topk(x, 9))
     assert fast.dots(x, x, i, i).equal(reference.dots(x, x, i, i))
     assert fast.bags(x, i, x[0, :3], offsets_of([1, 2])).equal(reference.bags(x, i, x[0, :3], offsets_of([1, 2])))
+    ours, theirs = x.clone(), x.clone()
+    for operations, each in (fast, ours), (reference, theirs):
+        operations.normalise_rows_(each[:2])
+        operations.project_rows_(each[2:], each[:2])
+    assert ours.equal(theirs)
 
 
 def test_every_kernel_compiles_for_an_h100(tmp_path):
@@ -215,8 +247,8 @@ def test_every_kernel_compiles_for_an_h100(tmp_path):
     program = [sys.executable, str(Path(__file__).with_name("compile_triton.py"))]
     run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
-    both = {**vars(selection), **vars(sums)}
-    kernels = {name for name, value in both.items() if hasattr(value, "fn") and name != "_keep_largest"}
+    everything = {**vars(selection), **vars(sums), **vars(rows)}
+    kernels = {name for name, value in everything.items() if hasattr(value, "fn") and name != "_keep_largest"}
     assert {line.split()[0] for line in run.stdout.splitlines()} == kernels
 
 
@@ -266,6 +298,8 @@ def test_a_cuda_graph_captures_all_of_it():
         rings = bags[:512].view(2, 256, 768).clone()
         errors = fast.prefix_errors_(rings, x)
         fast.suffix_sums_(rings, errors.rsqrt())
+        fast.normalise_rows_(rings[0])
+        fast.project_rows_(rings[1], rings[0])
         return selected.sort(dim=1).values, positions, bags, errors, rings
 
     step()

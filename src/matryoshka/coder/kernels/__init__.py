@@ -1,4 +1,4 @@
-"""What a sparse coder does with its few active entries, in three versions with the same functions.
+"""What a sparse coder does with its few active entries and its rows, in three versions with the same functions.
 
     product             the dense product whose result only selects
     topk, batch_topk    which entries of the pre-activations are selected, exactly, without sorting them all
@@ -8,6 +8,8 @@
     bags                one weighted sum of rows for each bag: the nested reconstruction, gradients of both weights
     prefix_errors_      the squared error of every prefix in one pass
     suffix_sums_        its backward pass
+    project_rows_       gradients of unit rows, kept on the sphere
+    normalise_rows_     weights, brought back to it
 
 `reference` is the oracle, `cpu` and `triton` are fast; nothing in them knows autograd. `operations` is the one place
 that chooses.
@@ -34,6 +36,8 @@ class Operations(Protocol):
     def bags(self, table: Tensor, rows: Tensor, weights: Tensor, offsets: Tensor) -> Tensor: ...
     def prefix_errors_(self, rings: Tensor, target: Tensor) -> Tensor: ...
     def suffix_sums_(self, errors: Tensor, weights: Tensor) -> None: ...
+    def project_rows_(self, x: Tensor, rows: Tensor) -> None: ...
+    def normalise_rows_(self, rows: Tensor) -> None: ...
 
 
 def operations(x: Tensor) -> Operations:

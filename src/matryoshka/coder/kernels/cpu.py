@@ -23,6 +23,8 @@ ROW_GROUP = 8
 BATCH_GROUP_BITS = 4
 BATCH_GROUP = 2**BATCH_GROUP_BITS
 """Entries in a group where the batch selects as a whole: larger, for it has no further stages."""
+ROW_BLOCK = 512
+"""Rows of weights worked on at once, so that they come from the cache the second time."""
 CODES = {
     torch.bfloat16: torch.int16,
     torch.float16: torch.int16,
@@ -110,6 +112,18 @@ def suffix_sums_(errors: Float[Tensor, "prefix batch d"], weights: Float[Tensor,
     errors[-1].mul_(last)
     for r, weight in reversed(list(enumerate(lower))):
         torch.add(errors[r + 1], errors[r], alpha=weight, out=errors[r])
+
+
+def project_rows_(x: Float[Tensor, "n d"], rows: Float[Tensor, "n d"]) -> None:
+    """Remove from each row of `x` its part parallel to the same one of `rows`, which have norm 1."""
+    for block in zip(x.split(ROW_BLOCK), rows.split(ROW_BLOCK), strict=True):
+        reference.project_rows_(*block)
+
+
+def normalise_rows_(rows: Float[Tensor, "n d"]) -> None:
+    """Bring each row to norm 1; rows of zeros stay."""
+    for block in rows.split(ROW_BLOCK):
+        reference.normalise_rows_(block)
 
 
 def _codes(pre: Float[Tensor, "batch d_sae"]) -> Int[Tensor, "batch d_sae"]:

@@ -69,3 +69,13 @@ def suffix_sums_(errors: Float[Tensor, "prefix batch d"], weights: Float[Tensor,
     hold them."""
     errors.mul_(weights[:, None, None])
     errors.copy_(errors.flip(0).cumsum(0).flip(0))
+
+
+def project_rows_(x: Float[Tensor, "n d"], rows: Float[Tensor, "n d"]) -> None:
+    """Remove from each row of `x` its part parallel to the same one of `rows`, which have norm 1."""
+    x.addcmul_((x * rows).sum(dim=1, keepdim=True), rows, value=-1)
+
+
+def normalise_rows_(rows: Float[Tensor, "n d"]) -> None:
+    """Bring each row to norm 1; rows of zeros stay."""
+    rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny))

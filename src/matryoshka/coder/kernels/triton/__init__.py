@@ -1,7 +1,7 @@
 """The operations on a GPU, each near its memory traffic, and without a host sync: CUDA graphs can capture them.
 
-`selection` has topk and batch_topk, `sums` dots, bags, prefix_errors_ and suffix_sums_. group is `torch.sort` of the
-narrowest integers, which is a radix sort.
+`selection` has topk and batch_topk, `sums` dots, bags, prefix_errors_ and suffix_sums_, `rows` project_rows_ and
+normalise_rows_. group is `torch.sort` of the narrowest integers, which is a radix sort.
 
 Sums are accumulated in float32; float64 is left to `reference`. Under TRITON_INTERPRET=1 the kernels run on CPU
 tensors. They carry `no_type_check` because their annotations are Triton's: jaxtyping's import hook leaves them alone.
@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from matryoshka.coder.kernels import reference
+from matryoshka.coder.kernels.triton.rows import normalise_rows_, project_rows_
 from matryoshka.coder.kernels.triton.selection import batch_topk, topk
 from matryoshka.coder.kernels.triton.sums import bags, dots, prefix_errors_, suffix_sums_
 
@@ -21,8 +22,10 @@ __all__ = [
     "dots",
     "group",
     "nonzero",
+    "normalise_rows_",
     "prefix_errors_",
     "product",
+    "project_rows_",
     "suffix_sums_",
     "topk",
 ]

@@ -157,7 +157,7 @@ def prefix_errors_(
     """Σ (ŷ − target)² of each prefix; `rings` (contiguous) become ŷ − target, ŷ their prefix sums."""
     if rings.dtype == torch.float64:
         return reference.prefix_errors_(rings, target)
-    _check_contiguous(rings)
+    launch.check_contiguous(rings)
     grid = (triton.cdiv(target.numel(), ELEMENTS),)
     sums = torch.empty(len(rings), *grid, dtype=torch.float32, device=rings.device)
     sizes = {"M": len(rings), "ELEMENTS": ELEMENTS}
@@ -184,7 +184,7 @@ def suffix_sums_(errors: Float[Tensor, "prefix batch d"], weights: Float[Tensor,
     prefixes that hold them."""
     if errors.dtype == torch.float64:
         return reference.suffix_sums_(errors, weights)
-    _check_contiguous(errors)
+    launch.check_contiguous(errors)
     numel = errors[0].numel()
     sizes = {"M": len(errors), "ELEMENTS": ELEMENTS}
     launch.run(_suffix_sums, (triton.cdiv(numel, ELEMENTS),), errors, weights.contiguous(), numel, **sizes)
@@ -192,8 +192,3 @@ def suffix_sums_(errors: Float[Tensor, "prefix batch d"], weights: Float[Tensor,
 
 def _with_contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
-
-
-def _check_contiguous(x: Tensor) -> None:
-    if not x.is_contiguous():
-        raise ValueError("what is overwritten must be contiguous")
