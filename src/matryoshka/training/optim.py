@@ -11,6 +11,9 @@ from torch.optim.adam import adam
 from matryoshka.coder.kernels import operations
 from matryoshka.training.config import TrainingSection
 
+DOT_LIMIT = 2**30
+"""Numbers in one dot product: BLAS counts them in 32 bits."""
+
 
 class Adam:
     """Adam (Kingma & Ba 2015), torch's fused version, with the norm of all gradients clipped on the way.
@@ -34,12 +37,13 @@ class Adam:
         """Learn from the gradients and drop them; returns their norm before clipping."""
         taught = [p for p in self.parameters if p.grad is not None]
         states = [self.state[p] for p in taught]
-        norm = nn.utils.get_total_norm([p.grad for p in taught if p.grad is not None])
+        gradients = [_rows_first(p.grad) for p in taught if p.grad is not None]
+        norm = torch.stack([_square(gradient) for gradient in gradients]).sum().sqrt()
         divisor = (norm / self.largest_norm).clamp(min=1)
         divides = divisor.device.type != "cpu" or divisor > 1  # a GPU is not waited for
         adam(
             [_rows_first(p) for p in taught],
-            [_rows_first(p.grad) for p in taught if p.grad is not None],
+            gradients,
             [_rows_first(state["exp_avg"]) for state in states],
             [_rows_first(state["exp_avg_sq"]) for state in states],
             [],
@@ -58,6 +62,11 @@ class Adam:
         for p in taught:
             p.grad = None
         return norm
+
+
+def _square(x: Tensor) -> Float[Tensor, ""]:
+    """Σ x²; by dot products, which on a CPU read memory twice as fast as norms do."""
+    return torch.stack([part.dot(part) for part in x.flatten().split(DOT_LIMIT)]).sum()
 
 
 def _rows_first(x: Tensor) -> Tensor:

@@ -116,8 +116,10 @@ def suffix_sums_(errors: Float[Tensor, "prefix batch d"], weights: Float[Tensor,
 
 def project_rows_(x: Float[Tensor, "n d"], rows: Float[Tensor, "n d"]) -> None:
     """Remove from each row of `x` its part parallel to the same one of `rows`, which have norm 1."""
-    for block in zip(x.split(ROW_BLOCK), rows.split(ROW_BLOCK), strict=True):
-        reference.project_rows_(*block)
+    every = torch.arange(ROW_BLOCK)
+    for block, units in zip(x.split(ROW_BLOCK), rows.split(ROW_BLOCK), strict=True):
+        i = every[: len(block)]
+        block.addcmul_(dots(block, units, i, i)[:, None], units, value=-1)
 
 
 def normalise_rows_(rows: Float[Tensor, "n d"]) -> None:
