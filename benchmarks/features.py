@@ -77,7 +77,7 @@ def bare(run: Path, size: dict[str, int]) -> float:
 
     keep_freed_memory()
     config = Config.load(Run.open(run).config_file)
-    lm = assembly.open_lm(config)
+    lm = assembly.open_lm(config.model)
     placed = assembly.placed(Run(run), lm)
     windows = assembly.open_tokens(config.text, lm.vocabulary).windows("train")
     sites = [placed.read, placed.write]

@@ -78,7 +78,7 @@ def compare(config: Config, seeds: int) -> dict[str, list[list[float]]]:
     given = config.model_dump()
     low, full = (Config.build(merged(given, {"training": {"autocast": each}})) for each in ("bfloat16", "off"))
     info, plans = assembly.check(config)
-    lm = assembly.open_lm(config)
+    lm = assembly.open_lm(config.model)
     tokens = assembly.open_tokens(config.text, lm.vocabulary)
     results: dict[str, list[list[float]]] = {"bfloat16": [], "float32": [], "dense": []}
     for seed in range(seeds):

@@ -229,7 +229,7 @@ def core_agreement(path: Path, python: Path) -> dict[str, dict[str, float]]:
     """{"ours": …, "theirs": …}, each by CORE's names, for the whole dictionary."""
     run = Run.open(path)
     config = Config.load(run.config_file)
-    lm = assembly.open_lm(config)
+    lm = assembly.open_lm(config.model)
     placed = assembly.placed(run, lm)
     if placed.read != placed.write or placed.read.kind != "resid_post":
         raise MatryoshkaError(f"{path}: SAEBench takes SAEs of resid_post, this one is {placed.read} → {placed.write}")

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from matryoshka import assembly, commands, display, evidence
 from matryoshka.cli import main
 from matryoshka.errors import MatryoshkaError
+from matryoshka.lm.model import LanguageModel
 from matryoshka.run import Run
-from matryoshka.training.config import Config
+from matryoshka.training.config import Config, ModelSection
 
 
 @pytest.fixture
@@ -130,16 +132,27 @@ def test_runs_are_named_so_that_they_can_be_told_apart() -> None:
 
 def test_a_coder_that_has_changed_reads_no_texts(run: Run) -> None:
     from matryoshka.coder.coder import SparseCoder
-    from matryoshka.lm.model import load
 
     about = run.features.about
-    read = evidence._reader(run, about, lambda name, revision: load(name, revision))
+    read = evidence._reader(run, about, assembly.open_lm)
     assert read("The people of the United States").firings
     coder = SparseCoder.load(run.path)
     coder.W_dec.data.mul_(2)
     coder.save(run.coder)
     with pytest.raises(MatryoshkaError, match="is not the one whose features were collected"):
-        evidence._reader(run, about, lambda name, revision: load(name, revision))("The people")
+        evidence._reader(run, about, assembly.open_lm)("The people")
+
+
+def test_texts_are_read_by_the_model_as_it_is_configured(run: Run) -> None:
+    run.config_file.write_text(run.config_file.read_text().replace("  dtype: auto\n", "  dtype: bfloat16\n"))
+    models = []
+
+    def open_lm(model: ModelSection) -> LanguageModel:
+        models.append(assembly.open_lm(model))
+        return models[0]
+
+    assert evidence._reader(run, run.features.about, open_lm)("The people of the United States").firings
+    assert [lm.dtype for lm in models] == [torch.bfloat16]
 
 
 def test_telling_features_are_shown_with_their_strongest_examples(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

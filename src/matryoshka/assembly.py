@@ -33,7 +33,7 @@ from matryoshka.evaluation.placed import Placed
 from matryoshka.lm.model import LanguageModel, ModelInfo, Vocabulary, describe, load
 from matryoshka.lm.sites import Site
 from matryoshka.run import Run
-from matryoshka.training.config import Config, Plan, merged, plan
+from matryoshka.training.config import Config, ModelSection, Plan, merged, plan
 from matryoshka.training.memory import chunk_rows
 from matryoshka.training.trainee import Trainee
 
@@ -56,10 +56,9 @@ def resolve(config: Config, info: ModelInfo) -> Config:
     return Config.build(merged(config.model_dump(), found))
 
 
-def open_lm(config: Config) -> LanguageModel:
-    """The language model that `config` names."""
+def open_lm(model: ModelSection) -> LanguageModel:
+    """The language model of a configuration, as precise and where it says."""
     transformers.utils.logging.disable_progress_bar()  # reading weights from a disk is no news
-    model = config.model
     return load(model.name, model.revision, model.dtype, model.device)
 
 

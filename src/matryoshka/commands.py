@@ -56,7 +56,7 @@ def train(config: Config, out: str | Path | None = None, overwrite: bool = False
     config = assembly.resolve(config, info)
     path = Path(out) if out else default_folder(config, info, plans)
     Run.refuse_existing(path, overwrite)
-    lm = assembly.open_lm(config)
+    lm = assembly.open_lm(config.model)
     tokens = assembly.open_tokens(config.text, lm.vocabulary)
     run = Run.create(path, config.to_yaml(), [each.label for each in plans], overwrite)
     for each in plans:
@@ -76,7 +76,7 @@ def resume(path: str | Path) -> Run:
     config = Config.load(run.config_file)
     _, plans = assembly.check(config)
     folder = checkpoint.latest(run.checkpoints)
-    lm = assembly.open_lm(config)
+    lm = assembly.open_lm(config.model)
     tokens = assembly.open_tokens(config.text, lm.vocabulary)
     before = json.loads(run.provenance.read_text(encoding="utf-8"))["tokens"]["hash"]
     if before != tokens.hash:
@@ -158,7 +158,7 @@ def steer(
     """
     run = assembly.sole(path)
     config = Config.load(run.config_file)
-    lm = assembly.open_lm(config)
+    lm = assembly.open_lm(config.model)
     placed = assembly.placed(run, lm)
     held_out = assembly.open_tokens(config.text, lm.vocabulary).windows("held_out")
     with assembly.progress("reading held-out text for the feature's maximum") as update:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ from matryoshka.features.recording import join
 from matryoshka.features.schema import About
 from matryoshka.features.store import FeatureStore
 from matryoshka.features.summary import Wanted
-from matryoshka.lm.model import LanguageModel, load
+from matryoshka.lm.model import LanguageModel
 from matryoshka.report.export import export
 from matryoshka.report.figures import draw
 from matryoshka.report.server import Shown
@@ -76,7 +77,7 @@ def features(
         config = Config.build(merged(config.model_dump(), {"text": source}))
     check_source(config.text)
     keep_freed_memory()
-    lm = assembly.open_lm(config)
+    lm = assembly.open_lm(config.model)
     windows = assembly.open_tokens(config.text, lm.vocabulary).windows(split)
     stores = []
     with _processes() as (share, wait):
@@ -172,7 +173,7 @@ def explain(
     stores = {member: member.features for member in assembly.trained(run)}
     endpoint = Endpoint(model)
     endpoint.check()
-    lm = assembly.open_lm(config)
+    lm = assembly.open_lm(config.model)
     results = {}
     for member, store in stores.items():
         try:
@@ -209,7 +210,7 @@ def serve(paths: Sequence[str | Path], port: int, ready: Callable[[str], None] =
     """
     members = [member for path in paths for member in assembly.trained(Run.open(path))]
     names = assembly.names([member.path for member in members])
-    models = cache(lambda name, revision: load(name, revision))
+    models = cache(assembly.open_lm)
     stores = [member.features for member in members]
     shown = [
         Shown(name, store, _reader(member, store.about, models))
@@ -218,14 +219,14 @@ def serve(paths: Sequence[str | Path], port: int, ready: Callable[[str], None] =
     serve_page(shown, port, ready)
 
 
-def _reader(member: Run, about: About, models: Callable[[str, str | None], LanguageModel]) -> Callable[[str], Reading]:
-    """Reads texts; the language model and the coder are loaded at the first one."""
+def _reader(member: Run, about: About, models: Callable[[Any], LanguageModel]) -> Callable[[str], Reading]:
+    """Reads texts; the language model, from its section of the configuration, and the coder are loaded at the first
+    one."""
     lock = Lock()
 
     @cache
     def parts() -> tuple[LanguageModel, Placed]:
-        config = Config.load(member.config_file)
-        lm = models(config.model.name, config.model.revision)
+        lm = models(Config.load(member.config_file).model)
         return lm, _collected(member, about, lm)
 
     def read(text: str) -> Reading:

@@ -163,7 +163,7 @@ class Bench:
     @cached_property
     def lm(self) -> LanguageModel:
         """The language model."""
-        return self.ready[0] if self.ready else assembly.open_lm(self.config)
+        return self.ready[0] if self.ready else assembly.open_lm(self.config.model)
 
     @cached_property
     def windows(self) -> Windows:

@@ -138,12 +138,12 @@ def _prompt(lm: LanguageModel, prompt: str, tokens: int) -> Int[Tensor, "1 posit
 def _continue(
     lm: LanguageModel, logits: Logits, ids: Int[Tensor, "1 position"], tokens: int, temperature: int | float, seed: int
 ) -> Int[Tensor, "1 longer"]:
-    generator = torch.Generator(ids.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws whatever the device
     ends = {lm.separator, lm.tokenizer.eos_token_id}
     for _ in range(tokens):
         last = logits(ids)[0, -1].float()
         if temperature > 0:
-            token = torch.multinomial((last / temperature).softmax(-1), 1, generator=generator)
+            token = torch.multinomial((last / temperature).softmax(-1).cpu(), 1, generator=generator).to(ids.device)
         else:
             token = last.argmax()[None]
         if token.item() in ends:

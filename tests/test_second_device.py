@@ -1,0 +1,127 @@
+"""Everything on a second device (second_device.py): what mixes devices, as a GPU would refuse it, fails here."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from matryoshka import commands, suite
+from matryoshka.run import Run
+from matryoshka.training.config import Config, merged
+
+from .conftest import FEATURE_TOKENS, SMALL
+
+PROGRAM = Path(__file__).with_name("second_device.py")
+THERE = ["--model.device", "apart", "--model.dtype", "float32"]
+
+
+def on_second_device(*arguments: str | Path) -> int:
+    """Run the command; returns how often the host asked the device for something."""
+    done = subprocess.run([sys.executable, PROGRAM, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    found = re.search(r"asked the device (\d+) times", done.stdout)
+    assert found
+    return int(found[1])
+
+
+def copied(run: Run, path: Path) -> Run:
+    """The run on the second device."""
+    shutil.copytree(run.path, path)
+    moved = Run(path)
+    config = moved.config_file.read_text()
+    there, changed = re.subn(r"(?m)^  device: \S+$", "  device: apart", config)
+    there = there.replace("  dtype: auto\n", "  dtype: float32\n")
+    assert changed == 1
+    moved.config_file.write_text(there)
+    return moved
+
+
+def test_a_mixture_of_devices_is_refused_and_there_is_no_numpy_array() -> None:
+    code = """
+import torch, second_device
+x = torch.ones(3, device="apart")
+assert (x + 1).sum().item() == 6 and x.device.type == "apart" and (x + x).cpu().numpy().tolist() == [2, 2, 2]
+for wrong in (lambda: x + torch.ones(3), lambda: x.numpy(), lambda: torch.ones(3)[x > 0]):
+    try:
+        wrong()
+    except RuntimeError:
+        continue
+    raise SystemExit("taken")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROGRAM.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_training_learns_what_it_learns_on_a_cpu_and_resumes(tmp_path: Path) -> None:
+    training = {"autocast": "off", "checkpoint_every": 25}
+    here = commands.train(Config.build(merged(SMALL, {"training": training})), tmp_path / "here")
+    on_second_device("train", here.config_file, *THERE, "--out", tmp_path / "there")
+    there = Run(tmp_path / "there")
+    shutil.rmtree(there.checkpoints / "step_40")
+    shutil.rmtree(there.coder)
+    on_second_device("resume", there.path)
+    assert there.results().values("FVU") == pytest.approx(here.results().values("FVU"), rel=1e-3)
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_another_forty_steps_ask_the_device_less_often_than_every_other_step(
+    trained: Run, tmp_path: Path, activation: str
+) -> None:
+    """For the number of the dead every eighth step, and for each batch of the language model."""
+    asked, chosen = [], ["--coder.activation", activation]
+    for steps in 40, 80:
+        sizes = ["--training.tokens", str(512 * steps), "--activations.lm_batch", "128", "--log.every", "1000"]
+        out = ["--out", tmp_path / f"{steps}"]
+        asked.append(on_second_device("train", trained.config_file, *THERE, *sizes, *chosen, *out))
+    assert 0 < asked[1] - asked[0] < 20
+
+
+def test_every_evaluation_finds_what_it_finds_on_a_cpu(trained: Run, tmp_path: Path) -> None:
+    there = copied(trained, tmp_path / "there")
+    on_second_device("eval", there.path, "--overwrite")
+    shutil.copytree(trained.path, tmp_path / "here")
+    suite.evaluate([tmp_path / "here"])
+    found, expected = (
+        {
+            (row["name"], row["width"]): row["value"]
+            for row in json.loads((folder / "evaluation/scores.json").read_text())
+        }
+        for folder in (there.path, tmp_path / "here")
+    )
+    assert len(expected) > 50
+    assert found == pytest.approx(expected, rel=2e-3, abs=2e-3)
+
+
+def test_features_are_those_that_a_cpu_finds_and_are_named_and_steered(featured: Run, tmp_path: Path) -> None:
+    there = copied(featured, tmp_path / "run")
+    there.features_file.unlink()
+    on_second_device("features", there.path, "--tokens", str(FEATURE_TOKENS))
+    ours, theirs = (run.features.ranking("density") for run in (there, featured))
+    assert ours == theirs
+    on_second_device("explain", there.path)
+    on_second_device("steer", there.path, "3", "--prompt", "The people", "--tokens", "4", "--temperature", "1")
+
+
+def test_the_page_reads_texts_there(featured: Run, tmp_path: Path) -> None:
+    there = copied(featured, tmp_path / "run")
+    command = [sys.executable, PROGRAM, "serve", there.path, "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().split("/  ")[0]
+        headers = {"Content-Type": "application/json", "Origin": address}
+        text = json.dumps({"text": "The people of the United States"}).encode()
+        request = urllib.request.Request(f"{address}/api/runs/0/try", text, headers, method="POST")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert json.load(answer)["features"]
+        server.send_signal(signal.SIGINT)
+        assert re.search(r"asked the device [1-9]", server.communicate(timeout=20)[0])
+    finally:
+        server.kill()
+        server.communicate()
