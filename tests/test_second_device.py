@@ -58,10 +58,11 @@ for wrong in (lambda: x + torch.ones(3), lambda: x.numpy(), lambda: torch.ones(3
     assert done.returncode == 0, done.stderr
 
 
-def test_training_learns_what_it_learns_on_a_cpu_and_resumes(tmp_path: Path) -> None:
+def test_training_from_a_cache_learns_what_it_learns_on_a_cpu_and_resumes(tmp_path: Path) -> None:
     training = {"autocast": "off", "checkpoint_every": 25}
     here = commands.train(Config.build(merged(SMALL, {"training": training})), tmp_path / "here")
-    on_second_device("train", here.config_file, *THERE, "--out", tmp_path / "there")
+    cached = ["--activations.cache", tmp_path / "activations"]
+    on_second_device("train", here.config_file, *THERE, *cached, "--out", tmp_path / "there")
     there = Run(tmp_path / "there")
     shutil.rmtree(there.checkpoints / "step_40")
     shutil.rmtree(there.coder)

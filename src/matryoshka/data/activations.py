@@ -152,15 +152,15 @@ class LiveChunks:
         return torch.empty(rows, self.lm.info.check(site), dtype=self.lm.dtype, device=self.lm.device)
 
 
-def _aside(make: Callable[[int, int], T], epoch: int, index: int) -> T:
+def _aside(device: torch.device, make: Callable[[int, int], T], epoch: int, index: int) -> T:
     """`make(epoch, index)` in a thread; on a GPU in a CUDA stream of its own, or it would queue behind training.
 
     The stream first waits for what training has queued, which may still read the memory of the chunk before the last.
     """
-    if not torch.cuda.is_available():
+    if device.type != "cuda":
         return make(epoch, index)
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.default_stream())
+    aside = torch.cuda.Stream(device)
+    aside.wait_stream(torch.cuda.default_stream(device))
     with torch.cuda.stream(aside):
         made = make(epoch, index)
         aside.synchronize()
@@ -238,7 +238,7 @@ class ActivationStream(Iterator[Batch]):
         made = self._next[1].result() if self._next and self._next[0] == place else self._make(*place)
         if self._thread is not None:
             after = self._after(*place)
-            self._next = (after, self._thread.submit(_aside, self._make, *after))
+            self._next = (after, self._thread.submit(_aside, made[0].positions.device, self._make, *after))
         if self.next_batch == 0:  # a resumed chunk was counted when it was begun
             self.tokens_left_out += made[0].left_out
             self.tokens_read += made[0].left_out + len(made[0].positions)

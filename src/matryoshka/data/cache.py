@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from matryoshka.data.activations import Chunk, LiveChunks, permutation
 from matryoshka.errors import MatryoshkaError
@@ -95,11 +95,13 @@ class CachedChunks:
         try:
             if number not in self._proved and _checksum(file) != shard["sha256"]:
                 raise MatryoshkaError(f"{file}: damaged, its checksum differs; delete {self.folder} to write it anew")
-            tensors = load_file(file, device=str(self.device))
+            with safe_open(file, "pt") as opened:  # of its sites only those that are read
+                activations = {site: opened.get_tensor(str(site)).to(self.device) for site in self.sites}
+                positions = opened.get_tensor("positions").to(self.device)
         except (OSError, SafetensorError) as error:
             raise MatryoshkaError(f"{file}: missing or damaged ({error})") from None
         self._proved.add(number)
-        return Chunk({site: tensors[str(site)] for site in self.sites}, tensors["positions"], shard["left_out"])
+        return Chunk(activations, positions, shard["left_out"])
 
 
 def _checksum(file: Path) -> str:
