@@ -137,7 +137,14 @@ def test_a_damaged_folder_is_refused_by_name(folders: dict, tmp_path: Path, how:
     one_line(caught)
 
 
-@pytest.mark.parametrize(("option", "said"), [({"dtype": "float23"}, "float32"), ({"device": "gpu"}, "device 'gpu'")])
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"dtype": "float23"}, "float32"),
+        ({"device": "gpu"}, r"device 'gpu' cannot be used here: expected auto, cpu"),
+        ({"device": "cuda:99"}, r"device 'cuda:99' cannot be used here \(.+\): expected auto, cpu"),
+    ],
+)
 def test_a_wrong_option_is_refused(folders: dict, option: dict[str, str], said: str):
     with pytest.raises(MatryoshkaError, match=said) as caught:
         load(str(folders["llama"]), **{"device": "cpu"} | option)

@@ -203,7 +203,13 @@ def resolve_device(given: str) -> torch.device:
     try:
         return torch.empty(0, device=given).device
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
-        raise MatryoshkaError(f"device {given!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        here = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        said = str(error).splitlines()[0]
+        why = "" if said.startswith("Expected one of") else f" ({said})"  # not all that torch has heard of
+        raise MatryoshkaError(
+            f"model.device {given!r} cannot be used here{why}: expected {here}; change it in the run's config.yaml, or"
+            " on the command line"
+        ) from error
 
 
 def _dtype(given: str | torch.dtype, device: torch.device) -> torch.dtype | str:
