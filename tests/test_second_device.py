@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from torch.utils import backend_registration
 
 from matryoshka import commands, suite
 from matryoshka.run import Run
@@ -17,6 +18,10 @@ from matryoshka.training.config import Config, merged
 
 from .conftest import FEATURE_TOKENS, SMALL
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch takes no devices written in Python",
+)
 PROGRAM = Path(__file__).with_name("second_device.py")
 THERE = ["--model.device", "apart", "--model.dtype", "float32"]
 
