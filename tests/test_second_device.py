@@ -28,7 +28,7 @@ THERE = ["--model.device", "apart", "--model.dtype", "float32"]
 
 def on_second_device(*arguments: str | Path) -> int:
     """Run the command; returns how often the host asked the device for something."""
-    done = subprocess.run([sys.executable, PROGRAM, *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, PROGRAM, *arguments], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     found = re.search(r"asked the device (\d+) times", done.stdout)
     assert found

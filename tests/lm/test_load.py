@@ -13,7 +13,7 @@ from tiny_models import CONFIGS, GPT2, VOCABULARY, save_tiny, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.lm.model import LanguageModel, describe, load
+from matryoshka.lm.model import LanguageModel, describe, load, resolve_device
 from matryoshka.lm.sites import FAMILIES, Site
 
 
@@ -135,6 +135,19 @@ def test_a_damaged_folder_is_refused_by_name(folders: dict, tmp_path: Path, how:
     with pytest.raises(MatryoshkaError, match="damaged-model") as caught:
         load(str(folder), device="cpu")
     one_line(caught)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "process", "device"), [(0, "1", "cpu"), (1, None, "cuda:0"), (1, "1", "cuda:0"), (4, "3", "cuda:3")]
+)
+def test_auto_gives_each_process_of_a_node_a_gpu(
+    gpus: int, process: str | None, device: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if process is not None:
+        monkeypatch.setenv("LOCAL_RANK", process)
+    assert resolve_device("auto") == torch.device(device)
 
 
 @pytest.mark.parametrize(

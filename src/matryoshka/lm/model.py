@@ -9,6 +9,7 @@ with lm.resumed(8, resid_pre):                                    # what comes b
 slope = lm.gradient(tokens, Site("mlp_out", 8), lambda logits: logits[..., 262].sum())
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
@@ -184,8 +185,8 @@ def load(
 ) -> LanguageModel:
     """The model `name` (what names mean: `describe`), proven to be laid out as the table of families says.
 
-    `dtype` auto: float32 on a CPU, the checkpoint's own on an accelerator. `device` auto: cuda where there
-    is one. Weights are read from safetensors only; code from the hub is never run.
+    `dtype` auto: float32 on a CPU, the checkpoint's own on an accelerator. `device` auto: as `resolve_device` finds it.
+    Weights are read from safetensors only; code from the hub is never run.
     """
     target = resolve_device(device)
     number_type = _dtype(dtype, target)
@@ -197,9 +198,11 @@ def load(
 
 
 def resolve_device(given: str) -> torch.device:
-    """`auto` is cuda where there is one, otherwise the CPU; a device that is not there is an error."""
+    """`auto` is a GPU where there is one (under torchrun another one for each process of a node), otherwise the CPU; a
+    device that is not there is an error."""
     if given == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        gpus, process = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device(f"cuda:{process % gpus}" if gpus else "cpu")
     try:
         return torch.empty(0, device=given).device
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts

@@ -56,7 +56,7 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the language model; auto: float32 on a CPU, the checkpoint's own on an accelerator."""
     device: str = "auto"
-    """Where model and coders live: cpu, cuda, cuda:1; auto: cuda where there is one."""
+    """Where model and coders live: cpu, cuda, cuda:1; auto: cuda where there is one, under torchrun one a process."""
 
 
 class CoderSection(Section):
