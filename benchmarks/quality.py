@@ -20,8 +20,8 @@ from torch import Tensor
 from matryoshka import assembly
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.data.activations import Batch
+from matryoshka.evaluation.held_out import activation_metrics
 from matryoshka.evaluation.placed import Placed
-from matryoshka.evaluation.reconstruction import activation_metrics
 from matryoshka.training.config import Config, merged
 from matryoshka.training.optim import learning_rate
 from matryoshka.training.trainee import Trainee

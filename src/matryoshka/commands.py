@@ -20,8 +20,8 @@ from matryoshka import assembly, suite
 from matryoshka.data.documents import check_source
 from matryoshka.data.tokens import Tokens, Windows
 from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation.held_out import activation_metrics
 from matryoshka.evaluation.placed import Placed
-from matryoshka.evaluation.reconstruction import activation_metrics
 from matryoshka.evaluation.steering import PROMPT, STRENGTH, TEMPERATURE, TOKENS, Steered, measure_unit
 from matryoshka.evaluation.steering import steer as steer_text
 from matryoshka.lm.model import (

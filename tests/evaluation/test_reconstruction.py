@@ -9,8 +9,9 @@ from torch import Tensor
 from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Tokens, Windows
+from matryoshka.evaluation.held_out import activation_metrics
 from matryoshka.evaluation.placed import Placed
-from matryoshka.evaluation.reconstruction import activation_metrics, evaluate
+from matryoshka.evaluation.reconstruction import evaluate
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
 

@@ -9,7 +9,7 @@ leaves out (BOS, sinks) keep their true activations and are not scored.
 Everything is summed by document, by position in the window, and by how frequent the token is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.latents import Latents
-from matryoshka.coder.metrics import Meter
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Windows
 from matryoshka.evaluation.placed import (
@@ -35,6 +34,7 @@ from matryoshka.evaluation.placed import (
     window_count,
 )
 from matryoshka.evaluation.scores import Measure, Result, Score, score
+from matryoshka.evaluation.totals import Totals, add_counts, density_histogram
 from matryoshka.lm.model import LanguageModel
 
 ANOTHER = "the reconstruction of another token in its place"
@@ -102,60 +102,6 @@ FREQUENCY_TOKENS = 5_000_000
 """Tokens counted for that, at most."""
 FREQUENCY_WINDOWS = 1024
 """Windows of them at once."""
-DENSITY_EDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-"""Bins of firing density; a latent that never fires is below all."""
-
-
-def activation_metrics(
-    lm: LanguageModel, windows: Windows, placed: Sequence[Placed], tokens: int
-) -> list[dict[str, Any]]:
-    """FVU of each prefix, L0 and the share of silent latents of several coders, from one pass of the language model.
-
-    What training watches; coders are left in the mode in which they came.
-    """
-    return [{"fvu": m.fvu(), "l0": m.l0(), "silent": m.silent()} for m in _meters(lm, windows, placed, tokens)]
-
-
-@torch.no_grad()
-def _meters(lm: LanguageModel, windows: Windows, placed: Sequence[Placed], tokens: int) -> list[Meter]:
-    """A meter of each coder at inference, filled with the same held-out rows."""
-    sites = [site for each in placed for site in (each.read, each.write)]
-    keep = RowFilter.measure(lm, windows, sites)
-    meters = [_meter(each.coder) for each in placed]
-    modes = [each.coder.training for each in placed]
-    for batch, _ in batches(lm, windows, tokens, READ_BATCH):
-        read = lm.read(batch, sites)
-        kept = keep(batch, read)
-        for each, meter in zip(placed, meters, strict=True):
-            coder = each.coder.eval()
-            x, y = read[each.read][kept], read[each.write][kept].to(coder.W_dec.dtype)
-            latents = coder.encode(x)
-            meter.update(y, coder.decode(latents, x), latents)
-    for each, mode in zip(placed, modes, strict=True):
-        each.coder.train(mode)
-    return meters
-
-
-def _meter(coder: SparseCoder) -> Meter:
-    config = coder.config
-    return Meter(len(config.widths), config.d_out, config.d_sae).to(coder.W_dec.device)
-
-
-class Totals:
-    """Named sums over rows, apart for each of `count` groups (documents, positions, frequencies)."""
-
-    def __init__(self, count: int) -> None:
-        self.count, self._sums = count, dict[str, np.ndarray]()
-
-    def add(self, groups: Int[np.ndarray, " rows"], values: Mapping[str, Tensor]) -> None:
-        """Add `values`, [rows] or [k, rows] each, to the sums of each row's group."""
-        for name, value in values.items():
-            table = np.atleast_2d(value.double().cpu().numpy())
-            sums = np.stack([np.bincount(groups, row, self.count) for row in table])
-            self._sums[name] = self._sums.get(name, 0) + sums
-
-    def __getitem__(self, name: str) -> Float[np.ndarray, "k groups"]:
-        return self._sums[name]
 
 
 class Rows(NamedTuple):
@@ -202,7 +148,7 @@ def evaluate(lm: LanguageModel, windows: Windows, placed: Placed, tokens: int, p
             totals.add(place[kept], measured)
             totals.add(place[scored], spliced)
         fired += rows.latents.fired()
-        l0_counts = _add_counts(l0_counts, np.bincount(measured["l0"][-1].long().cpu().numpy()))
+        l0_counts = add_counts(l0_counts, np.bincount(measured["l0"][-1].long().cpu().numpy()))
         progress(done := done + len(batch), total)
 
     units = [f"{windows.tokens.hash}/{windows.split}/{number}" for number in documents]
@@ -220,7 +166,7 @@ def evaluate(lm: LanguageModel, windows: Windows, placed: Placed, tokens: int, p
         "ce_zero": _per_token(by_document, "ce_zero"),
         "ce_mean": _per_token(by_document, "ce_mean"),
         "l0_histogram": l0_counts.tolist(),
-        "density_histogram": _density_histogram(density, coder.config.widths),
+        "density_histogram": density_histogram(density, coder.config.widths),
         "by_position": _breakdown(by_position, "position", POSITION_EDGES),
         "by_frequency": _breakdown(by_frequency, "per_million", FREQUENCY_EDGES),
         "explained_variance_saebench": _saebench(by_document, coder.config.d_out),
@@ -369,18 +315,6 @@ def _breakdown(sums: Totals, name: str, edges: Sequence[int] | Sequence[float]) 
 
 def _share(above: float, below: float) -> float | None:
     return float(above / below) if below else None
-
-
-def _density_histogram(density: Float[np.ndarray, " d_sae"], widths: Sequence[int]) -> dict[str, Any]:
-    """Latents of each ring by their density: those that never fire, then one count for each bin."""
-    bins = np.searchsorted(DENSITY_EDGES, density, side="left")
-    rings = np.split(bins, widths[:-1])
-    return {"edges": list(DENSITY_EDGES), "rings": [np.bincount(r, minlength=8)[:8].tolist() for r in rings]}
-
-
-def _add_counts(a: Int[np.ndarray, " n"], b: Int[np.ndarray, " m"]) -> Int[np.ndarray, " k"]:
-    size = max(len(a), len(b))
-    return np.pad(a, (0, size - len(a))) + np.pad(b, (0, size - len(b)))
 
 
 def _saebench(sums: Totals, d_out: int) -> list[float]:
