@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.logging import RichHandler
 
 from matryoshka import __version__
-from matryoshka.errors import MatryoshkaError, did_you_mean
+from matryoshka.errors import MatryoshkaError, did_you_mean, out_of_memory
 from matryoshka.parser import Parser
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
     except MatryoshkaError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if (line := out_of_memory(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

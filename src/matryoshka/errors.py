@@ -1,6 +1,7 @@
-"""The one exception whose text is written for the person at the keyboard, and the nearest right spelling."""
+"""What is written for the person at the keyboard: mistakes, the nearest right spelling, the end of memory."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -16,3 +17,18 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else f" (one of: {', '.join(names)})"
+
+
+def out_of_memory(error: RuntimeError | MemoryError) -> str | None:
+    """One line if memory ran out, otherwise None.
+
+    Python and numpy have an error of their own for it, torch another one on a GPU and none on a CPU.
+    """
+    said, name = str(error), type(error).__name__
+    if not (isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in said):
+        return None
+    wanted = re.search(r"tried to allocate ([\d.]+ \w+)", said, re.IGNORECASE)
+    return (
+        f"out of memory{f' at a request for {wanted[1]}' if wanted else ''}: matryoshka train --dry-run says what a run"
+        " takes; smaller numbers of training.batch, activations.chunk, activations.lm_batch or coder.d_sae take less"
+    )

@@ -1,12 +1,15 @@
 """What `--dry-run` states bounds what training then takes."""
 
 import json
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from matryoshka import commands
+from matryoshka import cli, commands
 from matryoshka.training.config import Config
 
 CONFIGS = {
@@ -44,3 +47,35 @@ def test_peak_memory_stays_below_the_stated_bound(name: str, tmp_path_factory: p
     print(f"{name}: peak {peak / 1e9:.2f} GB, stated {stated / 1e9:.2f} GB")
     assert peak <= stated
     assert peak > 0.4 * stated, "a bound so loose says nothing"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is set as Linux takes it")
+def test_running_out_of_memory_is_one_line(tmp_path: Path) -> None:
+    arguments = ["--read", "1.mlp_in", "--d-sae", "40000000", "--text", "bundled", "--tokens", "1000"]
+    done = subprocess.run(
+        [sys.executable, "-m", "matryoshka.cli", "train", *arguments, "--out", tmp_path / "run"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (12_000_000_000, 12_000_000_000)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: out of memory at a request for 30720000000 bytes: matryoshka train --dry-run")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_running_out_of_a_gpus_memory_is_known_and_other_errors_are_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raised: list[Exception] = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")]
+
+    def train(*_: object) -> None:
+        raise raised[0]
+
+    monkeypatch.setattr(commands, "train", train)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "--read", "1.mlp_in", "--d-sae", "64"])
+    assert ended.value.code == 2
+    assert "out of memory at a request for 2.00 GiB: " in capsys.readouterr().err
+    raised[0] = RuntimeError("a mistake of ours")
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        cli.main(["train", "--read", "1.mlp_in", "--d-sae", "64"])
