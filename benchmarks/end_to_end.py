@@ -1,12 +1,13 @@
 """Tokens a second from text to a trained coder, on this machine.
 
     python benchmarks/end_to_end.py [--model bundled] [--read 2.mlp_in] [--write 2.mlp_out] [--d-sae 3072] [--k 24]
-                                    [--rounds 5] [--json FILE] [--save]
+                                    [--dtype auto] [--rounds 5] [--json FILE] [--save]
 
 Measures, in rounds that alternate (machines have slow phases, so compare within a round): the language model alone,
 stopped at the last site read; the coder's step alone, on activations in memory; and both, as `matryoshka train` runs
 them. Prints medians with the smallest and the largest, and the share of the language model. --model takes what a recipe
-takes, a GGUF file of SmolLM2-135M for one (tests/test_real.py fetches it), with --read 9.mlp_in --write 9.mlp_out.
+takes, a GGUF file of SmolLM2-135M for one (tests/test_real.py fetches it), with --read 9.mlp_in --write 9.mlp_out;
+--dtype is the language model's.
 """
 
 import argparse
@@ -76,7 +77,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         f"# From text to a trained coder on {about['hardware']}, {about['cores']} cores, {about['date']}",
         "",
-        f"{results['model']}, {coder['read']} → {coder['write']}, d_sae {coder['d_sae']:,}, k {coder['k']};"
+        f"{results['model']} ({results['dtype']}), {coder['read']} → {coder['write']}, d_sae {coder['d_sae']:,},"
+        f" k {coder['k']};"
         f" torch {about['torch']}, {about['threads']} threads.",
         "",
         "| | tokens/s (smallest, largest) |",
@@ -95,13 +97,15 @@ def main() -> None:
     parser.add_argument("--write", default="2.mlp_out")
     parser.add_argument("--d-sae", type=int, default=3072)
     parser.add_argument("--k", type=int, default=24)
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     parser.add_argument("--save", action="store_true", help="write results/DATE-HARDWARE-end-to-end.json and .md")
     given = parser.parse_args()
     coder = {"read": given.read, "write": given.write, "d_sae": given.d_sae, "k": given.k}
-    config = Config.build({"model": {"name": given.model}, "coder": coder, "activations": {"chunk": 16_384}})
-    results = {"model": Path(given.model).name, "coder": coder, **measure(config, given.rounds)}
+    model = {"name": given.model, "dtype": given.dtype}
+    config = Config.build({"model": model, "coder": coder, "activations": {"chunk": 16_384}})
+    results = {"model": Path(given.model).name, "dtype": given.dtype, "coder": coder, **measure(config, given.rounds)}
     publish(results, markdown(results), given.json, given.save, "-end-to-end")
 
 

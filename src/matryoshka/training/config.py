@@ -54,7 +54,8 @@ class ModelSection(Section):
     revision: str | None = None
     """Revision on the hub: branch, tag or commit. The commit it resolves to is recorded."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the language model; auto: float32 on a CPU, the checkpoint's own on an accelerator."""
+    """Precision of the language model; auto: float32 on a CPU, the checkpoint's own on an accelerator. A CPU with AMX
+    reads in bfloat16 three times as fast."""
     device: str = "auto"
     """Where model and coders live: cpu, cuda, cuda:1; auto: cuda where there is one, under torchrun one a process."""
 
