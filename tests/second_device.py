@@ -13,6 +13,7 @@ from collections import Counter
 
 import numpy as np
 import torch
+from torch import library
 from torch.utils import backend_registration
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -55,8 +56,8 @@ class Apart(torch.Tensor):
     def __deepcopy__(self, memo):
         copied = Apart(self.inner.detach().clone())
         is_parameter = isinstance(self, torch.nn.Parameter)
-        memo[id(self)] = result = torch.nn.Parameter(copied, self.requires_grad) if is_parameter else copied
-        return result
+        memo[id(self)] = torch.nn.Parameter(copied, self.requires_grad) if is_parameter else copied
+        return memo[id(self)]
 
     def storage(self):
         return self.inner.storage()
@@ -98,7 +99,9 @@ def run(function, *args, **kwargs):
     given = {id(each.inner if isinstance(each, Apart) else each): each for each in tensors}
 
     def outer(each):
-        return given.get(id(each)) if id(each) in given else Apart(each) if goes_here else each
+        if id(each) in given:  # what was written into
+            return given[id(each)]
+        return Apart(each) if goes_here else each
 
     return tree_map_only(torch.Tensor, outer, result)
 
@@ -132,7 +135,7 @@ def moved(make):
 
 
 backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
-everything, aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+everything, aten = library.Library("_", "IMPL"), library.Library("aten", "IMPL")
 everything.fallback(run, "PrivateUse1")
 for overload in "default", "start", "start_step":  # torch would make them empty, and have them grow
 

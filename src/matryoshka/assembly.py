@@ -57,7 +57,7 @@ def resolve(config: Config, info: ModelInfo) -> Config:
 
 
 def open_lm(model: ModelSection) -> LanguageModel:
-    """The language model of a configuration, as precise and where it says."""
+    """The language model that this section names, in its precision and on its device."""
     transformers.utils.logging.disable_progress_bar()  # reading weights from a disk is no news
     return load(model.name, model.revision, model.dtype, model.device)
 

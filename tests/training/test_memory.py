@@ -1,7 +1,6 @@
 """What `--dry-run` states bounds what training then takes."""
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +50,8 @@ def test_peak_memory_stays_below_the_stated_bound(name: str, tmp_path_factory: p
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is set as Linux takes it")
 def test_running_out_of_memory_is_one_line(tmp_path: Path) -> None:
+    import resource
+
     arguments = ["--read", "1.mlp_in", "--d-sae", "40000000", "--text", "bundled", "--tokens", "1000"]
     done = subprocess.run(
         [sys.executable, "-m", "matryoshka.cli", "train", *arguments, "--out", tmp_path / "run"],

@@ -18,7 +18,7 @@ def activation_metrics(
 ) -> list[dict[str, Any]]:
     """FVU of each prefix, L0 and the share of silent latents of several coders, from one pass of the language model.
 
-    What training watches; coders are left in the mode in which they came.
+    Coders are left in the mode in which they came.
     """
     return [{"fvu": m.fvu(), "l0": m.l0(), "silent": m.silent()} for m in _meters(lm, windows, placed, tokens)]
 
