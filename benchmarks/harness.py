@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import activations
 import torch
 
-from matryoshka.training.trainee import native_bfloat16
+from matryoshka.coder.kernels.cpu import has_native_bfloat16
 
 HERE = Path(__file__).parent
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
@@ -254,7 +254,7 @@ def _activations(folder: Path, size: Size) -> Path:
 
 def multiplies_bfloat16(device: str) -> bool:
     """Whether the device multiplies in bfloat16 itself."""
-    return torch.cuda.is_bf16_supported() if device == "cuda" else native_bfloat16()
+    return torch.cuda.is_bf16_supported() if device == "cuda" else has_native_bfloat16()
 
 
 def available_threads() -> int:

@@ -126,7 +126,8 @@ class TrainingSection(Section):
     """Weight of JumpReLU's sparsity term (L0/k − 1)²."""
     autocast: Literal["auto", "bfloat16", "off"] = "auto"
     """Precision of the product that selects latents; their values, weights and gradients stay float32. auto: bfloat16
-    on CUDA and on a CPU that multiplies it natively."""
+    on CUDA and on a CPU that multiplies it natively. A CPU that has no such product takes float32 instead of bfloat16,
+    and says so."""
     checkpoint_every: Count = 1000
     """Steps between checkpoints; the last two are kept."""
     evaluate_every: Count = 500

@@ -1,5 +1,6 @@
 """One coder in training: its optimiser, its counters, and what one step does to it."""
 
+import logging
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from matryoshka.coder.activations import JumpReLU
 from matryoshka.coder.coder import Forward, SparseCoder
+from matryoshka.coder.kernels.cpu import has_bfloat16_product, has_native_bfloat16
 from matryoshka.coder.losses import CONVENTIONS, fvu, l0_deviation
 from matryoshka.coder.nesting import random_widths
 from matryoshka.data.activations import Batch
@@ -14,6 +16,7 @@ from matryoshka.training.config import Plan, TrainingSection
 from matryoshka.training.dead import DeadLatents, DeadPart
 from matryoshka.training.optim import Adam, learning_rate, normalise_rows, project_rows
 
+logger = logging.getLogger("matryoshka")
 AVERAGED = ("loss", "reconstruction", "aux", "sparsity", "gradient_norm")
 
 
@@ -130,13 +133,15 @@ class Trainee(nn.Module):
 
 
 def _low_precision(section: TrainingSection, device: torch.device) -> bool:
-    """Whether the encoder's product is bfloat16: as configured, or where the hardware multiplies it."""
-    if section.autocast != "auto":
-        return section.autocast == "bfloat16"
-    return device.type == "cuda" or (device.type == "cpu" and native_bfloat16())
-
-
-def native_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones (AVX-512 BF16, AMX)."""
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    """Whether the encoder's product is bfloat16: where it is configured and the device has such a product, or where
+    that is the faster one."""
+    match section.autocast:
+        case "off":
+            return False
+        case "auto":
+            return device.type == "cuda" or (device.type == "cpu" and has_native_bfloat16())
+        case "bfloat16":
+            if device.type == "cpu" and not has_bfloat16_product():
+                logger.warning("training.autocast bfloat16: this processor has no such product; float32 is used")
+                return False
+            return True

@@ -8,6 +8,7 @@ Sums and inner products are the two halves of `embedding_bag`. Entries that come
 once from memory, and activations from the cache.
 """
 
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -36,13 +37,28 @@ CODES = {
 def product(
     inputs: Float[Tensor, "batch d_in"], W: Float[Tensor, "d_in d_sae"], b: Float[Tensor, " d_sae"]
 ) -> Float[Tensor, "batch d_sae"]:
-    """inputs W + b, the one dense product; of low precision under autocast."""
+    """inputs W + b, the one dense product; of low precision under autocast, where this processor has such a product."""
     low = torch.get_autocast_dtype("cpu")
-    if not (torch.is_autocast_enabled("cpu") and low == torch.bfloat16 and torch.backends.mkldnn.is_available()):
+    if not (torch.is_autocast_enabled("cpu") and low == torch.bfloat16):
         return reference.product(inputs, W, b)
+    if not has_bfloat16_product():
+        with torch.autocast("cpu", enabled=False):
+            return reference.product(inputs, W, b)
     # oneDNN adds the biases while it writes; addmm first copies them to every row of the result
     rows = W.T.to(low).contiguous()
     return torch.ops.mkldnn._linear_pointwise(inputs.to(low), rows, b.to(low), "none", [], "")
+
+
+@cache
+def has_bfloat16_product() -> bool:
+    """Whether oneDNN multiplies bfloat16 matrices on this processor (x86: with AVX-512 or AMX, but not with AVX2)."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def has_native_bfloat16() -> bool:
+    """Whether it does so faster than it multiplies float32 ones (AVX-512 BF16, AMX)."""
+    instructions = torch.cpu.get_capabilities()
+    return has_bfloat16_product() and bool(instructions.get("avx512_bf16") or instructions.get("amx_bf16"))
 
 
 def topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
