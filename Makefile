@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test format check bench
+.PHONY: quickstart test same format check bench
 
 quickstart: $(VENV)/.installed
 	$(BIN)/matryoshka quickstart
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+
+same: $(VENV)/.dev
+	$(BIN)/python scripts/same_numbers.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
