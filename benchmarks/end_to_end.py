@@ -22,6 +22,7 @@ from harness import available_threads, machine, publish, ratio
 
 from matryoshka import assembly
 from matryoshka.training.config import Config
+from matryoshka.training.plan import check
 
 
 def seconds(job: Callable[[], object]) -> float:
@@ -34,7 +35,7 @@ def seconds(job: Callable[[], object]) -> float:
 
 def measure(config: Config, rounds: int) -> dict[str, Any]:
     """Tokens a second of each part and of the whole, and the language model's share of the whole's time."""
-    info, plans = assembly.check(config)
+    info, plans = check(config)
     lm = assembly.open_lm(config.model)
     stream = assembly.open_stream(config, lm, assembly.open_tokens(config.text, lm.vocabulary), plans)
     trainee = assembly.new_trainees(config, plans, lm.device, info)[0]

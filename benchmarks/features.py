@@ -70,7 +70,7 @@ def bare(run: Path, size: dict[str, int]) -> float:
 
     from matryoshka import assembly
     from matryoshka.data.activations import RowFilter
-    from matryoshka.evaluation.placed import READ_BATCH, batches
+    from matryoshka.evaluation.placed import READ_BATCH, Placed, batches
     from matryoshka.run import Run
     from matryoshka.training.allocator import keep_freed_memory
     from matryoshka.training.config import Config
@@ -78,7 +78,7 @@ def bare(run: Path, size: dict[str, int]) -> float:
     keep_freed_memory()
     config = Config.load(Run.open(run).config_file)
     lm = assembly.open_lm(config.model)
-    placed = assembly.placed(Run(run), lm)
+    placed = Placed.load(Run(run).coder, lm)
     windows = assembly.open_tokens(config.text, lm.vocabulary).windows("train")
     sites = [placed.read, placed.write]
     keep = RowFilter.measure(lm, windows, sites)

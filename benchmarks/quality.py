@@ -19,11 +19,13 @@ from torch import Tensor
 
 from matryoshka import assembly
 from matryoshka.coder.coder import SparseCoder
+from matryoshka.config import merged
 from matryoshka.data.activations import Batch
 from matryoshka.evaluation.held_out import activation_metrics
 from matryoshka.evaluation.placed import Placed
-from matryoshka.training.config import Config, merged
+from matryoshka.training.config import Config
 from matryoshka.training.optim import learning_rate
+from matryoshka.training.plan import check
 from matryoshka.training.trainee import Trainee
 
 
@@ -77,7 +79,7 @@ def compare(config: Config, seeds: int) -> dict[str, list[list[float]]]:
     """Held-out FVU of every prefix, for each seed: {"bfloat16": …, "float32": …, "dense": …}."""
     given = config.model_dump()
     low, full = (Config.build(merged(given, {"training": {"autocast": each}})) for each in ("bfloat16", "off"))
-    info, plans = assembly.check(config)
+    info, plans = check(config)
     lm = assembly.open_lm(config.model)
     tokens = assembly.open_tokens(config.text, lm.vocabulary)
     results: dict[str, list[list[float]]] = {"bfloat16": [], "float32": [], "dense": []}

@@ -51,7 +51,8 @@ from matryoshka.evaluation.spelling import first_letters, words
 from matryoshka.lm.model import LanguageModel, load
 from matryoshka.lm.sites import Site
 from matryoshka.run import Run
-from matryoshka.training.config import CoderSection, Config, Plan, TrainingSection
+from matryoshka.training.config import CoderSection, Config, TrainingSection
+from matryoshka.training.plan import Plan
 from matryoshka.training.trainee import Trainee
 
 D_SAE, K, STEPS, BATCH = 3072, 32, 600, 1024
@@ -230,7 +231,7 @@ def core_agreement(path: Path, python: Path) -> dict[str, dict[str, float]]:
     run = Run.open(path)
     config = Config.load(run.config_file)
     lm = assembly.open_lm(config.model)
-    placed = assembly.placed(run, lm)
+    placed = Placed.load(run.coder, lm)
     if placed.read != placed.write or placed.read.kind != "resid_post":
         raise MatryoshkaError(f"{path}: SAEBench takes SAEs of resid_post, this one is {placed.read} → {placed.write}")
     windows = assembly.open_tokens(config.text, lm.vocabulary).windows("held_out")

@@ -35,7 +35,8 @@ from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.coder.metrics import Meter
 from matryoshka.data.activations import Batch
 from matryoshka.lm.sites import Site
-from matryoshka.training.config import CoderSection, Plan, TrainingSection
+from matryoshka.training.config import CoderSection, TrainingSection
+from matryoshka.training.plan import Plan
 from matryoshka.training.trainee import Trainee
 
 SITE = Site("resid_pre", 0)

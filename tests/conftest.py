@@ -31,7 +31,8 @@ ROOMS = [
 install_import_hook(ROOMS, "beartype.beartype")
 
 from matryoshka import commands, evidence  # noqa: E402
-from matryoshka.data.tokens import TextConfig, Tokens, tokenise  # noqa: E402
+from matryoshka.data.sections import TextConfig  # noqa: E402
+from matryoshka.data.tokens import Tokens, tokenise  # noqa: E402
 from matryoshka.lm.model import LanguageModel, load  # noqa: E402
 from matryoshka.run import Run  # noqa: E402
 from matryoshka.training.config import Config  # noqa: E402

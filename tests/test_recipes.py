@@ -7,10 +7,11 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from matryoshka import assembly, commands
+from matryoshka import commands
 from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.training.config import Config
+from matryoshka.training.plan import check, resolve
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -67,7 +68,7 @@ def test_the_reference_experiments_are_all_there() -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_a_recipe_builds_on_the_meta_device(recipe: Path) -> None:
     config = Config.load(recipe)
-    info, plans = assembly.check(config)
+    info, plans = check(config)
     for plan in plans:
         assert (plan.coder.d_in, plan.coder.d_out) == (info.d_model, info.d_model)
         with torch.device("meta"):
@@ -75,7 +76,7 @@ def test_a_recipe_builds_on_the_meta_device(recipe: Path) -> None:
         assert coder.W_enc.shape == (info.d_model, plan.section.d_sae)
         assert coder.config.widths[-1] == plan.section.d_sae
     if config.model.name != "bundled":
-        resolved = assembly.resolve(config, info)
+        resolved = resolve(config, info)
         assert resolved.model.revision == "c" * 40, "pinned"
         assert resolved.text.limit is not None
         assert resolved.text.limit >= config.training.tokens, "the hub is read no further than needed, but as far"

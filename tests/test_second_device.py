@@ -13,8 +13,9 @@ import pytest
 from torch.utils import backend_registration
 
 from matryoshka import commands, suite
+from matryoshka.config import merged
 from matryoshka.run import Run
-from matryoshka.training.config import Config, merged
+from matryoshka.training.config import Config
 
 from .conftest import FEATURE_TOKENS, SMALL
 

@@ -16,9 +16,10 @@ import torch
 from matryoshka import commands, suite
 from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
+from matryoshka.config import merged
 from matryoshka.errors import MatryoshkaError
 from matryoshka.run import Run
-from matryoshka.training.config import Config, merged
+from matryoshka.training.config import Config
 
 from .conftest import SMALL
 

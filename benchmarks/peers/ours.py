@@ -11,7 +11,8 @@ from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.data.activations import Batch
 from matryoshka.lm.sites import Site
 from matryoshka.training.allocator import keep_freed_memory
-from matryoshka.training.config import Config, Plan
+from matryoshka.training.config import Config
+from matryoshka.training.plan import Plan
 from matryoshka.training.trainee import Trainee
 
 SITE = Site("resid_post", 0)

@@ -11,8 +11,7 @@ progress            how far a long job is
 
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,40 +19,22 @@ from typing import Any
 
 import torch
 import transformers
-from rich.console import Console
-from rich.progress import Progress
 
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.data import cache
 from matryoshka.data.activations import ActivationStream, Chunks, LiveChunks
-from matryoshka.data.documents import TextConfig, check_source, is_local
+from matryoshka.data.sections import TextConfig
 from matryoshka.data.tokens import Tokens, tokenise
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.placed import Placed
-from matryoshka.lm.model import LanguageModel, ModelInfo, Vocabulary, describe, load
-from matryoshka.lm.sites import Site
+from matryoshka.lm.model import LanguageModel, ModelInfo, Vocabulary, load
+from matryoshka.progress import progress_bar
 from matryoshka.run import Run
-from matryoshka.training.config import Config, ModelSection, Plan, merged, plan
-from matryoshka.training.memory import chunk_rows
+from matryoshka.training.config import Config, ModelSection
+from matryoshka.training.plan import Plan, chunk_rows
 from matryoshka.training.trainee import Trainee
 
 CALIBRATION_ROWS = 2048
 """Rows that fix a coder's scales and means, at least: enough that a mean is good to a few per cent of a deviation."""
-
-
-def check(config: Config) -> tuple[ModelInfo, list[Plan]]:
-    """The language model's sizes and the coders planned on it, from configuration files alone."""
-    check_source(config.text)
-    info = describe(config.model.name, config.model.revision)
-    return info, plan(config, info)
-
-
-def resolve(config: Config, info: ModelInfo) -> Config:
-    """`config` with the model's revision pinned, and a data set of the hub read only as far as this run needs."""
-    found: dict[str, Any] = {"model": {"revision": info.revision}}
-    if not is_local(config.text.source) and config.text.limit is None:
-        found["text"] = {"limit": chunk_rows(config) + config.steps * config.training.batch}
-    return Config.build(merged(config.model_dump(), found))
 
 
 def open_lm(model: ModelSection) -> LanguageModel:
@@ -94,7 +75,7 @@ def _cached(config: Config, folder: Path, live: LiveChunks, tokens: Tokens) -> c
     if not (folder / "index.json").is_file():
         usable = live.per_chunk * (live.windows.context - 1) // config.training.batch * config.training.batch
         count = min(len(live), -(-config.steps * config.training.batch // usable) + 1)
-        with progress(f"caching activations in {folder}") as update:
+        with progress_bar(f"caching activations in {folder}") as update:
             cache.write(live, folder, seed, count, identity, lambda done: update(done, count))
     return cache.CachedChunks(folder, identity, list(live.sites), live.lm.device)
 
@@ -139,27 +120,12 @@ def sole(path: str | Path) -> Run:
     return run
 
 
-def placed(member: Run, lm: LanguageModel) -> Placed:
-    """A run's coder on the model's device, and its sites."""
-    coder = SparseCoder.load(member.coder, lm.device)
-    return Placed(coder, Site.parse(coder.metadata["read"]), Site.parse(coder.metadata["write"]))
-
-
 def names(paths: Sequence[Path]) -> list[str]:
     """The last part of each path, as many more as tell them apart."""
     resolved, parts = [path.resolve() for path in paths], 1
     while len(set(found := ["/".join(path.parts[-parts:]) for path in resolved])) < len(set(resolved)):
         parts += 1
     return found
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows on a terminal how far `what` is, as the yielded function (done, total) is told; elsewhere nothing."""
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def provenance(lm: LanguageModel, tokens: Tokens) -> dict[str, Any]:

@@ -330,8 +330,9 @@ def _figures(given: argparse.Namespace) -> None:
 
 def _tokens(given: argparse.Namespace) -> None:
     from matryoshka import commands, display
+    from matryoshka.config import merged, read_yaml
     from matryoshka.flags import overrides
-    from matryoshka.training.config import TokensConfig, merged, read_yaml
+    from matryoshka.training.config import TokensConfig
 
     flags = overrides(given)
     if given.recipe:

@@ -24,6 +24,7 @@ from matryoshka.evaluation.held_out import activation_metrics
 from matryoshka.evaluation.placed import Placed
 from matryoshka.evaluation.steering import PROMPT, STRENGTH, TEMPERATURE, TOKENS, Steered, measure_unit
 from matryoshka.evaluation.steering import steer as steer_text
+from matryoshka.files import write_text
 from matryoshka.lm.model import (
     DTYPES,
     LanguageModel,
@@ -33,13 +34,14 @@ from matryoshka.lm.model import (
     resolve_device,
 )
 from matryoshka.lm.shape import shape
-from matryoshka.paths import write_text
+from matryoshka.progress import progress_bar
 from matryoshka.run import Run
 from matryoshka.training import checkpoint
 from matryoshka.training.allocator import keep_freed_memory
-from matryoshka.training.config import Config, Plan, TokensConfig
+from matryoshka.training.config import Config, TokensConfig
 from matryoshka.training.log import JsonLines, Record, Sink, TensorBoard, Wandb
 from matryoshka.training.memory import Item, estimate
+from matryoshka.training.plan import Plan, check, resolve
 from matryoshka.training.train import train as run_loop
 from matryoshka.training.trainee import Trainee
 
@@ -52,8 +54,8 @@ def train(config: Config, out: str | Path | None = None, overwrite: bool = False
     `out` is the run's folder (default: runs/<sae|transcoder>/<base model>/<name>). Raises MatryoshkaError for what
     cannot be, before anything is loaded or written; `Interrupted` after a signal.
     """
-    info, plans = assembly.check(config)
-    config = assembly.resolve(config, info)
+    info, plans = check(config)
+    config = resolve(config, info)
     path = Path(out) if out else default_folder(config, info, plans)
     Run.refuse_existing(path, overwrite)
     lm = assembly.open_lm(config.model)
@@ -74,7 +76,7 @@ def resume(path: str | Path) -> Run:
     """
     run = Run.open(path)
     config = Config.load(run.config_file)
-    _, plans = assembly.check(config)
+    _, plans = check(config)
     folder = checkpoint.latest(run.checkpoints)
     lm = assembly.open_lm(config.model)
     tokens = assembly.open_tokens(config.text, lm.vocabulary)
@@ -132,7 +134,7 @@ def tokenise(config: TokensConfig) -> Tokens:
 
 def memory(config: Config) -> list[Item]:
     """What training `config` would hold in memory, in upper bounds; loads no weights."""
-    info, plans = assembly.check(config)
+    info, plans = check(config)
     device = resolve_device(config.model.device)
     lm = shape(info)
     if config.model.dtype == "auto":
@@ -159,9 +161,9 @@ def steer(
     run = assembly.sole(path)
     config = Config.load(run.config_file)
     lm = assembly.open_lm(config.model)
-    placed = assembly.placed(run, lm)
+    placed = Placed.load(run.coder, lm)
     held_out = assembly.open_tokens(config.text, lm.vocabulary).windows("held_out")
-    with assembly.progress("reading held-out text for the feature's maximum") as update:
+    with progress_bar("reading held-out text for the feature's maximum") as update:
         unit = measure_unit(lm, held_out, placed, feature, config.evaluation.tokens, update)
     return steer_text(lm, placed, feature, unit, strength, prompt, tokens, temperature, seed)
 

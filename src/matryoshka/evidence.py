@@ -23,6 +23,7 @@ import torch
 
 from matryoshka import assembly
 from matryoshka.coder.coder import SparseCoder
+from matryoshka.config import merged
 from matryoshka.data.documents import check_source
 from matryoshka.data.tokens import Split
 from matryoshka.errors import MatryoshkaError
@@ -40,13 +41,14 @@ from matryoshka.features.schema import About
 from matryoshka.features.store import FeatureStore
 from matryoshka.features.summary import Wanted
 from matryoshka.lm.model import LanguageModel
+from matryoshka.progress import progress_bar
 from matryoshka.report.export import export
 from matryoshka.report.figures import draw
 from matryoshka.report.server import Shown
 from matryoshka.report.server import serve as serve_page
 from matryoshka.run import Run
 from matryoshka.training.allocator import keep_freed_memory
-from matryoshka.training.config import Config, merged
+from matryoshka.training.config import Config
 
 logger = logging.getLogger("matryoshka")
 
@@ -82,17 +84,17 @@ def features(
     stores = []
     with _processes() as (share, wait):
         for member in members:
-            placed = assembly.placed(member, lm)
+            placed = Placed.load(member.coder, lm)
             _annotations(member, coder := placed.coder.fold())  # refused before the work, not after
             announce(needs(placed.coder, windows, tokens))
             folders = [member.recording / f"{rank}-of-{share.of}" for rank in range(share.of)]
-            with assembly.progress(f"reading text for {member.path.name}") as update:
+            with progress_bar(f"reading text for {member.path.name}") as update:
                 record_share(lm, windows, placed, tokens, folders[share.rank], share, update)
             wait()
             if share.rank > 0:
                 continue
             join(folders[0], folders[1:])
-            with assembly.progress("making the features") as update:
+            with progress_bar("making the features") as update:
                 file, source = member.features_file, config.text.source
                 kept, explained = partial(_annotations, member, coder), _explanations(member, coder)
                 store = collect(lm, windows, placed, folders[0], file, source, wanted, kept, update)
@@ -150,7 +152,7 @@ def name(path: str | Path) -> dict[str, Named]:
     what was found, by coder's folder. Needs no language model. Labels, and explanations by others, stay."""
     found = {}
     for member in assembly.trained(Run.open(path)):
-        with assembly.progress(f"naming the features of {member.path.name}") as update:
+        with progress_bar(f"naming the features of {member.path.name}") as update:
             found[str(member.path)] = name_by_rules(member.features, update)
     return found
 
@@ -177,10 +179,10 @@ def explain(
     results = {}
     for member, store in stores.items():
         try:
-            with assembly.progress(f"looking where features of {member.path.name} are silent") as update:
+            with progress_bar(f"looking where features of {member.path.name} are silent") as update:
                 plan = prepare(store, lm, _collected(member, store.about, lm), endpoint, wanted, update)
             agree(plan.cost)
-            with assembly.progress(f"asking {model.name} about {member.path.name}") as update:
+            with progress_bar(f"asking {model.name} about {member.path.name}") as update:
                 result = explain_features(plan, update)
         except NotMeasurable as reason:
             result = Result((), reason=str(reason))
@@ -192,7 +194,7 @@ def explain(
 
 def _collected(member: Run, about: About, lm: LanguageModel) -> Placed:
     """The folded coder whose features `about` describes. Raises MatryoshkaError if the run's is another by now."""
-    placed = assembly.placed(member, lm)
+    placed = Placed.load(member.coder, lm)
     placed = placed._replace(coder=placed.coder.fold())
     if fingerprint(placed.coder) != about.coder:
         raise MatryoshkaError(
@@ -242,7 +244,7 @@ def export_page(path: str | Path, folder: str | Path, overwrite: bool = False) -
     Raises MatryoshkaError if the run has several coders or no features yet, or if something lies in `folder`.
     """
     run = assembly.sole(path)
-    with assembly.progress(f"writing {folder}") as update:
+    with progress_bar(f"writing {folder}") as update:
         export(run.features, run.path.resolve().name, Path(folder), overwrite, update)
     return Path(folder) / "index.html"
 

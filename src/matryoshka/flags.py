@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from matryoshka.training.config import Config, TokensConfig, sections
+from matryoshka.config import sections
+from matryoshka.training.config import Config, TokensConfig
 
 SHORT = {
     "model.name": "--model",

@@ -16,7 +16,7 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.saved import Saved, load, save
 from matryoshka.evaluation.scores import Result
 from matryoshka.features.store import FeatureStore
-from matryoshka.paths import write_text
+from matryoshka.files import write_text
 from matryoshka.report.notebook import Card
 
 

@@ -25,12 +25,13 @@ from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.evaluation import concepts, reconstruction, spelling
 from matryoshka.evaluation.concepts import Activations, LabelledText, Rows
 from matryoshka.evaluation.labels import shipped
-from matryoshka.evaluation.placed import Placed, Progress
+from matryoshka.evaluation.placed import Placed
 from matryoshka.evaluation.scores import NotMeasurable, Result
 from matryoshka.features.collect import fingerprint
+from matryoshka.files import write_bytes, write_text
 from matryoshka.lm.model import LanguageModel, describe, load_vocabulary
 from matryoshka.lm.sites import Site
-from matryoshka.paths import write_bytes, write_text
+from matryoshka.progress import Progress, progress_bar
 from matryoshka.report import comparison
 from matryoshka.report.comparison import Entry
 from matryoshka.run import Run
@@ -204,11 +205,11 @@ def measured(member: Run, bench: Bench, names: Sequence[str], overwrite: bool = 
         if not overwrite and (found := _found(member, name, identity)):
             results[name] = found
             continue
-        with assembly.progress(f"{member.path.name}: {name}") as update:
+        with progress_bar(f"{member.path.name}: {name}") as update:
             subject = subject or Subject(
                 bench.lm,
                 bench.windows,
-                assembly.placed(member, bench.lm),
+                Placed.load(member.coder, bench.lm),
                 bench.config.evaluation.tokens,
                 bench.labels,
                 bench.read,

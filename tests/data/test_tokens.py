@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerFast
 from matryoshka.data import documents as documents_module
 from matryoshka.data import tokens as tokens_module
 from matryoshka.data.documents import source_fingerprint
-from matryoshka.data.tokens import TextConfig, Tokens, check_source, documents, is_held_out, tokenise
+from matryoshka.data.sections import TextConfig
+from matryoshka.data.tokens import Tokens, check_source, documents, is_held_out, tokenise
 from matryoshka.errors import MatryoshkaError
 
 TEXTS = [f"document {i}: Ünï©ode,\nlines\r\nand\u2028{'words ' * (i % 7)}." for i in range(40)]

@@ -13,7 +13,6 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from matryoshka import assembly
 from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.absorption import CARRIED, FRACTION, FULL, MAIN_F1, MEASURES, absorption, main_latents
@@ -520,7 +519,7 @@ def test_the_tree_with_decoder_rows_swapped(plain: OfTree) -> None:
 
 def test_a_trained_transcoder_and_a_concept_that_the_model_tells(lm: LanguageModel, trained: Run) -> None:
     """Letters that words begin with it does not tell; whether they are capital ones it does."""
-    placed = assembly.placed(trained, lm)
+    placed = Placed.load(trained.coder, lm)
     capital = {token.decode()[1:] for token in lm.token_bytes if token[:1] == b" " and token[1:].isalpha()}
     small = [word[1:] for found in words(lm.token_bytes).values() for word in found if word[1:].capitalize() in capital]
     examples = tuple(

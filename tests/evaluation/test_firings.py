@@ -8,9 +8,10 @@ from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Tokens
 from matryoshka.evaluation.firings import FEATURES, Reading, is_test, middle, read
-from matryoshka.evaluation.placed import Placed, silent
+from matryoshka.evaluation.placed import Placed
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
+from matryoshka.progress import silent
 
 READ, WRITE = Site("mlp_in", 2), Site("mlp_out", 2)
 WINDOWS = 40  # more than one batch

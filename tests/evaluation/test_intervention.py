@@ -10,7 +10,6 @@ from scipy import stats
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from matryoshka import assembly
 from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.data.tokens import Tokens
 from matryoshka.evaluation import ablation
@@ -183,7 +182,7 @@ def test_ranks_are_spearmans_of_the_population_that_is_stood_for() -> None:
 @pytest.fixture(scope="module")
 def placed(trained: Run, lm: LanguageModel) -> Placed:
     """The trained transcoder; latent 40 is dead."""
-    found = assembly.placed(trained, lm)
+    found = Placed.load(trained.coder, lm)
     with torch.no_grad():
         found.coder.b_enc[40] = -1e6
     return found

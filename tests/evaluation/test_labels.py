@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from matryoshka.data.documents import TextConfig, documents
+from matryoshka.data.documents import documents
+from matryoshka.data.sections import TextConfig
 from matryoshka.data.tokens import is_held_out
 from matryoshka.evaluation.concepts import LabelledText
 from matryoshka.evaluation.labels import PASSAGE, shipped

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csc_array
 
-from matryoshka import assembly
-from matryoshka.data.tokens import TextConfig, Tokens, tokenise
+from matryoshka.data.sections import TextConfig
+from matryoshka.data.tokens import Tokens, tokenise
 from matryoshka.evaluation.firings import Reading
 from matryoshka.evaluation.monosemanticity import MEASURES, RESIDUAL, RULE, TFIDF, measure, monosemanticity
 from matryoshka.evaluation.placed import Placed
@@ -179,14 +179,14 @@ def test_text_in_which_nothing_fires_often_enough_is_not_measurable() -> None:
 
 def test_windows_too_short_for_contexts_are_not_measurable(lm: LanguageModel, trained: Run) -> None:
     short = tokenise(TextConfig(context=16), lm.tokenizer, lm.bos, lm.separator, progress=False)
-    placed = assembly.placed(trained, lm)
+    placed = Placed.load(trained.coder, lm)
     with pytest.raises(NotMeasurable, match="windows of 16 tokens"):
         monosemanticity(lm, short.windows("held_out"), placed, 1000)
 
 
 @pytest.fixture(scope="module")
 def placed(lm: LanguageModel, trained: Run) -> Placed:
-    return assembly.placed(trained, lm)
+    return Placed.load(trained.coder, lm)
 
 
 @pytest.fixture(scope="module")

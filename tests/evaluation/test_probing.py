@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from matryoshka import assembly
 from matryoshka.evaluation.concepts import Example, LabelledText, Rows, is_test, read
 from matryoshka.evaluation.labels import shipped
+from matryoshka.evaluation.placed import Placed
 from matryoshka.evaluation.probes import as_dense, folds
 from matryoshka.evaluation.probing import (
     ACCURACY,
@@ -203,7 +203,7 @@ def test_it_says_how_far_it_is() -> None:
 
 
 def test_a_trained_coder_tells_plurals_and_genres(lm: LanguageModel, trained: Run) -> None:
-    placed = assembly.placed(trained, lm)
+    placed = Placed.load(trained.coder, lm)
     sets = [read(lm, placed, labelled) for labelled in shipped() if labelled.name in ("genre", "number")]
     result = probing(sets, placed.coder.config.widths)
     widths = placed.coder.config.widths

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from matryoshka import assembly
 from matryoshka.evaluation.absorption import absorption
 from matryoshka.evaluation.concepts import is_test, read
+from matryoshka.evaluation.placed import Placed
 from matryoshka.evaluation.scores import NotMeasurable
 from matryoshka.evaluation.spelling import MIN_WORDS, SHOTS, first_letters, words
 from matryoshka.lm.model import LanguageModel
@@ -71,7 +71,7 @@ def test_too_small_a_vocabulary_is_not_measurable(lm: LanguageModel, monkeypatch
 
 
 def test_the_bundled_model_cannot_spell_and_says_so(lm: LanguageModel, trained: Run) -> None:
-    placed = assembly.placed(trained, lm)
+    placed = Placed.load(trained.coder, lm)
     with pytest.raises(
         NotMeasurable, match=r"does not tell these concepts at 1.mlp_out: probes of \d of \d+ .*a 0\.\d\d"
     ):

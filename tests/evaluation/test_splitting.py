@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from matryoshka import assembly
 from matryoshka.evaluation import splitting as module
 from matryoshka.evaluation.concepts import Example, LabelledText, Rows, is_test, read
 from matryoshka.evaluation.labels import shipped
+from matryoshka.evaluation.placed import Placed
 from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score
 from matryoshka.evaluation.splitting import JUMP, MOST, PARTS_F1, SPLITTING, splitting
 from matryoshka.lm.model import LanguageModel
@@ -154,7 +154,7 @@ def test_the_same_rows_give_the_same_numbers_and_units() -> None:
 
 
 def test_a_trained_coder_splits_the_sets_that_it_tells_of(lm: LanguageModel, trained: Run) -> None:
-    placed = assembly.placed(trained, lm)
+    placed = Placed.load(trained.coder, lm)
     sets = [read(lm, placed, labelled) for labelled in shipped() if labelled.name == "number"]
     widths = placed.coder.config.widths[1:]
     told: list[tuple[int, int]] = []

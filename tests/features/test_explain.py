@@ -85,7 +85,7 @@ def run(planted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture(scope="module")
 def placed(planted: Run, lm: LanguageModel) -> Placed:
-    found = assembly.placed(planted, lm)
+    found = Placed.load(planted.coder, lm)
     return found._replace(coder=found.coder.fold())
 
 
@@ -96,7 +96,7 @@ def explained(
     wanted: Wanted = EVERY,
     **settings: object,
 ) -> Result:
-    found = assembly.placed(run, lm)
+    found = Placed.load(run.coder, lm)
     asked = Endpoint(ChatModel("fake", server.url, **settings), run.path.parent / "answers", first_wait=0.01)  # pyright: ignore
     return explain(prepare(run.features, lm, found._replace(coder=found.coder.fold()), asked, wanted))
 
@@ -328,7 +328,7 @@ def test_too_few_contexts(featured: Run, lm: LanguageModel, tmp_path: Path) -> N
     store, count = featured.features, featured.features.columns()["count"]
     rare = min((n, i) for i, n in enumerate(count) if n)[1]
     never = count.index(0)
-    found = assembly.placed(featured, lm)
+    found = Placed.load(featured.coder, lm)
     coder = found._replace(coder=found.coder.fold())
     asked = Endpoint(ChatModel("fake", "http://127.0.0.1:9"), tmp_path)
     with pytest.raises(NotMeasurable, match=r"none of 1 features has 3 contexts .* more --tokens"):

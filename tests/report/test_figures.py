@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matryoshka import commands, paths
+from matryoshka import commands
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.scores import Result
 from matryoshka.report import drawing, figures, saved
@@ -264,7 +264,7 @@ def test_a_failure_leaves_the_old_figures_whole(run: Run, density: np.ndarray, m
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(paths, "sync", full)
+    monkeypatch.setattr(files, "sync", full)
     with pytest.raises(OSError, match="No space left"):
         figures.draw(run, density / 2)
     assert [file.read_bytes() for file in files] == before

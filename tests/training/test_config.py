@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from matryoshka.cli import main
+from matryoshka.config import merged
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.info import describe
-from matryoshka.training.config import Config, TokensConfig, merged, plan
+from matryoshka.training.config import Config, TokensConfig
+from matryoshka.training.plan import plan
 
 CODER = {"read": "1.mlp_in", "write": "1.mlp_out", "d_sae": 64, "k": 4}
 

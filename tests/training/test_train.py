@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from matryoshka import commands
 from matryoshka.coder.coder import SparseCoder
+from matryoshka.config import merged
 from matryoshka.errors import MatryoshkaError
 from matryoshka.run import Run
 from matryoshka.training import checkpoint
-from matryoshka.training.config import Config, merged
+from matryoshka.training.config import Config
 from matryoshka.training.trainee import Trainee
 
 TINY = {

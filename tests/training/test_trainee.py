@@ -14,8 +14,9 @@ from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.data.activations import Batch
 from matryoshka.lm.sites import Site
 from matryoshka.training import dead, optim
-from matryoshka.training.config import CoderSection, Plan, TrainingSection
+from matryoshka.training.config import CoderSection, TrainingSection
 from matryoshka.training.optim import Adam, learning_rate, normalise_rows, project_rows
+from matryoshka.training.plan import Plan
 from matryoshka.training.trainee import Trainee
 
 READ, WRITE = Site.parse("0.mlp_in"), Site.parse("0.mlp_out")

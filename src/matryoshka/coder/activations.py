@@ -13,7 +13,7 @@ constants fold.
 
 import math
 from collections.abc import Callable
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from jaxtyping import Float
@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from matryoshka.coder.kernels import operations
 from matryoshka.coder.latents import Latents, Pattern, from_mask
-
-ActivationName = Literal["topk", "batchtopk", "jumprelu"]
+from matryoshka.coder.names import ActivationName
 
 
 class _Activation(nn.Module):

@@ -22,9 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from matryoshka.coder import io
-from matryoshka.coder.activations import ActivationName, build
+from matryoshka.coder.activations import build
 from matryoshka.coder.kernels import operations
 from matryoshka.coder.latents import Latents
+from matryoshka.coder.names import ActivationName
 from matryoshka.coder.nesting import check_ascending, nested_decode, nested_errors
 from matryoshka.coder.sparse import pre_activations
 from matryoshka.errors import MatryoshkaError

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.paths import replaced_folder
+from matryoshka.files import replaced_folder
 
 FORMAT = "matryoshka-coder"
 VERSION = 1

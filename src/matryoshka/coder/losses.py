@@ -11,13 +11,13 @@ be repeated here:
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-ConventionName = Literal["matryoshka", "saelens", "bussmann", "dictionary_learning"]
+from matryoshka.coder.names import ConventionName
 
 Target = Float[Tensor, "batch d_out"]
 Scalar = Float[Tensor, ""]

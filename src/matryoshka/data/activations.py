@@ -11,13 +11,11 @@ The state is four numbers (seed, epoch, chunk, batch): everything else follows f
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from matryoshka.data.tokens import Windows
@@ -30,19 +28,6 @@ T = TypeVar("T")
 SINK_FACTOR = 10.0
 """A row is an attention sink if its norm at any site read exceeds so many times the median norm there. GPT-2's first
 position has some 30 times, Llama's and Gemma's some 100 times; ordinary tokens stay below 3."""
-
-
-class ActivationConfig(BaseModel):
-    """How activations are read and shuffled."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    chunk: Annotated[int, Field(ge=1)] = 131_072
-    """Tokens read at once and shuffled together before they are cut into batches. Memory grows with it."""
-    lm_batch: Annotated[int, Field(ge=1)] = 16
-    """Windows in one forward pass of the language model."""
-    cache: Path | None = None
-    """Folder of activations on disk: written first if it is not there, then trained from."""
 
 
 class Batch(NamedTuple):

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from matryoshka.data.activations import Chunk, LiveChunks, permutation
 from matryoshka.errors import MatryoshkaError
+from matryoshka.files import replaced_folder
 from matryoshka.lm.sites import Site
-from matryoshka.paths import replaced_folder
 
 VERSION = 1
 

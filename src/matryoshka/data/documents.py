@@ -17,37 +17,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from matryoshka.data.sections import TextConfig
 from matryoshka.errors import MatryoshkaError, did_you_mean
-from matryoshka.paths import cache_dir, write_text
+from matryoshka.files import cache_dir, write_text
 
 BUNDLED = Path(__file__).parent / "bundled" / "text.jsonl.gz"
 ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _log = logging.getLogger(__name__)
-
-
-class TextConfig(BaseModel):
-    """Which text is read, and how it is cut into windows and splits."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    source: str = "bundled"
-    """Text to read: a .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder of them, the name of
-    a data set on the Hugging Face hub, or `bundled`. A .txt file is one document."""
-    field: str = "text"
-    """Column that holds the text of a document."""
-    subset: str | None = None
-    """Subset (configuration) of a hub data set."""
-    split: str = "train"
-    """Split of a hub data set. Held-out documents are taken out of it by `held_out`."""
-    context: int = Field(default=128, ge=2)
-    """Tokens in a window, BOS included."""
-    held_out: float = Field(default=0.05, gt=0, lt=1)
-    """Share of the documents that is never trained on, chosen by a hash of their text."""
-    limit: int | None = Field(default=None, ge=1)
-    """Stop after so many tokens of the training split. None reads everything."""
 
 
 def check_source(config: TextConfig) -> None:

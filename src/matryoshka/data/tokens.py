@@ -27,10 +27,11 @@ from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from matryoshka.data.documents import TextConfig, check_source, documents, source_fingerprint
+from matryoshka.data.documents import check_source, documents, source_fingerprint
 from matryoshka.data.encoding import encoded, tokenizer_fingerprint, with_progress
+from matryoshka.data.sections import TextConfig
 from matryoshka.errors import MatryoshkaError, did_you_mean
-from matryoshka.paths import cache_dir, sync
+from matryoshka.files import cache_dir, sync
 
 FORMAT = 1
 Split = Literal["train", "held_out"]

@@ -23,10 +23,11 @@ from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Windows
 from matryoshka.evaluation.attribution import Attribution
 from matryoshka.evaluation.changes import activations, shifted
-from matryoshka.evaluation.placed import LOGIT_BATCH, Placed, Progress, predicting
+from matryoshka.evaluation.placed import LOGIT_BATCH, Placed, predicting
 from matryoshka.evaluation.scores import NotMeasurable
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
+from matryoshka.progress import Progress
 
 SAMPLE = 120
 """Features that are ablated, as many from each ring."""

@@ -43,7 +43,7 @@ from jaxtyping import Bool, Float, Int
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.carried import ABSORBERS, SHARE, Absorbed, Direction, absorbed
 from matryoshka.evaluation.concepts import Rows
-from matryoshka.evaluation.placed import Placed, Progress, silent
+from matryoshka.evaluation.placed import Placed
 from matryoshka.evaluation.probes import (
     Probe,
     Step,
@@ -57,6 +57,7 @@ from matryoshka.evaluation.probes import (
     take,
 )
 from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, score
+from matryoshka.progress import Progress, silent
 
 MIN_PROBE_F1 = 0.6
 MIN_TOLD = 0.5

@@ -23,17 +23,9 @@ from matryoshka.coder.kernels import operations
 from matryoshka.coder.latents import Latents
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Windows
-from matryoshka.evaluation.placed import (
-    LOGIT_BATCH,
-    Placed,
-    Progress,
-    batches,
-    predicting,
-    silent,
-    spread,
-    window_count,
-)
+from matryoshka.evaluation.placed import LOGIT_BATCH, Placed, batches, predicting, spread, window_count
 from matryoshka.lm.model import LanguageModel
+from matryoshka.progress import Progress, silent
 
 
 class Attribution(NamedTuple):

@@ -26,10 +26,11 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.latents import Latents
 from matryoshka.data.activations import SINK_FACTOR, RowFilter
 from matryoshka.errors import MatryoshkaError, did_you_mean
-from matryoshka.evaluation.placed import Placed, Progress, silent
+from matryoshka.evaluation.placed import Placed
 from matryoshka.evaluation.scores import NotMeasurable
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
+from matryoshka.progress import Progress, silent
 
 TEST_SHARE = 0.3
 BATCH_TOKENS = 2048

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Windows
-from matryoshka.evaluation.placed import READ_BATCH, Placed, Progress, batches, window_count
+from matryoshka.evaluation.placed import READ_BATCH, Placed, batches, window_count
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
+from matryoshka.progress import Progress
 
 FEATURES = 40
 """Latents that may be drawn from each ring: so many random directions stand beside it."""

@@ -29,9 +29,10 @@ from matryoshka.evaluation.ablation import (
     draw_trials,
 )
 from matryoshka.evaluation.attribution import Attribution, attribute
-from matryoshka.evaluation.placed import Placed, Progress, silent
+from matryoshka.evaluation.placed import Placed
 from matryoshka.evaluation.scores import Measure, Result, Score, score
 from matryoshka.lm.model import LanguageModel
+from matryoshka.progress import Progress, silent
 
 AS_LARGE = "an equal change along the decoder row of another feature that fires as often"
 KL_RATIO = Measure(

@@ -31,10 +31,11 @@ from jaxtyping import Bool, Float, Float16, Int
 from matryoshka.data.tokens import Windows
 from matryoshka.evaluation.contexts import SHORTEST, Contexts
 from matryoshka.evaluation.firings import FEATURES, Reading, middle, read
-from matryoshka.evaluation.placed import Placed, Progress, silent, window_count
+from matryoshka.evaluation.placed import Placed, window_count
 from matryoshka.evaluation.rules import Ngrams, Rule, describe, rule_auc
 from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, finite, score
 from matryoshka.lm.model import LanguageModel
+from matryoshka.progress import Progress, silent
 
 FIRINGS = 16
 """Positions in each half at which a latent must fire to be drawn."""

@@ -1,7 +1,8 @@
 """A coder where it belongs in a language model: which text it is measured on, and its reconstruction spliced in."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +19,6 @@ READ_BATCH = 16
 LOGIT_BATCH = 4
 """Windows at once where logits are needed: 4 × 128 tokens × 256k vocabulary entries are 0.5 GB in float32."""
 
-Progress = Callable[[int, int], None]
-"""Told (done, total) as a long job goes on."""
-
-
-def silent(done: int, total: int) -> None:
-    """The Progress that shows nothing."""
-
 
 class Placed(NamedTuple):
     """A coder and where it belongs."""
@@ -32,6 +26,12 @@ class Placed(NamedTuple):
     coder: SparseCoder
     read: Site
     write: Site
+
+    @classmethod
+    def load(cls, path: Path, lm: LanguageModel) -> "Placed":
+        """The coder of a run, where its metadata say that it belongs, on the model's device."""
+        coder = SparseCoder.load(path, lm.device)
+        return cls(coder, Site.parse(coder.metadata["read"]), Site.parse(coder.metadata["write"]))
 
     @property
     def head(self) -> Site:

@@ -23,7 +23,6 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
 
 from matryoshka.evaluation.concepts import Rows
-from matryoshka.evaluation.placed import Progress, silent
 from matryoshka.evaluation.probes import (
     Probe,
     as_dense,
@@ -36,6 +35,7 @@ from matryoshka.evaluation.probes import (
     take,
 )
 from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, score
+from matryoshka.progress import Progress, silent
 
 KS = (1, 2, 5)
 LEAST_GROUPS = 3

@@ -25,10 +25,8 @@ from matryoshka.evaluation.placed import (
     LOGIT_BATCH,
     READ_BATCH,
     Placed,
-    Progress,
     batches,
     predicting,
-    silent,
     splice,
     spread,
     window_count,
@@ -36,6 +34,7 @@ from matryoshka.evaluation.placed import (
 from matryoshka.evaluation.scores import Measure, Result, Score, score
 from matryoshka.evaluation.totals import Totals, add_counts, density_histogram
 from matryoshka.lm.model import LanguageModel
+from matryoshka.progress import Progress, silent
 
 ANOTHER = "the reconstruction of another token in its place"
 FVU = Measure(

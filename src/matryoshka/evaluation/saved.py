@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.scores import Measure, Result, Score
-from matryoshka.paths import write_bytes, write_text
+from matryoshka.files import write_bytes, write_text
 
 FORMAT = 1
 UNITS = pa.schema(

@@ -24,10 +24,10 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Int
 
 from matryoshka.evaluation.concepts import Rows
-from matryoshka.evaluation.placed import Progress, silent
 from matryoshka.evaluation.probes import f1, f1_left_out, folds, forward, take
 from matryoshka.evaluation.probing import Task, measurable
 from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, score
+from matryoshka.progress import Progress, silent
 
 JUMP = 0.03
 MOST = 10

@@ -19,9 +19,10 @@ from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Windows
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.changes import Change, activations, changed, check_features
-from matryoshka.evaluation.placed import READ_BATCH, Placed, Progress, batches, silent, window_count
+from matryoshka.evaluation.placed import READ_BATCH, Placed, batches, window_count
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.vocabulary import pieces
+from matryoshka.progress import Progress, silent
 
 STRENGTH, PROMPT, TOKENS, TEMPERATURE = 5.0, "I think that", 40, 0.7
 """What is written unless something else is asked for."""

@@ -26,7 +26,7 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.data.activations import SINK_FACTOR, RowFilter
 from matryoshka.data.tokens import Windows
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.placed import READ_BATCH, Placed, Progress, silent, spread, window_count
+from matryoshka.evaluation.placed import READ_BATCH, Placed, spread, window_count
 from matryoshka.features import recording as recordings
 from matryoshka.features.feature import DENSE, FLAGS, REDUNDANT, SINGLE_TOKEN, TokenShare, summarise
 from matryoshka.features.recording import Recording
@@ -40,6 +40,7 @@ from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
 from matryoshka.lm.unembed import direct_logits, typical_scale
 from matryoshka.lm.vocabulary import alone
+from matryoshka.progress import Progress, silent
 
 LEFT_OUT = (
     "BOS, the first token of each window, and attention sinks"

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.placed import Progress, silent
-from matryoshka.paths import cache_dir, write_text
+from matryoshka.files import cache_dir, write_text
+from matryoshka.progress import Progress, silent
 
 T = TypeVar("T")
 

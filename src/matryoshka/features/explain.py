@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.placed import Placed, Progress, silent
+from matryoshka.evaluation.placed import Placed
 from matryoshka.evaluation.scores import NotMeasurable, Result
 from matryoshka.features import prompts
 from matryoshka.features.endpoint import Cost, Endpoint, Messages
@@ -25,6 +25,7 @@ from matryoshka.features.scoring import Explained, Judged, Test, failed, scores,
 from matryoshka.features.store import FeatureStore
 from matryoshka.features.trials import LEAST, Evidence, Trial, evidence, silence
 from matryoshka.lm.model import LanguageModel
+from matryoshka.progress import Progress, silent
 
 TESTS: dict[Test, Callable[[str, Sequence[Trial]], Messages]] = {"detection": prompts.detect, "fuzzing": prompts.fuzz}
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from matryoshka.evaluation.placed import Progress, silent
 from matryoshka.evaluation.rules import best_rule, describe
 from matryoshka.features.feature import Feature
 from matryoshka.features.store import FeatureStore
+from matryoshka.progress import Progress, silent
 
 AUTHOR = "rule"
 LEAST_AUC = 0.75

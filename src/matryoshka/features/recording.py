@@ -24,9 +24,10 @@ from matryoshka.coder.latents import Latents
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Windows
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.placed import READ_BATCH, Placed, Progress, silent
+from matryoshka.evaluation.placed import READ_BATCH, Placed
+from matryoshka.files import sync, write_text
 from matryoshka.lm.model import LanguageModel
-from matryoshka.paths import sync, write_text
+from matryoshka.progress import Progress, silent
 
 LEFT_OUT = -1
 """In `counts`: a position that is no row (BOS, a window's first token, a sink)."""

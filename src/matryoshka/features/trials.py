@@ -25,12 +25,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from matryoshka.data.activations import RowFilter
-from matryoshka.evaluation.placed import READ_BATCH, Placed, Progress, silent
+from matryoshka.evaluation.placed import READ_BATCH, Placed
 from matryoshka.features.feature import Example, Feature
 from matryoshka.features.schema import About
 from matryoshka.features.store import FeatureStore
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
+from matryoshka.progress import Progress, silent
 
 LENGTH = 32
 """Tokens of a context."""

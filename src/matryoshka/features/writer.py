@@ -12,7 +12,7 @@ import numpy as np
 from matryoshka.features import details
 from matryoshka.features.schema import APPLICATION, SCHEMA, STATISTICS, VERSION, About, searchable, set_annotation
 from matryoshka.features.store import FeatureStore
-from matryoshka.paths import sync
+from matryoshka.files import sync
 
 
 @dataclass(frozen=True)

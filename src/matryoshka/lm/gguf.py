@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.paths import cache_dir, replaced_folder
+from matryoshka.files import cache_dir, replaced_folder
 
 
 def converted(file: Path) -> Path:

@@ -11,13 +11,14 @@ import base64
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features.store import FeatureStore
-from matryoshka.paths import replaced_folder
+from matryoshka.files import replaced_folder
+from matryoshka.progress import Progress, silent
 from matryoshka.report import data
 from matryoshka.report.data import WEB
 
@@ -31,7 +32,7 @@ def export(
     name: str,
     folder: Path,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> None:
     """Write the page of a store into `folder`, whole or not at all.
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.scores import Result
-from matryoshka.paths import write_bytes
+from matryoshka.files import write_bytes
 from matryoshka.report import drawing
 from matryoshka.report.saved import Curves, checked, read_metrics, read_results
 

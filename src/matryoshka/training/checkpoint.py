@@ -19,7 +19,7 @@ from torch import Tensor
 
 from matryoshka.coder.io import check_tensors
 from matryoshka.errors import MatryoshkaError
-from matryoshka.paths import replaced_folder, write_text
+from matryoshka.files import replaced_folder, write_text
 from matryoshka.training.trainee import Trainee
 
 KEPT = 2

@@ -1,49 +1,16 @@
-"""The configuration of a run: small frozen sections, YAML in and out, one line for each mistake.
-
-A recipe is a YAML file of these fields. Every field can be overridden by its dotted flag (`--coder.k 64`);
-validation is the same for recipes, flags and Python. `plan` joins a configuration to the sizes of its language model
-and so refuses wrong sites, widths and sizes before any weight is loaded.
-"""
+"""The configuration of a run: its sections, what they default to, and what each field means."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from matryoshka.coder.activations import ActivationName
-from matryoshka.coder.coder import CoderConfig
-from matryoshka.coder.losses import ConventionName
-from matryoshka.coder.nesting import resolve_widths
-from matryoshka.data.activations import ActivationConfig
-from matryoshka.data.tokens import TextConfig
-from matryoshka.errors import MatryoshkaError, did_you_mean
-from matryoshka.lm.model import ModelInfo
+from matryoshka.coder.names import ActivationName, ConventionName
+from matryoshka.config import Count, Section, Share, Steps, one_line
+from matryoshka.data.sections import ActivationConfig, TextConfig
+from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.sites import Site
-
-
-def _count(value: object) -> object:
-    """Whole numbers as people write them: 2e7 and 20_000_000 (YAML reads both as text)."""
-    if isinstance(value, str):
-        try:
-            number = float(value.replace("_", ""))
-        except ValueError:
-            return value
-        return int(number) if number.is_integer() else value
-    return value
-
-
-Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Steps = Annotated[int, Field(ge=0)] | Share
-"""A number of steps (whole), or a share of all steps (with a decimal point)."""
-
-
-class Section(BaseModel):
-    """Frozen; unknown keys are refused; the string below a field is its help."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class ModelSection(Section):
@@ -160,19 +127,6 @@ class TokensConfig(Section):
     model: ModelSection = ModelSection()
     text: TextConfig = TextConfig()
 
-    @classmethod
-    def build(cls, values: Mapping[str, Any]) -> Self:
-        """A validated configuration from nested values; a mistake is one MatryoshkaError line that names the field."""
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            raise MatryoshkaError(_one_line(error, cls)) from None
-
-    @classmethod
-    def load(cls, file: Path, overrides: Mapping[str, Any] | None = None) -> Self:
-        """The fields of this class in a YAML recipe, with nested `overrides` laid over them before validation."""
-        return cls.build(merged(read_yaml(file), overrides or {}))
-
 
 class Config(TokensConfig):
     """Everything that a run depends on."""
@@ -189,13 +143,13 @@ class Config(TokensConfig):
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:
-        """As `TokensConfig.build`; each variant is held against the fields of a coder too."""
+        """As `Section.build`; each variant is held against the fields of a coder too."""
         config = super().build(values)
         for number, variant in enumerate(config.variants):
             try:
                 CoderSection.model_validate({**config.coder.model_dump(), **variant})
             except ValidationError as error:
-                raise MatryoshkaError(f"variants.{number}.{_one_line(error, CoderSection)}") from None
+                raise MatryoshkaError(f"variants.{number}.{one_line(error, CoderSection)}") from None
         return config
 
     def to_yaml(self) -> str:
@@ -206,107 +160,3 @@ class Config(TokensConfig):
     def steps(self) -> int:
         """Optimiser steps: the whole batches in training.tokens."""
         return max(1, self.training.tokens // self.training.batch)
-
-
-class Plan(NamedTuple):
-    """One coder to train: its section with the variant applied, and what that means for this language model."""
-
-    label: str
-    section: CoderSection
-    read: Site
-    write: Site
-    coder: CoderConfig
-
-
-def plan(config: Config, info: ModelInfo) -> list[Plan]:
-    """The coders of `config` on the model `info`. Raises MatryoshkaError for sites, widths and sizes that cannot be."""
-    if config.text.context > info.context:
-        raise MatryoshkaError(
-            f"text.context: {config.text.context} tokens, but {info.name} takes at most {info.context}"
-        )
-    plans = [_plan_one(config, info, variant) for variant in config.variants or ({},)]
-    labels = [each.label for each in plans]
-    if repeated := {label for label in labels if labels.count(label) > 1}:
-        raise MatryoshkaError(f"variants: {repeated.pop()!r} is named twice")
-    return plans
-
-
-def _plan_one(config: Config, info: ModelInfo, variant: dict[str, Any]) -> Plan:
-    section = CoderSection.model_validate({**config.coder.model_dump(), **variant})
-    read, write = Site.parse(section.read), Site.parse(section.write or section.read)
-    widths = []
-    for field, site in (("read", read), ("write", write)):
-        try:
-            widths.append(info.check(site))
-        except MatryoshkaError as error:
-            raise MatryoshkaError(f"coder.{field}: {error}") from None
-    if section.k > section.d_sae:
-        raise MatryoshkaError(f"coder.k: {section.k} latents a token, but coder.d_sae is {section.d_sae}")
-    coder = CoderConfig(
-        d_in=widths[0],
-        d_out=widths[1],
-        d_sae=section.d_sae,
-        widths=resolve_widths(section.widths, section.d_sae),
-        activation=section.activation,
-        k=section.k,
-        bandwidth=section.bandwidth,
-        skip=section.skip,
-    )
-    label = ",".join(f"{name}={_short(value)}" for name, value in variant.items()) or "coder"
-    return Plan(label, section, read, write, coder)
-
-
-def _short(value: object) -> str:
-    return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value).replace("/", "_")
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML file (safe loader)."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        near = [str(path) for path in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
-        hint = did_you_mean(str(file), near) if near else ""
-        raise MatryoshkaError(f"{file}: cannot read this recipe ({error.strerror}){hint}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MatryoshkaError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise MatryoshkaError(f"{file}: expected a mapping of sections, got {type(content).__name__}")
-    return content
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, mapping by mapping."""
-    result = dict(base)
-    for name, value in over.items():
-        below = result.get(name)
-        result[name] = merged(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
-    return result
-
-
-def sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """The fields of `model` that are sections themselves."""
-    return {
-        name: field.annotation
-        for name, field in model.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-    }
-
-
-def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first mistake: the field, what was expected, what was given, the nearest right name."""
-    first = error.errors()[0]
-    *parents, last = first["loc"]
-    if first["type"] == "extra_forbidden":
-        for parent in parents:
-            model = sections(model)[str(parent)]
-        where = ".".join(map(str, first["loc"]))
-        return f"{where}: unknown field{did_you_mean(str(last), model.model_fields)}"
-    # in a union pydantic appends the branch that failed, as a type's name or a description, to the path
-    path = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
-    where = ".".join(part for part in path if part not in ("int", "float", "str"))
-    if first["type"] == "missing":
-        return f"{where}: is needed (give it in the recipe, or as --{where})"
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-    return f"{where}: {message[0].lower()}{message[1:]}{given}"

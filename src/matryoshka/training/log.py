@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.text import Text
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.paths import write_text
+from matryoshka.files import write_text
 
 Record = dict[str, Any]
 logger = logging.getLogger("matryoshka")

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from matryoshka.lm.info import ModelInfo
 from matryoshka.lm.shape import Shape
-from matryoshka.training.config import Config, Plan
+from matryoshka.training.config import Config
+from matryoshka.training.plan import Plan, chunk_rows
 
 FLOAT = 4
 LIBRARIES = 900_000_000
@@ -45,13 +46,6 @@ def estimate(
         ),
         Item("libraries", LIBRARIES, "Python, torch, transformers, pyarrow"),
     ]
-
-
-def chunk_rows(config: Config) -> int:
-    """Tokens in a chunk of activations: as configured, or what the whole run needs where that is less."""
-    context, batch = config.text.context, config.training.batch
-    needed = int(1.02 * (config.steps + 1) * batch * context / (context - 1)) + context
-    return min(config.activations.chunk, needed)
 
 
 def _parameters(plan: Plan) -> int:

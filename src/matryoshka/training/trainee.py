@@ -12,9 +12,10 @@ from matryoshka.coder.kernels.cpu import has_bfloat16_product, has_native_bfloat
 from matryoshka.coder.losses import CONVENTIONS, fvu, l0_deviation
 from matryoshka.coder.nesting import random_widths
 from matryoshka.data.activations import Batch
-from matryoshka.training.config import Plan, TrainingSection
+from matryoshka.training.config import TrainingSection
 from matryoshka.training.dead import DeadLatents, DeadPart
 from matryoshka.training.optim import Adam, learning_rate, normalise_rows, project_rows
+from matryoshka.training.plan import Plan
 
 logger = logging.getLogger("matryoshka")
 AVERAGED = ("loss", "reconstruction", "aux", "sparsity", "gradient_norm")

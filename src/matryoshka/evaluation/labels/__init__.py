@@ -19,7 +19,8 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from matryoshka.data.documents import BUNDLED, TextConfig
+from matryoshka.data.documents import BUNDLED
+from matryoshka.data.sections import TextConfig
 from matryoshka.data.tokens import is_held_out
 from matryoshka.evaluation.concepts import Example, LabelledText
 

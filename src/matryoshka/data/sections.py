@@ -1,0 +1,42 @@
+"""The sections of a configuration that say which text is read, and how activations are.
+
+They are all of this room that flags and recipes need, so nothing heavy is imported here.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from matryoshka.config import Section
+
+
+class TextConfig(Section):
+    """Which text is read, and how it is cut into windows and splits."""
+
+    source: str = "bundled"
+    """Text to read: a .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder of them, the name of
+    a data set on the Hugging Face hub, or `bundled`. A .txt file is one document."""
+    field: str = "text"
+    """Column that holds the text of a document."""
+    subset: str | None = None
+    """Subset (configuration) of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set. Held-out documents are taken out of it by `held_out`."""
+    context: int = Field(default=128, ge=2)
+    """Tokens in a window, BOS included."""
+    held_out: float = Field(default=0.05, gt=0, lt=1)
+    """Share of the documents that is never trained on, chosen by a hash of their text."""
+    limit: int | None = Field(default=None, ge=1)
+    """Stop after so many tokens of the training split. None reads everything."""
+
+
+class ActivationConfig(Section):
+    """How activations are read and shuffled."""
+
+    chunk: Annotated[int, Field(ge=1)] = 131_072
+    """Tokens read at once and shuffled together before they are cut into batches. Memory grows with it."""
+    lm_batch: Annotated[int, Field(ge=1)] = 16
+    """Windows in one forward pass of the language model."""
+    cache: Path | None = None
+    """Folder of activations on disk: written first if it is not there, then trained from."""

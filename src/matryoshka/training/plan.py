@@ -1,0 +1,93 @@
+"""What a configuration means for one language model: a plan for each coder, or one line on why it cannot be.
+
+    plan      config + the model's sizes → plans; wrong sites, widths and sizes end here
+    check     the same from the model's configuration files; sources that cannot be read end here too
+    resolve   what the config left open (model revision, tokens to read from the hub), so that it can be re-run
+
+Nothing is loaded or written for any of it.
+"""
+
+from typing import Any, NamedTuple
+
+from matryoshka.coder.coder import CoderConfig
+from matryoshka.coder.nesting import resolve_widths
+from matryoshka.config import merged
+from matryoshka.data.documents import check_source, is_local
+from matryoshka.errors import MatryoshkaError
+from matryoshka.lm.info import ModelInfo, describe
+from matryoshka.lm.sites import Site
+from matryoshka.training.config import CoderSection, Config
+
+
+class Plan(NamedTuple):
+    """One coder to train: its section with the variant applied, and what that means for this language model."""
+
+    label: str
+    section: CoderSection
+    read: Site
+    write: Site
+    coder: CoderConfig
+
+
+def plan(config: Config, info: ModelInfo) -> list[Plan]:
+    """The coders of `config` on the model `info`. Raises MatryoshkaError for sites, widths and sizes that cannot be."""
+    if config.text.context > info.context:
+        raise MatryoshkaError(
+            f"text.context: {config.text.context} tokens, but {info.name} takes at most {info.context}"
+        )
+    plans = [_plan_one(config, info, variant) for variant in config.variants or ({},)]
+    labels = [one.label for one in plans]
+    if repeated := {label for label in labels if labels.count(label) > 1}:
+        raise MatryoshkaError(f"variants: {repeated.pop()!r} is named twice")
+    return plans
+
+
+def _plan_one(config: Config, info: ModelInfo, variant: dict[str, Any]) -> Plan:
+    section = CoderSection.model_validate({**config.coder.model_dump(), **variant})
+    read, write = Site.parse(section.read), Site.parse(section.write or section.read)
+    widths = []
+    for field, site in (("read", read), ("write", write)):
+        try:
+            widths.append(info.check(site))
+        except MatryoshkaError as error:
+            raise MatryoshkaError(f"coder.{field}: {error}") from None
+    if section.k > section.d_sae:
+        raise MatryoshkaError(f"coder.k: {section.k} latents a token, but coder.d_sae is {section.d_sae}")
+    coder = CoderConfig(
+        d_in=widths[0],
+        d_out=widths[1],
+        d_sae=section.d_sae,
+        widths=resolve_widths(section.widths, section.d_sae),
+        activation=section.activation,
+        k=section.k,
+        bandwidth=section.bandwidth,
+        skip=section.skip,
+    )
+    label = ",".join(f"{name}={_short(value)}" for name, value in variant.items()) or "coder"
+    return Plan(label, section, read, write, coder)
+
+
+def _short(value: object) -> str:
+    return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value).replace("/", "_")
+
+
+def check(config: Config) -> tuple[ModelInfo, list[Plan]]:
+    """The language model's sizes and the coders planned on it, from configuration files alone."""
+    check_source(config.text)
+    info = describe(config.model.name, config.model.revision)
+    return info, plan(config, info)
+
+
+def resolve(config: Config, info: ModelInfo) -> Config:
+    """`config` with the model's revision pinned, and a data set of the hub read only as far as this run needs."""
+    settled: dict[str, Any] = {"model": {"revision": info.revision}}
+    if not is_local(config.text.source) and config.text.limit is None:
+        settled["text"] = {"limit": chunk_rows(config) + config.steps * config.training.batch}
+    return Config.build(merged(config.model_dump(), settled))
+
+
+def chunk_rows(config: Config) -> int:
+    """Tokens in a chunk of activations: as configured, or what the whole run needs where that is less."""
+    context, batch = config.text.context, config.training.batch
+    needed = int(1.02 * (config.steps + 1) * batch * context / (context - 1)) + context
+    return min(config.activations.chunk, needed)
