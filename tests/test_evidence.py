@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from matryoshka import assembly, commands, display, evidence
+from matryoshka import api, assembly, commands, display, evidence
 from matryoshka.cli import main
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.model import LanguageModel
@@ -50,7 +50,7 @@ def test_features_says_what_it_takes_and_what_it_found(several: Run, capsys: pyt
     assert out.count("64 features") == 2
     assert "left out" in out
     for member in several.members():
-        assert len(member.features) == 64
+        assert len(api.store(member)) == 64
     code, _, err = typed(capsys, "features", several.path)
     assert code == 2
     assert "exists already; --overwrite collects anew and keeps labels" in err
@@ -123,17 +123,10 @@ def test_serve_ends_at_ctrl_c_without_a_traceback(run: Run) -> None:
     assert "Traceback" not in err
 
 
-def test_runs_are_named_so_that_they_can_be_told_apart() -> None:
-    names = assembly.names([Path("/a/b/run"), Path("/a/c/run"), Path("/a/other")])
-    assert names == ["b/run", "c/run", "a/other"]
-    assert assembly.names([Path("/a/run")]) == ["run"]
-    assert len(assembly.names([Path("/a/run"), Path("/a/run")])) == 2
-
-
 def test_a_coder_that_has_changed_reads_no_texts(run: Run) -> None:
     from matryoshka.coder.coder import SparseCoder
 
-    about = run.features.about
+    about = api.store(run).about
     read = evidence._reader(run, about, assembly.open_lm)
     assert read("The people of the United States").firings
     coder = SparseCoder.load(run.path)
@@ -151,12 +144,12 @@ def test_texts_are_read_by_the_model_as_it_is_configured(run: Run) -> None:
         models.append(assembly.open_lm(model))
         return models[0]
 
-    assert evidence._reader(run, run.features.about, open_lm)("The people of the United States").firings
+    assert evidence._reader(run, api.store(run).about, open_lm)("The people of the United States").firings
     assert [lm.dtype for lm in models] == [torch.bfloat16]
 
 
 def test_telling_features_are_shown_with_their_strongest_examples(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    store = run.features
+    store = api.store(run)
     chosen = display._telling(store, 3)
     assert [store[index].ring for index in chosen] == sorted({store[index].ring for index in chosen})
     assert chosen

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import matryoshka
+from matryoshka import api
 from matryoshka.run import Run
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -30,10 +31,10 @@ def test_the_lines_on_features_run(featured: Run, monkeypatch: pytest.MonkeyPatc
     code, _ = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     shutil.copytree(featured.path, tmp_path / "runs" / "quickstart")
     monkeypatch.chdir(tmp_path)
-    busy = str(featured.features.ranking("count")[0])
+    busy = str(api.store(featured).ranking("count")[0])
     names: dict[str, Any] = {"matryoshka": matryoshka}
     exec(code.replace("123", busy), names)
-    assert names["run"].features.search("as a nation") == [int(busy)]
+    assert names["store"].search("as a nation") == [int(busy)]
 
 
 def test_every_command_it_names_exists() -> None:

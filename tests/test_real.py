@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from matryoshka import commands, evidence
+from matryoshka import api, commands, evidence
 from matryoshka.lm.model import LanguageModel, load
 from matryoshka.lm.sites import Site
 from matryoshka.run import Run
@@ -77,7 +77,7 @@ def test_a_transcoder_of_layer_9_beats_the_mean(gguf: Path, smollm: LanguageMode
         }
     )
     run = commands.train(config, tmp_path / "run")
-    results = run.results()
+    results = api.results(run)
     print(f"\nSmolLM2-135M 9.mlp_in → 9.mlp_out, {config.training.tokens:,} tokens, held out:")
     for name in ("FVU", "L0", "dead", "CE", "CE recovered", "CE recovered (zero)"):
         print(f"  {name:20} {results.values(name)}")

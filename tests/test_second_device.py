@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from torch.utils import backend_registration
 
-from matryoshka import commands, suite
+from matryoshka import api, commands, suite
 from matryoshka.config import merged
 from matryoshka.run import Run
 from matryoshka.training.config import Config
@@ -109,7 +109,7 @@ def test_features_are_those_that_a_cpu_finds_and_are_named_and_steered(featured:
     there = copied(featured, tmp_path / "run")
     there.features_file.unlink()
     on_second_device("features", there.path, "--tokens", str(FEATURE_TOKENS))
-    ours, theirs = (run.features.ranking("density") for run in (there, featured))
+    ours, theirs = (api.store(run).ranking("density") for run in (there, featured))
     assert ours == theirs
     on_second_device("explain", there.path)
     on_second_device("steer", there.path, "3", "--prompt", "The people", "--tokens", "4", "--temperature", "1")

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from matryoshka import commands, suite
+from matryoshka import api, commands, suite
 from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.config import merged
@@ -64,7 +64,7 @@ def test_the_command_prints_a_table_and_writes_the_report(run: Run, capsys: pyte
     scores = pd.read_parquet(run.evaluation / "scores.parquet")
     fvu = scores[(scores.name == "FVU") & (scores.width == 256)].iloc[0]
     assert fvu.low < fvu.value < fvu.high < fvu.null
-    assert fvu.value == run.results().values("FVU")[-1]
+    assert fvu.value == api.results(run).values("FVU")[-1]
     printed = json.loads(said(["eval", str(run.path), "--only", "reconstruction", "--json"], capsys))
     assert printed == json.loads((run.evaluation / "scores.json").read_text())
     assert len(printed) == len(scores)
@@ -91,7 +91,7 @@ def test_another_coder_is_measured_anew(run: Run) -> None:
 def test_damaged_results_are_measured_anew(run: Run) -> None:
     (run.evaluation / "reconstruction.parquet").write_bytes(b"")
     assert suite.evaluate([run.path], ["reconstruction"]).entries[0].seeds[0]["reconstruction"].scores
-    assert run.results().values("FVU")
+    assert api.results(run).values("FVU")
 
 
 def test_a_killed_suite_goes_on_where_it_was(run: Run) -> None:
@@ -118,7 +118,7 @@ def test_a_model_that_cannot_spell_is_said_and_the_rest_goes_on(run: Run, capsys
     text = said(["eval", str(run.path), "--only", "absorption", "reconstruction"], capsys)
     assert "not measured: absorption: " in text
     assert "FVU ↓" in text
-    assert run.results("absorption").reason is not None
+    assert api.results(run, "absorption").reason is not None
     before = times(run)
     suite.evaluate([run.path], ["absorption"])
     assert times(run) == before, "that it cannot be measured need not be found out again"

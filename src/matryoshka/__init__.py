@@ -4,7 +4,7 @@
 
     config = matryoshka.Config.build({"coder": {"read": "2.mlp_in", "write": "2.mlp_out", "d_sae": 3072, "k": 24}})
     run = matryoshka.train(config)                    # the bundled model and text: no network needed
-    run.results().values("FVU")                       # of each prefix, on held-out text
+    matryoshka.results(run).values("FVU")             # of each prefix, on held-out text
 
     coder = matryoshka.SparseCoder.load(run.path)
     lm = matryoshka.load("bundled")
@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matryoshka.api import feature, results, store
     from matryoshka.coder.coder import CoderConfig, SparseCoder
     from matryoshka.coder.latents import Latents
     from matryoshka.commands import resume, tokenise, train
@@ -44,8 +45,11 @@ _WHERE = {
     "SparseCoder": "coder.coder",
     "describe": "lm.model",
     "evaluate": "suite",
+    "feature": "api",
     "load": "lm.model",
+    "results": "api",
     "resume": "commands",
+    "store": "api",
     "tokenise": "commands",
     "train": "commands",
 }
@@ -63,8 +67,11 @@ __all__ = [
     "SparseCoder",
     "describe",
     "evaluate",
+    "feature",
     "load",
+    "results",
     "resume",
+    "store",
     "tokenise",
     "train",
 ]

@@ -25,10 +25,8 @@ from matryoshka.data import cache
 from matryoshka.data.activations import ActivationStream, Chunks, LiveChunks
 from matryoshka.data.sections import TextConfig
 from matryoshka.data.tokens import Tokens, tokenise
-from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.model import LanguageModel, ModelInfo, Vocabulary, load
 from matryoshka.progress import progress_bar
-from matryoshka.run import Run
 from matryoshka.training.config import Config, ModelSection
 from matryoshka.training.plan import Plan, chunk_rows
 from matryoshka.training.trainee import Trainee
@@ -103,29 +101,6 @@ def calibrate(trainees: Sequence[Trainee], stream: ActivationStream) -> None:
     for trainee in trainees:
         x, y = (first.activations[site] for site in (trainee.plan.read, trainee.plan.write))
         trainee.coder.calibrate(x, y)
-
-
-def trained(run: Run) -> list[Run]:
-    """The runs of a run's coders. Raises MatryoshkaError if none is trained yet."""
-    if not (members := run.members()):
-        raise MatryoshkaError(f"{run.path}: no trained coder yet; go on with: matryoshka resume {run.path}")
-    return members
-
-
-def sole(path: str | Path) -> Run:
-    """The run at `path`, trained and of one coder. Raises MatryoshkaError if it is not."""
-    run = Run.open(path)
-    if (members := trained(run)) != [run]:
-        raise MatryoshkaError(f"{path}: has several coders; give one of: {', '.join(str(m.path) for m in members)}")
-    return run
-
-
-def names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, as many more as tell them apart."""
-    resolved, parts = [path.resolve() for path in paths], 1
-    while len(set(found := ["/".join(path.parts[-parts:]) for path in resolved])) < len(set(resolved)):
-        parts += 1
-    return found
 
 
 def provenance(lm: LanguageModel, tokens: Tokens) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def steer(
 
     Raises MatryoshkaError if the run has several coders, and for whatever `steering.steer` refuses.
     """
-    run = assembly.sole(path)
+    run = Run.sole(path)
     config = Config.load(run.config_file)
     lm = assembly.open_lm(config.model)
     placed = Placed.load(run.coder, lm)

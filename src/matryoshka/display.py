@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from matryoshka.api import results
 from matryoshka.data.tokens import SPLITS, Tokens
 from matryoshka.evaluation.reconstruction import CE, CE_MEAN, CE_ZERO, DEAD, FVU, KL_MEAN, L0, SILENT
 from matryoshka.evaluation.scores import Result
@@ -277,7 +278,7 @@ def show_memory(items: Sequence[Item]) -> None:
 def show_run(run: Run) -> None:
     """Where a finished run lies, and its coders' measures."""
     for member in run.members():
-        show_results(member.path.name, member.results())
+        show_results(member.path.name, results(member))
     console.print(f"\nrun: [bold]{run.path}[/]", soft_wrap=True)
 
 

@@ -28,6 +28,7 @@ from matryoshka.data.documents import check_source
 from matryoshka.data.tokens import Split
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.placed import Placed
+from matryoshka.evaluation.saved import save
 from matryoshka.evaluation.scores import NotMeasurable, Result
 from matryoshka.features.collect import Needs, Share, collect, fingerprint, needs, record_share
 from matryoshka.features.endpoint import ChatModel, Cost, Endpoint
@@ -47,6 +48,7 @@ from matryoshka.report.figures import draw
 from matryoshka.report.server import Shown
 from matryoshka.report.server import serve as serve_page
 from matryoshka.run import Run
+from matryoshka.run import names as run_names
 from matryoshka.training.allocator import keep_freed_memory
 from matryoshka.training.config import Config
 
@@ -70,7 +72,7 @@ def features(
     """
     run = Run.open(path)
     config = Config.load(run.config_file)
-    members = assembly.trained(run)
+    members = run.trained()
     for member in members:
         if member.features_file.exists() and not overwrite:
             raise MatryoshkaError(f"{member.features_file}: exists already; --overwrite collects anew and keeps labels")
@@ -123,7 +125,7 @@ def _annotations(member: Run, coder: SparseCoder) -> dict[int, tuple[str, str]]:
     if not member.features_file.exists():
         return {}
     try:
-        store = member.features
+        store = FeatureStore(member.features_file)
         found = store.annotations()
     except MatryoshkaError as error:
         logger.warning("%s; its labels and notes, if any, are lost", error)
@@ -139,7 +141,7 @@ def _annotations(member: Run, coder: SparseCoder) -> dict[int, tuple[str, str]]:
 def _explanations(member: Run, coder: SparseCoder) -> dict[int, tuple[str, str]]:
     """The same of explanations."""
     try:
-        store = member.features
+        store = FeatureStore(member.features_file)
         found = store.explanations() if store.about.coder == fingerprint(coder) else {}
     except MatryoshkaError:  # there is none, or a damaged one, which `_annotations` has warned of
         return {}
@@ -151,9 +153,9 @@ def name(path: str | Path) -> dict[str, Named]:
     """Name every living feature of a run's coders by the rule that tells best where it fires, if there is a good one;
     what was found, by coder's folder. Needs no language model. Labels, and explanations by others, stay."""
     found = {}
-    for member in assembly.trained(Run.open(path)):
+    for member in Run.open(path).trained():
         with progress_bar(f"naming the features of {member.path.name}") as update:
-            found[str(member.path)] = name_by_rules(member.features, update)
+            found[str(member.path)] = name_by_rules(FeatureStore(member.features_file), update)
     return found
 
 
@@ -172,7 +174,7 @@ def explain(
     """
     run = Run.open(path)
     config = Config.load(run.config_file)
-    stores = {member: member.features for member in assembly.trained(run)}
+    stores = {member: FeatureStore(member.features_file) for member in run.trained()}
     endpoint = Endpoint(model)
     endpoint.check()
     lm = assembly.open_lm(config.model)
@@ -187,7 +189,7 @@ def explain(
         except NotMeasurable as reason:
             result = Result((), reason=str(reason))
         asked = {"chat model": model.name, "address": model.base_url, **model.parameters, **wanted._asdict()}
-        member.save_results("detection", result, {"coder": store.about.coder, **asked})
+        save(result, {"coder": store.about.coder, **asked}, member.evaluation, "detection")
         results[str(member.path)] = result
     return results
 
@@ -210,10 +212,10 @@ def serve(paths: Sequence[str | Path], port: int, ready: Callable[[str], None] =
 
     Raises MatryoshkaError if a run has no features yet, or the port is taken.
     """
-    members = [member for path in paths for member in assembly.trained(Run.open(path))]
-    names = assembly.names([member.path for member in members])
+    members = [member for path in paths for member in Run.open(path).trained()]
+    names = run_names(members)
     models = cache(assembly.open_lm)
-    stores = [member.features for member in members]
+    stores = [FeatureStore(member.features_file) for member in members]
     shown = [
         Shown(name, store, _reader(member, store.about, models))
         for name, member, store in zip(names, members, stores, strict=True)
@@ -243,16 +245,18 @@ def export_page(path: str | Path, folder: str | Path, overwrite: bool = False) -
 
     Raises MatryoshkaError if the run has several coders or no features yet, or if something lies in `folder`.
     """
-    run = assembly.sole(path)
+    run = Run.sole(path)
     with progress_bar(f"writing {folder}") as update:
-        export(run.features, run.path.resolve().name, Path(folder), overwrite, update)
+        export(FeatureStore(run.features_file), run.path.resolve().name, Path(folder), overwrite, update)
     return Path(folder) / "index.html"
 
 
 def figures(path: str | Path) -> list[Path]:
     """Draw the figures of a run's coders as PNG and SVG into each one's figures/; their paths."""
     written = []
-    for member in assembly.trained(Run.open(path)):
-        density = np.array(member.features.columns()["density"]) if member.features_file.exists() else None
+    for member in Run.open(path).trained():
+        density = (
+            np.array(FeatureStore(member.features_file).columns()["density"]) if member.features_file.exists() else None
+        )
         written += draw(member, density)
     return written

@@ -1,4 +1,4 @@
-"""A run's folder: its paths and what may be done to it.
+"""A run's folder: its paths, its coders, and how it is made.
 
     config.yaml  provenance.json  metrics.jsonl  checkpoints/  coder/  best/  evaluation/  features.sqlite  figures/
 
@@ -7,17 +7,12 @@ coder, named by what is different in it, which is a run of its own to every comm
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.saved import Saved, load, save
-from matryoshka.evaluation.scores import Result
-from matryoshka.features.store import FeatureStore
 from matryoshka.files import write_text
-from matryoshka.report.notebook import Card
 
 
 @dataclass(frozen=True)
@@ -71,15 +66,6 @@ class Run:
         """What `matryoshka features` writes first, and deletes when the store is whole."""
         return self.path / ".features"
 
-    @property
-    def features(self) -> FeatureStore:
-        """Its features, as `matryoshka features RUN` has collected them. Raises MatryoshkaError before that."""
-        return FeatureStore(self.features_file)
-
-    def feature(self, index: int) -> Card:
-        """One feature: its page's card in a notebook, text elsewhere."""
-        return Card(self.features, index)
-
     def member(self, label: str) -> "Run":
         """The run of one of several coders; of the only coder (label `coder`), this one."""
         return self if label == "coder" else Run(self.path / label)
@@ -90,27 +76,29 @@ class Run:
             return [self]
         return [Run(path.parent) for path in sorted(self.path.glob("*/coder")) if path.is_dir()]
 
-    def results(self, name: str = "reconstruction") -> Result:
-        """What an evaluation found of its coder, as `matryoshka eval RUN` has saved it. Raises MatryoshkaError before
-        that."""
-        return self.saved_results(name).result
-
-    def saved_results(self, name: str) -> Saved:
-        """The same, and what it is of."""
-        return load(self.evaluation, name)
-
-    def save_results(self, name: str, result: Result, identity: Mapping[str, Any]) -> None:
-        """Write `evaluation/<name>.json` and `.parquet`."""
-        save(result, identity, self.evaluation, name)
+    def trained(self) -> list["Run"]:
+        """The same. Raises MatryoshkaError if none is trained yet."""
+        if not (members := self.members()):
+            raise MatryoshkaError(f"{self.path}: no trained coder yet; go on with: matryoshka resume {self.path}")
+        return members
 
     @classmethod
-    def open(cls, path: str | Path) -> "Run":
-        """The run at `path`. Raises MatryoshkaError if there is none."""
-        run = cls(Path(path))
+    def open(cls, path: "Run | str | Path") -> "Run":
+        """The run at `path`, which may be one already. Raises MatryoshkaError if there is none."""
+        run = path if isinstance(path, Run) else cls(Path(path))
         if not run.config_file.is_file():
             near = sorted(str(file.parent) for file in Path("runs").rglob("config.yaml"))
             hint = f"; there are: {', '.join(near[:5])}" if near else ""
-            raise MatryoshkaError(f"{path}: no run here (a run has a config.yaml){hint}")
+            raise MatryoshkaError(f"{run.path}: no run here (a run has a config.yaml){hint}")
+        return run
+
+    @classmethod
+    def sole(cls, path: "Run | str | Path") -> "Run":
+        """The run at `path`, trained and of one coder. Raises MatryoshkaError if it is not."""
+        run = cls.open(path)
+        if (members := run.trained()) != [run]:
+            names = ", ".join(str(member.path) for member in members)
+            raise MatryoshkaError(f"{run.path}: has several coders; give one of: {names}")
         return run
 
     @classmethod
@@ -140,3 +128,11 @@ class Run:
             run.member(label).path.mkdir(exist_ok=True)
         write_text(run.config_file, config_yaml)
         return run
+
+
+def names(runs: Sequence[Run]) -> list[str]:
+    """The last part of each run's path, as many more as tell them apart."""
+    resolved, parts = [run.path.resolve() for run in runs], 1
+    while len(set(shortened := ["/".join(path.parts[-parts:]) for path in resolved])) < len(set(resolved)):
+        parts += 1
+    return shortened

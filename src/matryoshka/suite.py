@@ -26,6 +26,7 @@ from matryoshka.evaluation import concepts, reconstruction, spelling
 from matryoshka.evaluation.concepts import Activations, LabelledText, Rows
 from matryoshka.evaluation.labels import shipped
 from matryoshka.evaluation.placed import Placed
+from matryoshka.evaluation.saved import load, save
 from matryoshka.evaluation.scores import NotMeasurable, Result
 from matryoshka.features.collect import fingerprint
 from matryoshka.files import write_bytes, write_text
@@ -35,6 +36,7 @@ from matryoshka.progress import Progress, progress_bar
 from matryoshka.report import comparison
 from matryoshka.report.comparison import Entry
 from matryoshka.run import Run
+from matryoshka.run import names as run_names
 from matryoshka.training.config import Config
 
 FIRING_TOKENS = 131_072
@@ -218,14 +220,14 @@ def measured(member: Run, bench: Bench, names: Sequence[str], overwrite: bool = 
                 results[name] = evaluation.run(subject, update)
             except NotMeasurable as reason:
                 results[name] = Result((), reason=str(reason))
-        member.save_results(name, results[name], identity)
+        save(results[name], identity, member.evaluation, name)
     return results
 
 
 def _explained(member: Run) -> dict[str, Result]:
     """What a chat model's explanations of this coder scored, where `matryoshka explain` has measured it."""
     try:
-        result, identity = member.saved_results("detection")
+        result, identity = load(member.evaluation, "detection")
     except MatryoshkaError:
         return {}
     return {"detection": result} if identity["coder"] == _fingerprint(member) else {}
@@ -239,7 +241,7 @@ def _fingerprint(member: Run) -> str:
 def _found(member: Run, name: str, identity: dict[str, Any]) -> Result | None:
     """What is saved, if it is of this identity."""
     try:
-        result, saved = member.saved_results(name)
+        result, saved = load(member.evaluation, name)
     except MatryoshkaError:
         return None
     return result if saved == identity else None
@@ -269,7 +271,7 @@ def evaluate(
     texts = _labelled([Path(file) for file in labels])
     names = _chosen(wanted := list(only), evaluations(texts))
     runs = [Run.open(path) for path in paths]
-    members = list(dict.fromkeys(member for run in runs for member in assembly.trained(run)))
+    members = list(dict.fromkeys(member for run in runs for member in run.trained()))
     configs = [Config.load(member.config_file) for member in members]
     benches: dict[str, Bench] = {}
     found = []
@@ -314,7 +316,7 @@ def _entries(members: Sequence[Run], configs: Sequence[Config], found: Sequence[
             mode="json", exclude={"name": True, "log": True, "training": {"seed"}, "coder": {"seed"}}
         )
         groups.setdefault(_hash(recipe), []).append(i)
-    names = assembly.names([member.path for member in members])
+    names = run_names(members)
     return [
         Entry(_common([names[i] for i in group], members[group[0]].path), [found[i] for i in group])
         for group in groups.values()

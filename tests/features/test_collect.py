@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from matryoshka import commands, evidence
+from matryoshka import api, commands, evidence
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Tokens, Windows
@@ -70,7 +70,7 @@ def plain(run: Run, lm: LanguageModel, tokens: Tokens) -> Plain:
 
 
 def test_statistics_and_top_windows_are_those_of_the_dense_latents(run: Run, plain: Plain) -> None:
-    store = run.features
+    store = api.store(run)
     assert len(store) == 256
     assert store.about.tokens == plain.kept.sum()
     assert store.about.tokens + store.about.tokens_left_out == plain.tokens.size
@@ -97,7 +97,7 @@ def test_statistics_and_top_windows_are_those_of_the_dense_latents(run: Run, pla
 
 
 def test_examples_show_the_text_of_their_windows(run: Run, plain: Plain, lm: LanguageModel) -> None:
-    feature = run.features[run.features.ranking("count")[0]]
+    feature = api.store(run)[api.store(run).ranking("count")[0]]
     assert [group.name for group in feature.groups] == [
         "strongest", "80–100 %", "60–80 %", "40–60 %", "20–40 %", "0–20 %",
     ]  # fmt: skip
@@ -112,7 +112,7 @@ def test_examples_show_the_text_of_their_windows(run: Run, plain: Plain, lm: Lan
 
 
 def test_relations_and_logits(run: Run, plain: Plain, lm: LanguageModel) -> None:
-    store = run.features
+    store = api.store(run)
     rows = torch.nn.functional.normalize(plain.W_dec, dim=1)
     fires = plain.latents[plain.kept] > 0
     texts = [alone(token) for token in token_bytes(lm.tokenizer)]
@@ -146,22 +146,22 @@ def test_relations_and_logits(run: Run, plain: Plain, lm: LanguageModel) -> None
 
 
 def test_flags_say_what_they_say(run: Run, plain: Plain) -> None:
-    table = run.features.table()
+    table = api.store(run).table()
     assert (table["silent"] == (table["count"] == 0)).all()
     assert (table["dense"] == (table["density"] > 0.1)).all()
     assert (table["redundant"] == (table["cosine"] > 0.9)).all()
     assert not (table["dead"] & ~table["silent"]).any()
     for index in table.index[table["single-token"]]:
-        assert run.features[index].top_tokens[0].share >= 0.9
+        assert api.store(run)[index].top_tokens[0].share >= 0.9
     assert list(table["label"].unique()) == [""]
-    assert run.features.arrow().num_rows == 256
+    assert api.store(run).arrow().num_rows == 256
 
 
 def test_a_text_of_ones_own_fires_what_the_store_knows(run: Run, plain: Plain, lm: LanguageModel) -> None:
     coder = SparseCoder.load(run.path).fold()
     placed = Placed(coder, Site.parse("1.mlp_in"), Site.parse("1.mlp_out"))
-    text = "".join(run.features.pieces(plain.tokens[3][1:].tolist()))
-    reading = read_text(lm, placed, run.features.about, text)
+    text = "".join(api.store(run).pieces(plain.tokens[3][1:].tolist()))
+    reading = read_text(lm, placed, api.store(run).about, text)
     assert "".join(reading.tokens[1:]) == text
     assert not reading.counted[0]
     again = lm.tokens(text)[0].numpy()
@@ -171,9 +171,9 @@ def test_a_text_of_ones_own_fires_what_the_store_knows(run: Run, plain: Plain, l
             assert positions == np.flatnonzero(plain.latents[3, :, index]).tolist()
             assert values == pytest.approx(plain.latents[3, positions, index].tolist(), rel=1e-3)
     with pytest.raises(MatryoshkaError, match="too short"):
-        read_text(lm, placed, run.features.about, "")
+        read_text(lm, placed, api.store(run).about, "")
     with pytest.raises(MatryoshkaError, match="reads"):
-        read_text(lm, placed, run.features.about, "word " * 3000)
+        read_text(lm, placed, api.store(run).about, "word " * 3000)
 
 
 def contents(store: FeatureStore) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def test_two_processes_make_the_same_store(trained: Run, run: Run, tmp_path: Pat
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     command += ["-m", "matryoshka.cli", "features", str(both.path), "--tokens", str(TOKENS)]
     subprocess.run(command, check=True, capture_output=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert contents(both.features) == contents(run.features)
+    assert contents(api.store(both)) == contents(api.store(run))
     assert not both.recording.exists()
 
 
@@ -277,7 +277,7 @@ def test_labels_outlive_collecting_anew(trained: Run, tmp_path: Path) -> None:
     other.save(run.coder)
     with pytest.raises(MatryoshkaError, match="labels and notes for another coder"):
         evidence.features(run.path, 3000, overwrite=True)
-    assert run.features[7].label == "my label"
+    assert api.store(run)[7].label == "my label"
 
 
 def test_another_text_and_split(trained: Run, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_another_text_and_split(trained: Run, tmp_path: Path) -> None:
         assert "\ufffd" not in "".join(example.tokens[8:-8]), "an emoji may be cut by the window, nowhere else"
     with pytest.raises(MatryoshkaError, match="no such file"):
         evidence.features(run.path, 1000, text=str(tmp_path / "absent.txt"), overwrite=True)
-    assert len(run.features) == 256, "the old store is whole"
+    assert len(api.store(run)) == 256, "the old store is whole"
 
 
 def test_a_site_without_a_direct_path_has_no_logit_effect(lm: LanguageModel, tokens: Tokens, tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import torch
 from fake_endpoint import FakeEndpoint, Reply, always, contexts, failure, is_explaining, oracle
 from small_store import SILENT, WIDTHS, make_store
 
-from matryoshka import assembly, evidence
+from matryoshka import api, assembly, evidence
 from matryoshka.cli import main
 from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.placed import Placed
+from matryoshka.evaluation.saved import load
 from matryoshka.evaluation.scores import NotMeasurable, Result
 from matryoshka.features import prompts
 from matryoshka.features import trials as shown_contexts
@@ -98,12 +99,12 @@ def explained(
 ) -> Result:
     found = Placed.load(run.coder, lm)
     asked = Endpoint(ChatModel("fake", server.url, **settings), run.path.parent / "answers", first_wait=0.01)  # pyright: ignore
-    return explain(prepare(run.features, lm, found._replace(coder=found.coder.fold()), asked, wanted))
+    return explain(prepare(api.store(run), lm, found._replace(coder=found.coder.fold()), asked, wanted))
 
 
 def test_the_features_are_as_planted(planted: Run) -> None:
     """What the tests below stand on."""
-    store = planted.features
+    store = api.store(planted)
     for i, word in enumerate(WORDS):
         assert [each.token for each in store[i].top_tokens] == [word], word
         assert store[i].statistics.count > 60
@@ -114,7 +115,7 @@ def test_the_features_are_as_planted(planted: Run) -> None:
 
 
 def test_who_knows_the_tokens_scores_one_and_by_another_explanation_half(run: Run, lm: LanguageModel) -> None:
-    run.features.annotate(2, "mine", "a note")
+    api.store(run).annotate(2, "mine", "a note")
     with FakeEndpoint(oracle) as server:
         result = explained(run, lm, server)
     assert {(each.measure, each.width) for each in result.scores} == {
@@ -127,7 +128,7 @@ def test_who_knows_the_tokens_scores_one_and_by_another_explanation_half(run: Ru
         assert each.units == tuple(map(str, range(len(WORDS))))[: each.width]
         # a little below: a context in which a feature is silent lies around a firing of one of the 21 others
         assert each.null == pytest.approx(0.48, abs=0.12 if each.width == 4 else 0.05)
-    store = run.features
+    store = api.store(run)
     for i, word in enumerate(WORDS):
         assert (store[i].explanation, store[i].explained_by) == (f"the token <{word}>", "fake")
     assert (store[2].label, store[2].note, store[2].name) == ("mine", "a note", "mine")
@@ -237,7 +238,7 @@ def test_the_other_explanation_is_another_text() -> None:
 
 @pytest.fixture(scope="module")
 def shown(planted: Run, lm: LanguageModel, placed: Placed) -> list[Evidence]:
-    store = planted.features
+    store = api.store(planted)
     known = shown_contexts.silence(store, lm, placed, range(22), 0)
     return [shown_contexts.evidence(store[i], known, 0) for i in range(22)]
 
@@ -294,7 +295,7 @@ def test_neither_place_nor_number_of_marks_tells(shown: list[Evidence]) -> None:
 
 
 def test_firing_is_what_was_collected(planted: Run, lm: LanguageModel, placed: Placed) -> None:
-    store = planted.features
+    store = api.store(planted)
     examples = [example for i in range(8) for example in store[i].groups[0].examples]
     text = store.windows(example.window for example in examples)
     rows = torch.tensor([text[example.window] for example in examples])
@@ -309,7 +310,7 @@ def test_firing_is_what_was_collected(planted: Run, lm: LanguageModel, placed: P
 
 def test_examples_are_of_all_quantile_groups(featured: Run) -> None:
     """On a trained coder, whose activations differ."""
-    store = featured.features
+    store = api.store(featured)
     feature = max(
         (store[i] for i in range(20)), key=lambda each: min((len(g.examples) for g in each.groups), default=0)
     )
@@ -325,7 +326,7 @@ def test_examples_are_of_all_quantile_groups(featured: Run) -> None:
 
 
 def test_too_few_contexts(featured: Run, lm: LanguageModel, tmp_path: Path) -> None:
-    store, count = featured.features, featured.features.columns()["count"]
+    store, count = api.store(featured), api.store(featured).columns()["count"]
     rare = min((n, i) for i, n in enumerate(count) if n)[1]
     never = count.index(0)
     found = Placed.load(featured.coder, lm)
@@ -340,7 +341,7 @@ def test_too_few_contexts(featured: Run, lm: LanguageModel, tmp_path: Path) -> N
 
 
 def test_a_sample_of_each_ring_and_of_the_living(planted: Run) -> None:
-    store = planted.features
+    store = api.store(planted)
     for seed in range(5):
         chosen = choose(store, Wanted(per_ring=3, seed=seed))
         assert [sum(i < 4 for i in chosen), len(chosen)] == [3, 6]
@@ -412,7 +413,7 @@ def test_the_cost_is_what_is_asked_then(run: Run, lm: LanguageModel, placed: Pla
     with FakeEndpoint(oracle) as server:
         for _ in range(2):
             asked = Endpoint(ChatModel("fake", server.url, concurrency=3), run.path.parent / "answers")
-            plan = prepare(run.features, lm, placed, asked, Wanted(per_ring=2))
+            plan = prepare(api.store(run), lm, placed, asked, Wanted(per_ring=2))
             told.append(plan.cost)
             explain(plan)
         assert server.most_at_once <= 3
@@ -421,7 +422,7 @@ def test_the_cost_is_what_is_asked_then(run: Run, lm: LanguageModel, placed: Pla
         assert sent <= told[0].tokens_in <= 1.5 * sent
         assert told[0].tokens_out == 500 * told[0].requests
         assert told[1] == Cost(), "nothing is asked twice"
-        more = prepare(run.features, lm, placed, asked, Wanted(per_ring=3)).cost
+        more = prepare(api.store(run), lm, placed, asked, Wanted(per_ring=3)).cost
         # the two more features, and four whose other explanation may be another one now
         assert 2 * 9 <= more.requests <= 2 * 9 + 4 * 4
         assert len(server.asked) == told[0].requests, "nothing is asked by counting"
@@ -451,14 +452,14 @@ def test_explanations_that_a_refusal_ends_stay(run: Run, lm: LanguageModel) -> N
 
     with FakeEndpoint(answer) as server, pytest.raises(MatryoshkaError, match="no more money"):
         explained(run, lm, server, Wanted([3, 4]))
-    assert run.features[3].explanation == "the token < which>"
+    assert api.store(run)[3].explanation == "the token < which>"
 
 
 # --- names by rules
 
 
 def test_rules_name_what_fires_on_one_token(run: Run) -> None:
-    store = run.features
+    store = api.store(run)
     store.annotate(2, "mine")
     store.explain({4: ("by somebody else", "gpt")})
     assert name_by_rules(store) == (21, 0, 1)
@@ -466,7 +467,7 @@ def test_rules_name_what_fires_on_one_token(run: Run) -> None:
         if i != 4:
             assert (store[i].explanation, store[i].explained_by) == (f'the token "{word}" (AUC 1.00)', "rule")
     assert (store[2].name, store[4].name, store[NEVER].name) == ("mine", "by somebody else", "")
-    assert name_by_rules(run.features) == (21, 0, 1), "its own names it makes anew"
+    assert name_by_rules(api.store(run)) == (21, 0, 1), "its own names it makes anew"
 
 
 def test_rules_that_tell_little_name_nothing(featured: Run, tmp_path: Path) -> None:
@@ -546,10 +547,10 @@ def test_an_older_store_opens_and_is_brought_up_to_date_by_a_change(
 
 
 def test_collecting_anew_keeps_explanations(run: Run) -> None:
-    run.features.explain({1: ("zyx", "gpt")})
+    api.store(run).explain({1: ("zyx", "gpt")})
     evidence.features(run.path, 5000, overwrite=True)
-    assert run.features.explanations() == {1: ("zyx", "gpt")}
-    assert run.features.search("zyx") == [1]
+    assert api.store(run).explanations() == {1: ("zyx", "gpt")}
+    assert api.store(run).search("zyx") == [1]
 
 
 # --- the command
@@ -566,7 +567,7 @@ def test_the_command_without_a_model(run: Run, capsys: pytest.CaptureFixture[str
     code, out, err = typed(capsys, "explain", run.path)
     assert (code, err) == (0, "")
     assert "22 features named by the n-gram" in out
-    assert run.features[3].name == 'the token " which" (AUC 1.00)'
+    assert api.store(run)[3].name == 'the token " which" (AUC 1.00)'
 
 
 def test_the_command_with_a_model(run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -587,11 +588,11 @@ def test_the_command_with_a_model(run: Run, capsys: pytest.CaptureFixture[str], 
         code, out, _ = typed(capsys, *words)
         assert "0 questions to fake" in out, "without a question, as nothing is asked"
         assert code == 0
-    saved = run.saved_results("detection")
+    saved = load(run.evaluation, "detection")
     assert [(each.measure.name, each.width, each.value) for each in saved.result.scores] == [
         (name, width, 1) for name in ("detection", "fuzzing") for width in RINGS
     ]
-    assert saved.identity["coder"] == run.features.about.coder
+    assert saved.identity["coder"] == api.store(run).about.coder
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert not any(b"secret-of-mine" in file.read_bytes() for file in files)
     assert server.keys == ["Bearer secret-of-mine"] * 18
@@ -640,7 +641,7 @@ def test_mistakes_are_one_line(
     assert code == 2
     assert line in err
     assert len(err.strip().splitlines()) == 1
-    assert run.features.explanations() == {}
+    assert api.store(run).explanations() == {}
     assert not (run.evaluation / "detection.json").exists()
 
 

@@ -15,7 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from matryoshka import evidence
+from matryoshka import api, evidence
 from matryoshka.run import Run
 
 CHROMIUM = shutil.which("chromium")
@@ -81,7 +81,7 @@ def test_the_list_opens_with_the_runs_facts(page: Page, address: str, run: Run) 
     expect(page.get_by_role("heading", level=1)).to_contain_text("1.mlp_in")
     expect(page.locator("#count")).to_have_text("256 features")
     body = page.locator("main")
-    expect(body).to_contain_text(f"{run.features.about.tokens:,} tokens")
+    expect(body).to_contain_text(f"{api.store(run).about.tokens:,} tokens")
     expect(body).to_contain_text("BOS, the first token of each window, and attention sinks")
     expect(page.get_by_role("grid", name="Features")).to_have_attribute("aria-rowcount", "257")
     assert page.locator(".rows .row").count() < 100, "only visible rows are in the page"
@@ -89,9 +89,9 @@ def test_the_list_opens_with_the_runs_facts(page: Page, address: str, run: Run) 
 
 
 def test_searching_sorting_and_filtering(page: Page, address: str, run: Run) -> None:
-    columns = run.features.columns()
+    columns = api.store(run).columns()
     word = max(
-        run.features[run.features.ranking("count")[3]].top_tokens, key=lambda each: len(each.token)
+        api.store(run)[api.store(run).ranking("count")[3]].top_tokens, key=lambda each: len(each.token)
     ).token.strip()
     page.goto(address)
     page.get_by_role("searchbox").fill(word)
@@ -118,8 +118,8 @@ def test_searching_sorting_and_filtering(page: Page, address: str, run: Run) -> 
 
 
 def test_a_feature_shows_its_evidence(page: Page, address: str, run: Run) -> None:
-    index = run.features.ranking("count")[0]
-    feature = run.features[index]
+    index = api.store(run).ranking("count")[0]
+    feature = api.store(run)[index]
     page.goto(f"{address}#/0/{index}")
     card = page.locator("article.card")
     expect(card).to_contain_text(f"{feature.statistics.count:,}")
@@ -138,7 +138,7 @@ def test_a_feature_shows_its_evidence(page: Page, address: str, run: Run) -> Non
         expect(card.get_by_role("heading", name=part, exact=True)).to_be_visible()
     neighbour = feature.cosine[0].index
     card.locator(f'a[href*="#/0/{neighbour}"]').first.click()
-    expect(page.get_by_role("heading", level=1)).to_contain_text(run.features[neighbour].summary)
+    expect(page.get_by_role("heading", level=1)).to_contain_text(api.store(run)[neighbour].summary)
     page.go_back()
     expect(page).to_have_url(re.compile(f"#/0/{index}"))
     shown(page, "feature")
@@ -184,20 +184,20 @@ def test_labels_and_notes_are_kept_and_are_only_text(page: Page, address: str, r
     page.reload()
     expect(page.get_by_role("heading", level=1)).to_contain_text("<script>alert(1)</script>")
     expect(page.get_by_role("textbox", name="Note")).to_have_value("two\nlines")
-    assert (run.features[7].label, run.features[7].note) == (NASTY, "two\nlines")
+    assert (api.store(run)[7].label, api.store(run)[7].note) == (NASTY, "two\nlines")
     page.goto(f"{address}#/0?q=onerror")
     expect(page.locator("#count")).to_have_text(re.compile("^1 of 256"))
     shown(page, "labelled")
 
 
 def test_an_explanation_is_a_name_until_there_is_a_label(page: Page, address: str, run: Run) -> None:
-    run.features.explain({11: (f"fires on {NASTY}", "gpt-x"), 12: ("the token “of” (AUC 0.91)", "rule")})
+    api.store(run).explain({11: (f"fires on {NASTY}", "gpt-x"), 12: ("the token “of” (AUC 0.91)", "rule")})
     page.goto(f"{address}#/0/11")
     expect(page.locator("h1")).to_contain_text("fires on <script>alert(1)</script>")
     expect(page.locator(".explained")).to_have_text("Named by gpt-x")
     page.goto(f"{address}#/0/12")
     expect(page.locator(".explained")).to_have_text("Named by the rule that tells best where it fires")
-    run.features.annotate(12, "mine")
+    api.store(run).annotate(12, "mine")
     page.goto(f"{address}#/0?q=0.91")
     page.reload()
     expect(page.locator(".rows .row")).to_have_count(1)
@@ -266,8 +266,8 @@ def test_on_a_telephone_nothing_is_cut_off(browser: Browser, address: str) -> No
 
 
 def test_the_exported_folder_opens_without_a_server(page: Page, run: Run, tmp_path: Path) -> None:
-    busy = run.features.ranking("count")[0]
-    run.features.annotate(busy, label="mine")
+    busy = api.store(run).ranking("count")[0]
+    api.store(run).annotate(busy, label="mine")
     index = evidence.export_page(run.path, tmp_path / "page")
     page.goto(index.as_uri())
     expect(page.locator("#count")).to_have_text("256 features")
@@ -282,8 +282,8 @@ def test_the_exported_folder_opens_without_a_server(page: Page, run: Run, tmp_pa
 
 
 def test_a_notebook_shows_the_same_card(page: Page, run: Run, tmp_path: Path) -> None:
-    index = run.features.ranking("count")[1]
-    html = run.feature(index)._repr_html_()
+    index = api.store(run).ranking("count")[1]
+    html = api.feature(run, index)._repr_html_()
     (tmp_path / "notebook.html").write_text(f"<!doctype html><meta charset=utf-8>{html}", encoding="utf-8")
     page.goto((tmp_path / "notebook.html").as_uri())
     card = page.frame_locator("iframe").locator("article.card")

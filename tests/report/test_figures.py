@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matryoshka import commands
+from matryoshka import api, commands
 from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation.saved import load, save
 from matryoshka.evaluation.scores import Result
 from matryoshka.report import drawing, figures, saved
 from matryoshka.run import Run
@@ -144,7 +145,7 @@ def test_curves_are_what_metrics_jsonl_says(run: Run) -> None:
 
 
 def test_prefixes_are_where_the_evaluation_says(run: Run) -> None:
-    results = run.results()
+    results = api.results(run)
     above, below = figures.prefix_figure(results).axes
     assert lines(above) == {"FVU": (WIDTHS, results.values("FVU"))}
     assert lines(below) == {
@@ -178,9 +179,9 @@ def test_a_plain_coder_and_a_young_run_are_drawn_too(run: Run) -> None:
     """One prefix, one record, nothing held out."""
     record = {**records(run)[0][0], "fvu": [0.5]}
     run.metrics.write_text(json.dumps(record) + "\n")
-    results, identity = run.saved_results("reconstruction")
+    results, identity = load(run.evaluation, "reconstruction")
     whole = tuple(score for score in results.scores if score.width == 512)
-    run.save_results("reconstruction", Result(whole, {**results.details, "widths": [512]}), identity)
+    save(Result(whole, {**results.details, "widths": [512]}), identity, run.evaluation, "reconstruction")
     files = figures.draw(run, np.full(512, 0.01))
     assert "first 512" in texts(files[1])
     assert "held out" not in texts(files[1])
@@ -222,12 +223,12 @@ def test_a_run_without_metrics_is_refused(run: Run, content: str | None) -> None
 
 
 def test_a_run_without_an_evaluation_of_this_coder_is_refused(run: Run) -> None:
-    results, identity = run.saved_results("reconstruction")
+    results, identity = load(run.evaluation, "reconstruction")
     shorter = Result(tuple(score for score in results.scores if score.width < 512), results.details)
-    run.save_results("reconstruction", shorter, identity)
+    save(shorter, identity, run.evaluation, "reconstruction")
     with pytest.raises(MatryoshkaError, match=r"not the results of this coder .*; run: matryoshka eval .*run --overw"):
         figures.draw(run, None)
-    run.save_results("reconstruction", Result(tuple(results.of("FVU"))), identity)
+    save(Result(tuple(results.of("FVU"))), identity, run.evaluation, "reconstruction")
     with pytest.raises(MatryoshkaError, match="no score 'CE recovered"):
         figures.draw(run, None)
     (run.evaluation / "reconstruction.json").write_text("[1, 2]")
@@ -264,7 +265,7 @@ def test_a_failure_leaves_the_old_figures_whole(run: Run, density: np.ndarray, m
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(files, "sync", full)
+    monkeypatch.setattr("matryoshka.files.sync", full)
     with pytest.raises(OSError, match="No space left"):
         figures.draw(run, density / 2)
     assert [file.read_bytes() for file in files] == before

@@ -11,7 +11,7 @@ from small_store import make_store
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features.store import FeatureStore
 from matryoshka.report import data
-from matryoshka.report.notebook import WEB, Card
+from matryoshka.report.notebook import WEB, FeatureCard
 
 NASTY = "</script><!--<script><img src=x onerror=alert(1)>\"'&lt;&quot; \u202e\u200b\u2028\u2029\0 🙂🏽"
 
@@ -47,7 +47,7 @@ def store(tmp_path: Path) -> FeatureStore:
 
 def frame(store: FeatureStore, index: int) -> list[tuple[str, dict[str, str | None], str]]:
     """The elements inside the frame that the notebook is given."""
-    outer = Elements(Card(store, index)._repr_html_()).found
+    outer = Elements(FeatureCard(store, index)._repr_html_()).found
     assert [(tag, text) for tag, _, text in outer] == [("iframe", "")], "nothing of it is outside the frame"
     attributes = outer[0][1]
     assert set(attributes) == {"title", "sandbox", "srcdoc", "style"}
@@ -96,17 +96,17 @@ def test_what_is_inlined_cannot_end_its_element() -> None:
 
 def test_elsewhere_it_is_a_few_lines(store: FeatureStore) -> None:
     for index in range(len(store)):
-        lines = repr(Card(store, index)).split("\n")
+        lines = repr(FeatureCard(store, index)).split("\n")
         assert lines[0].startswith(f"feature {index}, ring {store[index].ring}: </script>")
         assert len(lines) == 1 + sum(len(group.examples) for group in store[index].groups[:1])
         assert all(line.isprintable() for line in lines), "no token moves the cursor or turns the line round"
     store.annotate(5, "", "")
-    assert repr(Card(store, 5)) == "feature 5, ring 0: never fires (density 0.000%)"
-    assert Card(store, 7).feature == store[7]
+    assert repr(FeatureCard(store, 5)) == "feature 5, ring 0: never fires (density 0.000%)"
+    assert FeatureCard(store, 7).feature == store[7]
 
 
 def test_no_such_feature_is_said_at_once(store: FeatureStore) -> None:
     """Not when the notebook shows it."""
     for wrong in (-1, 70):
         with pytest.raises(MatryoshkaError, match=f"no feature {wrong}; there are 0 to 69"):
-            Card(store, wrong)
+            FeatureCard(store, wrong)

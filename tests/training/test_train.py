@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from matryoshka import commands
+from matryoshka import api, commands
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.config import merged
 from matryoshka.errors import MatryoshkaError
@@ -40,7 +40,7 @@ def config(**values: Any) -> Config:
 
 
 def l0(run: Run) -> float:
-    return run.results().values("L0")[-1]
+    return api.results(run).values("L0")[-1]
 
 
 def records(run: Run) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def test_a_run_learns_and_holds_all_that_it_should(whole: Run) -> None:
         "config.yaml", "provenance.json", "metrics.jsonl", "checkpoints", "coder", "best", "evaluation",
     }  # fmt: skip
     assert sorted(path.name for path in whole.checkpoints.iterdir()) == ["latest", "step_18", "step_20"]
-    results = whole.results()
+    results = api.results(whole)
     assert results.details["tokens"] + results.details["tokens_left_out"] == 1024
     assert len(results.values("FVU")) == len(results.values("CE")) == 5
     coder = SparseCoder.load(whole.path)
@@ -83,7 +83,7 @@ def test_dead_latents_are_counted_and_the_counters_are_saved(whole: Run) -> None
     coder = SparseCoder.load(whole.path)
     dead = coder.dead(600).double().mean().item()
     assert 0 < dead < 1
-    assert whole.results().values("dead")[-1] == dead == records(whole)[-2]["dead"]
+    assert api.results(whole).values("dead")[-1] == dead == records(whole)[-2]["dead"]
 
 
 def test_the_saved_configuration_repeats_the_run(whole: Run, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_every_activation_trains(activation: str, tmp_path: Path) -> None:
 def test_random_widths_report_the_fixed_ones(tmp_path: Path) -> None:
     run = commands.train(config(coder={"random_widths": True}), tmp_path / "run")
     assert all(len(record["fvu"]) == 5 for record in records(run))
-    assert run.results().details["widths"] == [32, 64, 128, 256, 512]
+    assert api.results(run).details["widths"] == [32, 64, 128, 256, 512]
 
 
 def test_a_run_that_exists_is_refused_unless_overwritten(whole: Run, tmp_path: Path) -> None:

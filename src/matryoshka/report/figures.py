@@ -21,16 +21,15 @@ from matryoshka.evaluation.scores import Result
 from matryoshka.files import write_bytes
 from matryoshka.report import drawing
 from matryoshka.report.saved import Curves, checked, read_metrics, read_results
+from matryoshka.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from matryoshka.run import Run
-
 DPI = 200
 
 
-def draw(run: "Run", density: np.ndarray | None) -> list[Path]:
+def draw(run: Run, density: np.ndarray | None) -> list[Path]:
     """Draw all figures of `run` into its figures/; the files written.
 
     `density` is each feature's firing share, [d_sae]; None leaves its figure out. Raises MatryoshkaError, before

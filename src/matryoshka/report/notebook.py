@@ -16,7 +16,7 @@ FRAME = """\
 
 
 @dataclass(frozen=True)
-class Card:
+class FeatureCard:
     """A feature for people: the page's card in a notebook, a few lines of text elsewhere. `feature` has the numbers."""
 
     store: FeatureStore

@@ -2,16 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation.saved import load
 from matryoshka.evaluation.scores import Result
-
-if TYPE_CHECKING:
-    from matryoshka.run import Run
-
+from matryoshka.run import Run
 
 DRAWN = ("FVU", "CE recovered", "CE recovered (zero)")
 """Scores of the reconstruction that are drawn, by name: what measures them imports torch."""
@@ -36,7 +34,7 @@ class Curves(NamedTuple):
     """[m]"""
 
 
-def read_metrics(run: "Run") -> Curves:
+def read_metrics(run: Run) -> Curves:
     """The run's metrics.jsonl. Raises MatryoshkaError if there is no record of training in it, or what is no record."""
     training, held_out = [], []
     for number, record in enumerate(_records(run), start=1):
@@ -63,7 +61,7 @@ def read_metrics(run: "Run") -> Curves:
     return Curves(tokens, fvu, l0, dead, held_out_steps * batch, held_out_fvu, held_out_l0)
 
 
-def _records(run: "Run") -> list[Any]:
+def _records(run: Run) -> list[Any]:
     """The lines of metrics.jsonl; half a line at its end, as a kill leaves it, is left out."""
     try:
         lines = run.metrics.read_bytes().splitlines()
@@ -79,9 +77,9 @@ def _records(run: "Run") -> list[Any]:
     return records
 
 
-def read_results(run: "Run", prefixes: int) -> Result:
+def read_results(run: Run, prefixes: int) -> Result:
     """The run's evaluation/reconstruction.json, with one number a prefix. Raises MatryoshkaError otherwise."""
-    results, file = run.results(), run.evaluation / "reconstruction.json"
+    results, file = load(run.evaluation, "reconstruction").result, run.evaluation / "reconstruction.json"
     lengths = {name: len(results.of(name)) for name in DRAWN}
     if {*lengths.values()} != {prefixes}:
         raise MatryoshkaError(
@@ -91,7 +89,7 @@ def read_results(run: "Run", prefixes: int) -> Result:
     return results
 
 
-def checked(density: np.ndarray, widths: Sequence[int], run: "Run") -> np.ndarray:
+def checked(density: np.ndarray, widths: Sequence[int], run: Run) -> np.ndarray:
     """`density` in float64, if it is one share for each feature."""
     density = np.asarray(density, dtype=np.float64)
     if density.shape != (widths[-1],):
