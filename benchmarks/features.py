@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def train(run: Path, size: dict[str, int]) -> None:
-    command = [sys.executable, "-m", "matryoshka.cli", "train", "--read", "2.mlp_in", "--write", "2.mlp_out"]
+    command = [sys.executable, "-m", "matryoshka", "train", "--read", "2.mlp_in", "--write", "2.mlp_out"]
     command += ["--d-sae", str(size["d_sae"]), "--k", str(size["k"]), "--tokens", str(size["train"])]
     command += ["--batch", "1024", "--lr", "1e-3", "--out", str(run)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -68,18 +68,18 @@ def bare(run: Path, size: dict[str, int]) -> float:
     """Seconds of the language model and the encoder alone."""
     import torch
 
-    from matryoshka import assembly
     from matryoshka.data.activations import RowFilter
     from matryoshka.evaluation.placed import READ_BATCH, Placed, batches
     from matryoshka.run import Run
     from matryoshka.training.allocator import keep_freed_memory
     from matryoshka.training.config import Config
+    from matryoshka.training.setup import open_lm, open_tokens
 
     keep_freed_memory()
     config = Config.load(Run.open(run).config_file)
-    lm = assembly.open_lm(config.model)
+    lm = open_lm(config.model)
     placed = Placed.load(Run(run).coder, lm)
-    windows = assembly.open_tokens(config.text, lm.vocabulary).windows("train")
+    windows = open_tokens(config.text, lm.vocabulary).windows("train")
     sites = [placed.read, placed.write]
     keep = RowFilter.measure(lm, windows, sites)
     started = time.perf_counter()
@@ -92,7 +92,7 @@ def bare(run: Path, size: dict[str, int]) -> float:
 
 def collect(run: Path, size: dict[str, int]) -> float:
     """Seconds of the whole collection, without loading the models."""
-    from matryoshka import evidence
+    from matryoshka import api
 
     started = 0.0
 
@@ -100,7 +100,7 @@ def collect(run: Path, size: dict[str, int]) -> float:
         nonlocal started
         started = time.perf_counter()
 
-    evidence.features(run, size["tokens"], split="train", overwrite=True, announce=start)
+    api.features(run, size["tokens"], split="train", overwrite=True, announce=start)
     return time.perf_counter() - started
 
 

@@ -17,7 +17,6 @@ import statistics
 import torch
 from torch import Tensor
 
-from matryoshka import assembly
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.config import merged
 from matryoshka.data.activations import Batch
@@ -26,6 +25,7 @@ from matryoshka.evaluation.placed import Placed
 from matryoshka.training.config import Config
 from matryoshka.training.optim import learning_rate
 from matryoshka.training.plan import check
+from matryoshka.training.setup import calibrate, new_trainees, open_lm, open_stream, open_tokens
 from matryoshka.training.trainee import Trainee
 
 
@@ -80,14 +80,14 @@ def compare(config: Config, seeds: int) -> dict[str, list[list[float]]]:
     given = config.model_dump()
     low, full = (Config.build(merged(given, {"training": {"autocast": each}})) for each in ("bfloat16", "off"))
     info, plans = check(config)
-    lm = assembly.open_lm(config.model)
-    tokens = assembly.open_tokens(config.text, lm.vocabulary)
+    lm = open_lm(config.model)
+    tokens = open_tokens(config.text, lm.vocabulary)
     results: dict[str, list[list[float]]] = {"bfloat16": [], "float32": [], "dense": []}
     for seed in range(seeds):
         plan = plans[0]._replace(section=plans[0].section.model_copy(update={"seed": seed}))
-        stream = assembly.open_stream(config, lm, tokens, [plan])
-        learners = [assembly.new_trainees(each, [plan], lm.device, info)[0] for each in (low, full)]
-        assembly.calibrate(learners, stream)
+        stream = open_stream(config, lm, tokens, [plan])
+        learners = [new_trainees(each, [plan], lm.device, info)[0] for each in (low, full)]
+        calibrate(learners, stream)
         dense = Dense(learners[1])
         for step, batch in enumerate(itertools.islice(stream, config.steps)):
             for learner in learners:

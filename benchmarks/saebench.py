@@ -36,7 +36,6 @@ from harness import HERE, OFFLINE, available_threads, environment, machine, publ
 from safetensors.torch import save_file
 from torch import Tensor
 
-from matryoshka import assembly
 from matryoshka.coder.activations import BatchTopK, JumpReLU
 from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.data.activations import Batch
@@ -53,6 +52,7 @@ from matryoshka.lm.sites import Site
 from matryoshka.run import Run
 from matryoshka.training.config import CoderSection, Config, TrainingSection
 from matryoshka.training.plan import Plan
+from matryoshka.training.setup import open_lm, open_tokens
 from matryoshka.training.trainee import Trainee
 
 D_SAE, K, STEPS, BATCH = 3072, 32, 600, 1024
@@ -230,11 +230,11 @@ def core_agreement(path: Path, python: Path) -> dict[str, dict[str, float]]:
     """{"ours": …, "theirs": …}, each by CORE's names, for the whole dictionary."""
     run = Run.open(path)
     config = Config.load(run.config_file)
-    lm = assembly.open_lm(config.model)
+    lm = open_lm(config.model)
     placed = Placed.load(run.coder, lm)
     if placed.read != placed.write or placed.read.kind != "resid_post":
         raise MatryoshkaError(f"{path}: SAEBench takes SAEs of resid_post, this one is {placed.read} → {placed.write}")
-    windows = assembly.open_tokens(config.text, lm.vocabulary).windows("held_out")
+    windows = open_tokens(config.text, lm.vocabulary).windows("held_out")
     found = reconstruction.evaluate(lm, windows, placed, TOKENS)
     about = {
         "folder": str(lm.info.folder or lm.info.name),

@@ -30,7 +30,7 @@ ROOMS = [
 ]
 install_import_hook(ROOMS, "beartype.beartype")
 
-from matryoshka import commands, evidence  # noqa: E402
+from matryoshka import api  # noqa: E402
 from matryoshka.data.sections import TextConfig  # noqa: E402
 from matryoshka.data.tokens import Tokens, tokenise  # noqa: E402
 from matryoshka.lm.model import LanguageModel, load  # noqa: E402
@@ -63,7 +63,7 @@ def tokens(lm: LanguageModel) -> Tokens:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of SMALL. Never changed: tests work in copies of it."""
-    return commands.train(Config.build(SMALL), tmp_path_factory.mktemp("trained") / "run")
+    return api.train(Config.build(SMALL), tmp_path_factory.mktemp("trained") / "run")
 
 
 @pytest.fixture(scope="session")
@@ -71,5 +71,5 @@ def featured(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same with its features, of FEATURE_TOKENS tokens. Never changed either."""
     run = Run(tmp_path_factory.mktemp("featured") / "run")
     shutil.copytree(trained.path, run.path)
-    evidence.features(run.path, FEATURE_TOKENS)
+    api.features(run.path, FEATURE_TOKENS)
     return run

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from matryoshka import api, commands, evidence
+from matryoshka import api
 from matryoshka.lm.model import LanguageModel, load
 from matryoshka.lm.sites import Site
 from matryoshka.run import Run
@@ -76,7 +76,7 @@ def test_a_transcoder_of_layer_9_beats_the_mean(gguf: Path, smollm: LanguageMode
             "evaluation": {"tokens": 4096},
         }
     )
-    run = commands.train(config, tmp_path / "run")
+    run = api.train(config, tmp_path / "run")
     results = api.results(run)
     print(f"\nSmolLM2-135M 9.mlp_in → 9.mlp_out, {config.training.tokens:,} tokens, held out:")
     for name in ("FVU", "L0", "dead", "CE", "CE recovered", "CE recovered (zero)"):
@@ -90,7 +90,7 @@ def test_a_transcoder_of_layer_9_beats_the_mean(gguf: Path, smollm: LanguageMode
 
 def features_of_a_real_model(run: Run) -> None:
     """Its features fire on what their summaries say, and some are of one kind of word."""
-    [store] = evidence.features(run.path, 20_000)
+    [store] = api.features(run.path, 20_000)
     columns = store.columns()
     assert sum(columns["count"]) / store.about.tokens == pytest.approx(32, rel=0.25)
     concentrated = [

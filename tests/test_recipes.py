@@ -7,7 +7,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from matryoshka import commands
+from matryoshka import api
 from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.training.config import Config
@@ -85,7 +85,7 @@ def test_a_recipe_builds_on_the_meta_device(recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_its_memory_is_stated_from_shapes(recipe: Path) -> None:
     config = Config.load(recipe)
-    items = {item.name: item for item in commands.memory(config)}
+    items = {item.name: item for item in api.memory(config)}
     if config.model.name in PARAMETERS:
         parameters = items["language model"].bytes / 4  # float32 on a CPU
         assert parameters == pytest.approx(PARAMETERS[config.model.name], rel=0.01)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from torch.utils import backend_registration
 
-from matryoshka import api, commands, suite
+from matryoshka import api
 from matryoshka.config import merged
 from matryoshka.run import Run
 from matryoshka.training.config import Config
@@ -66,7 +66,7 @@ for wrong in (lambda: x + torch.ones(3), lambda: x.numpy(), lambda: torch.ones(3
 
 def test_training_from_a_cache_learns_what_it_learns_on_a_cpu_and_resumes(tmp_path: Path) -> None:
     training = {"autocast": "off", "checkpoint_every": 25}
-    here = commands.train(Config.build(merged(SMALL, {"training": training})), tmp_path / "here")
+    here = api.train(Config.build(merged(SMALL, {"training": training})), tmp_path / "here")
     cached = ["--activations.cache", tmp_path / "activations"]
     on_second_device("train", here.config_file, *THERE, *cached, "--out", tmp_path / "there")
     there = Run(tmp_path / "there")
@@ -93,7 +93,7 @@ def test_every_evaluation_finds_what_it_finds_on_a_cpu(trained: Run, tmp_path: P
     there = copied(trained, tmp_path / "there")
     on_second_device("eval", there.path, "--overwrite")
     shutil.copytree(trained.path, tmp_path / "here")
-    suite.evaluate([tmp_path / "here"])
+    api.evaluate([tmp_path / "here"])
     found, expected = (
         {
             (row["name"], row["width"]): row["value"]

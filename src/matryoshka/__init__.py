@@ -17,20 +17,32 @@ Everything is imported when it is first used, so that `import matryoshka` itself
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from matryoshka.version import __version__
+
 if TYPE_CHECKING:
-    from matryoshka.api import feature, results, store
+    from matryoshka.api import (
+        evaluate,
+        explain,
+        export_page,
+        feature,
+        figures,
+        memory,
+        results,
+        resume,
+        serve,
+        steer,
+        store,
+        tokenise,
+        train,
+    )
     from matryoshka.coder.coder import CoderConfig, SparseCoder
     from matryoshka.coder.latents import Latents
-    from matryoshka.commands import resume, tokenise, train
     from matryoshka.data.activations import ActivationStream, Batch
     from matryoshka.errors import MatryoshkaError
     from matryoshka.lm.model import LanguageModel, describe, load
     from matryoshka.lm.sites import Site
     from matryoshka.run import Run
-    from matryoshka.suite import evaluate
     from matryoshka.training.config import Config
-
-__version__ = "0.1.0"
 
 _WHERE = {
     "ActivationStream": "data.activations",
@@ -44,14 +56,20 @@ _WHERE = {
     "Site": "lm.sites",
     "SparseCoder": "coder.coder",
     "describe": "lm.model",
-    "evaluate": "suite",
+    "evaluate": "api",
+    "explain": "api",
+    "export_page": "api",
     "feature": "api",
+    "figures": "api",
     "load": "lm.model",
+    "memory": "api",
     "results": "api",
-    "resume": "commands",
+    "resume": "api",
+    "serve": "api",
+    "steer": "api",
     "store": "api",
-    "tokenise": "commands",
-    "train": "commands",
+    "tokenise": "api",
+    "train": "api",
 }
 
 __all__ = [
@@ -65,12 +83,19 @@ __all__ = [
     "Run",
     "Site",
     "SparseCoder",
+    "__version__",
     "describe",
     "evaluate",
+    "explain",
+    "export_page",
     "feature",
+    "figures",
     "load",
+    "memory",
     "results",
     "resume",
+    "serve",
+    "steer",
     "store",
     "tokenise",
     "train",

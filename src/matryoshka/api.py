@@ -1,17 +1,322 @@
-"""The product's verbs, for Python and the command line alike.
+"""The product's verbs, one function each, for Python and the command line alike. A run is given as such or by its path.
 
-results(run, name)        what an evaluation found
-store(run)                its features
-feature(run, index)       one of them
+train(config), resume(run)    from text and a language model to trained, measured coders; on from the last checkpoint
+tokenise(config)              the tokens alone
+memory(config)                what training would hold in memory
+evaluate(runs)                the suite of evaluations, entries side by side, and a report
+features(run)                 every feature's evidence into the run's store
+name(run)                     the best rule of each feature beside its label
+explain(run, model)           a chat model's explanations beside the labels, and how well they tell where features fire
+steer(run, feature)           what the model writes with a feature held at a level, and without
+serve(runs)                   a page of it, on this machine
+export_page(run, folder)      the same page as a folder that opens without a server
+figures(run)                  training, FVU and densities as PNG and SVG
+results(run, name)            what an evaluation found
+store(run), feature(run, i)   its features, and one of them
 """
 
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
-from matryoshka.evaluation.saved import load
-from matryoshka.evaluation.scores import Result
+import numpy as np
+
+from matryoshka.config import merged
+from matryoshka.data.documents import check_source
+from matryoshka.data.tokens import Split, Tokens, Windows
+from matryoshka.defaults import FEATURE_TOKENS, PROMPT, STEERED_TOKENS, STRENGTH, TEMPERATURE
+from matryoshka.distributed import World
+from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation.held_out import activation_metrics
+from matryoshka.evaluation.placed import Placed
+from matryoshka.evaluation.saved import load, save
+from matryoshka.evaluation.scores import NotMeasurable, Result
+from matryoshka.evaluation.steering import Steered, measure_unit
+from matryoshka.evaluation.steering import steer as steer_text
+from matryoshka.evaluation.suite import Bench, explained, labelled, measured, recipes
+from matryoshka.evaluation.table import chosen, evaluations
+from matryoshka.features.choice import Choice
+from matryoshka.features.collect import Needs
+from matryoshka.features.collection import collect_members, collected
+from matryoshka.features.endpoint import ChatModel, Cost, Endpoint
+from matryoshka.features.explain import explain as explain_features
+from matryoshka.features.explain import prepare
+from matryoshka.features.naming import Named, name_by_rules
+from matryoshka.features.reading import reader
 from matryoshka.features.store import FeatureStore
+from matryoshka.features.summary import Wanted
+from matryoshka.files import write_text
+from matryoshka.lm.model import LanguageModel, describe, load_vocabulary
+from matryoshka.progress import progress_bar
+from matryoshka.report import comparison
+from matryoshka.report.comparison import Entry
+from matryoshka.report.export import export
+from matryoshka.report.figures import draw
 from matryoshka.report.notebook import FeatureCard
+from matryoshka.report.server import Shown
+from matryoshka.report.server import serve as serve_page
 from matryoshka.run import Run
+from matryoshka.run import names as run_names
+from matryoshka.training import checkpoint
+from matryoshka.training.allocator import keep_freed_memory
+from matryoshka.training.config import Config, TokensConfig
+from matryoshka.training.log import Record
+from matryoshka.training.memory import Item, needed
+from matryoshka.training.plan import Plan, check, default_folder, resolve
+from matryoshka.training.provenance import provenance
+from matryoshka.training.session import train_members
+from matryoshka.training.setup import (
+    open_lm,
+    open_tokens,
+)
+from matryoshka.training.trainee import Trainee
+
+
+def train(config: Config, out: str | Path | None = None, overwrite: bool = False) -> Run:
+    """Train the coders of `config`, measure them on held-out text and save all of it in a new run.
+
+    `out` is the run's folder (default: runs/<sae|transcoder>/<base model>/<name>). Raises MatryoshkaError for what
+    cannot be, before anything is loaded or written; `Interrupted` after a signal.
+    """
+    _refuse_several_processes()
+    info, plans = check(config)
+    config = resolve(config, info)
+    path = Path(out) if out else default_folder(config, info, plans)
+    Run.refuse_existing(path, overwrite)
+    lm = open_lm(config.model)
+    tokens = open_tokens(config.text, lm.vocabulary)
+    run = Run.create(path, config.to_yaml(), [plan.label for plan in plans], overwrite)
+    for plan in plans:
+        if run.member(plan.label) != run:
+            alone = config.model_copy(update={"coder": plan.section, "variants": ()})
+            write_text(run.member(plan.label).config_file, alone.to_yaml())
+    write_text(run.provenance, json.dumps(provenance(lm, tokens), indent=2) + "\n")
+    return _train(run, config, lm, tokens, plans, resumed=None)
+
+
+def resume(run: Run | str | Path) -> Run:
+    """Go on with an interrupted run from its last checkpoint, to the same result as if it had never stopped.
+
+    Raises MatryoshkaError if there is nothing to resume, or if the text has changed since.
+    """
+    _refuse_several_processes()
+    run = Run.open(run)
+    config = Config.load(run.config_file)
+    _, plans = check(config)
+    folder = checkpoint.latest(run.checkpoints)
+    lm = open_lm(config.model)
+    tokens = open_tokens(config.text, lm.vocabulary)
+    before = json.loads(run.provenance.read_text(encoding="utf-8"))["tokens"]["hash"]
+    if before != tokens.hash:
+        raise MatryoshkaError(
+            f"{run.path}: was trained on tokens {before}, but {config.text.source} now gives {tokens.hash}"
+        )
+    return _train(run, config, lm, tokens, plans, resumed=folder)
+
+
+def _refuse_several_processes() -> None:
+    if World.current().size > 1:
+        raise MatryoshkaError("training in several processes is not there yet: start it without torchrun")
+
+
+def _train(run: Run, config: Config, lm: LanguageModel, tokens: Tokens, plans: list[Plan], resumed: Path | None) -> Run:
+    held_out = tokens.windows("held_out")
+    watch = partial(_held_out_metrics, lm, held_out, config.evaluation.tokens)
+    train_members(run, config, lm, tokens, plans, watch, resumed)
+    for plan in plans:
+        measured(run.member(plan.label), Bench(config, ready=(lm, held_out)), ["reconstruction"])
+    return run
+
+
+def _held_out_metrics(lm: LanguageModel, windows: Windows, tokens: int, trainees: Sequence[Trainee]) -> list[Record]:
+    return activation_metrics(lm, windows, [Placed(t.coder, t.plan.read, t.plan.write) for t in trainees], tokens)
+
+
+def tokenise(config: TokensConfig) -> Tokens:
+    """Only the tokens of a text for a model's tokenizer; loads no weights."""
+    check_source(config.text)
+    return open_tokens(config.text, load_vocabulary(describe(config.model.name, config.model.revision)))
+
+
+def memory(config: Config) -> list[Item]:
+    """What training `config` would hold in memory, in upper bounds; loads no weights."""
+    return needed(config)
+
+
+class Evaluated(NamedTuple):
+    """What `evaluate` found, and where its report lies."""
+
+    entries: list[Entry]
+    report: Path
+
+
+def evaluate(
+    runs: Sequence[Run | str | Path],
+    only: Iterable[str] = (),
+    labels: Iterable[str | Path] = (),
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> Evaluated:
+    """Measure the coders of these runs, and write report.md, scores.json and scores.parquet on all of them into `out`
+    (default: the evaluation/ of the run, or of the current folder where there are several).
+
+    `only`: names of EVALUATIONS, default all, and what explanations scored where `matryoshka explain` was run.
+    `labels`: files of the user's labelled text. What was measured before with the same coder, model, text and version
+    is taken as it is, unless `overwrite`. Raises MatryoshkaError for what cannot be, before anything is measured.
+    """
+    texts = labelled([Path(file) for file in labels])
+    names = chosen(wanted := list(only), evaluations(texts))
+    opened = [Run.open(run) for run in runs]
+    members = list(dict.fromkeys(member for run in opened for member in run.trained()))
+    configs = [Config.load(member.config_file) for member in members]
+    benches: dict[str, Bench] = {}
+    found = []
+    for member, config in zip(members, configs, strict=True):
+        bench = Bench(config, texts)
+        bench = benches.setdefault(bench.key, bench)
+        found.append(measured(member, bench, names, overwrite) | ({} if wanted else explained(member)))
+    entries = [Entry(label, [found[i] for i in group]) for label, group in recipes(members, configs)]
+    folder = Path(out) if out else opened[0].evaluation if len(opened) == 1 else Path("evaluation")
+    return Evaluated(entries, comparison.write(entries, folder))
+
+
+def features(
+    run: Run | str | Path,
+    tokens: int = FEATURE_TOKENS,
+    text: str | None = None,
+    split: Split = "held_out",
+    overwrite: bool = False,
+    wanted: Wanted = Wanted(),  # noqa: B008
+    announce: Callable[[Needs], None] = lambda needed: None,
+) -> list[FeatureStore]:
+    """Collect the features of a run's coders from `tokens` tokens of `split`: of the run's own text, or of `text`.
+
+    Labels, notes and explanations of an earlier store of the same coder are kept. Under torchrun each process reads its
+    share of the windows; the first one makes the stores, and the others return none. Raises MatryoshkaError if there is
+    a store already and not `overwrite`.
+    """
+    run = Run.open(run)
+    config = Config.load(run.config_file)
+    members = run.trained()
+    for member in members:
+        if member.features_file.exists() and not overwrite:
+            raise MatryoshkaError(f"{member.features_file}: exists already; --overwrite collects anew and keeps labels")
+    if text is not None:
+        source = {"source": text, "limit": None, "subset": None, "split": "train", "field": "text"}
+        config = Config.build(merged(config.model_dump(), {"text": source}))
+    check_source(config.text)
+    keep_freed_memory()
+    lm = open_lm(config.model)
+    windows = open_tokens(config.text, lm.vocabulary).windows(split)
+    return collect_members(members, lm, windows, tokens, config.text.source, wanted, announce)
+
+
+def name(run: Run | str | Path) -> dict[str, Named]:
+    """Name every living feature of a run's coders by the rule that tells best where it fires, if there is a good one;
+    what was found, by coder's folder. Needs no language model. Labels, and explanations by others, stay."""
+    found = {}
+    for member in Run.open(run).trained():
+        with progress_bar(f"naming the features of {member.path.name}") as update:
+            found[str(member.path)] = name_by_rules(FeatureStore(member.features_file), update)
+    return found
+
+
+def explain(
+    run: Run | str | Path,
+    model: ChatModel,
+    choice: Choice = Choice(),  # noqa: B008
+    agree: Callable[[Cost], None] = lambda cost: None,
+) -> dict[str, Result]:
+    """Let a chat model explain features of a run's coders; the scores of its explanations, by coder's folder.
+
+    The explanations are in each store from then on, the scores in its evaluation/detection.json. `agree` is told what
+    each coder costs before anything is asked, and raises what ends it. Raises MatryoshkaError without features or a
+    key, for a coder that has changed since, and where the model cannot be reached; what it has answered is kept, and
+    the next call goes on.
+    """
+    run = Run.open(run)
+    config = Config.load(run.config_file)
+    stores = {member: FeatureStore(member.features_file) for member in run.trained()}
+    endpoint = Endpoint(model)
+    endpoint.check()
+    lm = open_lm(config.model)
+    found = {}
+    for member, its in stores.items():
+        try:
+            with progress_bar(f"looking where features of {member.path.name} are silent") as update:
+                plan = prepare(its, lm, collected(member, its.about, lm), endpoint, choice, update)
+            agree(plan.cost)
+            with progress_bar(f"asking {model.name} about {member.path.name}") as update:
+                result = explain_features(plan, update)
+        except NotMeasurable as reason:
+            result = Result((), reason=str(reason))
+        asked = {"chat model": model.name, "address": model.base_url, **model.parameters, **choice._asdict()}
+        save(result, {"coder": its.about.coder, **asked}, member.evaluation, "detection")
+        found[str(member.path)] = result
+    return found
+
+
+def steer(
+    run: Run | str | Path,
+    feature: int,
+    strength: float = STRENGTH,
+    prompt: str = PROMPT,
+    tokens: int = STEERED_TOKENS,
+    temperature: float = TEMPERATURE,
+    seed: int = 0,
+) -> Steered:
+    """What the language model of a run writes after `prompt` with `feature` held at `strength` times its maximum on
+    held-out text, and what without.
+
+    Raises MatryoshkaError if the run has several coders, and for whatever `steering.steer` refuses.
+    """
+    run = Run.sole(run)
+    config = Config.load(run.config_file)
+    lm = open_lm(config.model)
+    placed = Placed.load(run.coder, lm)
+    held_out = open_tokens(config.text, lm.vocabulary).windows("held_out")
+    with progress_bar("reading held-out text for the feature's maximum") as update:
+        unit = measure_unit(lm, held_out, placed, feature, config.evaluation.tokens, update)
+    return steer_text(lm, placed, feature, unit, strength, prompt, tokens, temperature, seed)
+
+
+def serve(runs: Sequence[Run | str | Path], port: int, ready: Callable[[str], None] = print) -> None:
+    """Show the features of these runs' coders until interrupted; `ready(address)` is called when the page can be
+    opened.
+
+    Raises MatryoshkaError if a run has no features yet, or the port is taken.
+    """
+    members = [member for run in runs for member in Run.open(run).trained()]
+    models = cache(open_lm)
+    stores = [FeatureStore(member.features_file) for member in members]
+    shown = [
+        Shown(label, its, reader(member, its.about, models))
+        for label, member, its in zip(run_names(members), members, stores, strict=True)
+    ]
+    serve_page(shown, port, ready)
+
+
+def export_page(run: Run | str | Path, folder: str | Path, overwrite: bool = False) -> Path:
+    """Write the page of a run's features into `folder`, to be opened without a server; its index.html.
+
+    Raises MatryoshkaError if the run has several coders or no features yet, or if something lies in `folder`.
+    """
+    run = Run.sole(run)
+    with progress_bar(f"writing {folder}") as update:
+        export(store(run), run.path.resolve().name, Path(folder), overwrite, update)
+    return Path(folder) / "index.html"
+
+
+def figures(run: Run | str | Path) -> list[Path]:
+    """Draw the figures of a run's coders as PNG and SVG into each one's figures/; their paths."""
+    written = []
+    for member in Run.open(run).trained():
+        known = member.features_file.exists()
+        density = np.array(FeatureStore(member.features_file).columns()["density"]) if known else None
+        written += draw(member, density)
+    return written
 
 
 def results(run: Run | str | Path, name: str = "reconstruction") -> Result:

@@ -12,6 +12,14 @@ class MatryoshkaError(Exception):
     """
 
 
+class Interrupted(Exception):
+    """Training was asked to stop and did, after saving. `code` is the exit code of the signal."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.code = 128 + number
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the nearest of `known`, otherwise the list of them."""
     names = list(known)

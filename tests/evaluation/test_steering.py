@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from matryoshka import commands
+from matryoshka import api
 from matryoshka.cli import main
 from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.data.activations import RowFilter
@@ -168,7 +168,7 @@ def test_the_command_shows_both_texts_side_by_side(trained: Run, capsys: pytest.
 
 
 def test_from_python_it_takes_the_commands_defaults(trained: Run) -> None:
-    found = commands.steer(trained.path, 3, tokens=3)
+    found = api.steer(trained.path, 3, tokens=3)
     assert (found.feature, found.strength, found.prompt, len(found.kl)) == (3, 5.0, "I think that", 3)
 
 
@@ -177,4 +177,4 @@ def test_of_several_coders_one_has_to_be_named(trained: Run, tmp_path: Path) -> 
     for name in ("a", "b"):
         shutil.copytree(trained.coder, tmp_path / name / "coder")
     with pytest.raises(MatryoshkaError, match=r"has several coders; give one of: .*/a, .*/b"):
-        commands.steer(tmp_path, 3)
+        api.steer(tmp_path, 3)

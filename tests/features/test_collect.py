@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from matryoshka import api, commands, evidence
+from matryoshka import api
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.data.activations import RowFilter
 from matryoshka.data.tokens import Tokens, Windows
+from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.placed import Placed
 from matryoshka.features.collect import collect, needs, record_share
@@ -197,7 +198,7 @@ def in_a_process(*arguments: object) -> subprocess.Popen[str]:
 
 def test_killed_in_the_middle_it_goes_on_to_the_same_features(trained: Run, tmp_path: Path) -> None:
     whole, killed = copied(trained, tmp_path / "whole"), copied(trained, tmp_path / "killed")
-    [expected] = evidence.features(whole.path, 60_000)
+    [expected] = api.features(whole.path, 60_000)
     process = in_a_process(killed.path, "--tokens", 60_000)
     progress = killed.recording / "0-of-1" / "progress.json"
     for _ in range(3000):
@@ -215,7 +216,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_features(trained: Run, tmp_
     read = LanguageModel.read
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LanguageModel, "read", lambda self, *given: reads.append(1) or read(self, *given))
-        [resumed] = evidence.features(killed.path, 60_000)
+        [resumed] = api.features(killed.path, 60_000)
     assert len(reads) < (60_000 // 64 - done) / 16 + 8, "it went on, and did not begin again"
     assert contents(resumed) == contents(expected)
     assert not killed.recording.exists()
@@ -228,7 +229,7 @@ def test_a_recording_of_another_coder_is_not_gone_on_with(trained: Run, tmp_path
     (lm_folder / "identity.json").write_text('{"coder": "another"}')
     (lm_folder / "progress.json").write_text('{"windows": 100, "entries": 5}')
     (run.recording / "1-of-2").mkdir()  # left by a run of two processes
-    [store] = evidence.features(run.path, TOKENS)
+    [store] = api.features(run.path, TOKENS)
     assert store.about.windows == TOKENS // 64
     assert not run.recording.exists()
 
@@ -239,7 +240,7 @@ def test_two_processes_make_the_same_store(trained: Run, run: Run, tmp_path: Pat
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    command += ["-m", "matryoshka.cli", "features", str(both.path), "--tokens", str(TOKENS)]
+    command += ["-m", "matryoshka", "features", str(both.path), "--tokens", str(TOKENS)]
     subprocess.run(command, check=True, capture_output=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert contents(api.store(both)) == contents(api.store(run))
     assert not both.recording.exists()
@@ -250,12 +251,10 @@ def test_shares_are_the_same_windows_in_the_same_order(
 ) -> None:
     coder = SparseCoder.load(trained.path)
     placed, windows = Placed(coder, Site.parse("1.mlp_in"), Site.parse("1.mlp_out")), tokens.windows("held_out")
-    from matryoshka.features.collect import Share
-
     record_share(lm, windows, placed, 3000, tmp_path / "whole")
     parts = []
     for rank in range(3):
-        record_share(lm, windows, placed, 3000, tmp_path / str(rank), Share(rank, 3))
+        record_share(lm, windows, placed, 3000, tmp_path / str(rank), World(rank, 3))
         parts.append(Recording(tmp_path / str(rank), 64, 256))
     whole = Recording(tmp_path / "whole", 64, 256)
     assert np.concatenate([part.tokens for part in parts]).tolist() == whole.tokens.tolist()
@@ -264,11 +263,11 @@ def test_shares_are_the_same_windows_in_the_same_order(
 
 def test_labels_outlive_collecting_anew(trained: Run, tmp_path: Path) -> None:
     run = copied(trained, tmp_path / "run")
-    [store] = evidence.features(run.path, 3000)
+    [store] = api.features(run.path, 3000)
     store.annotate(7, label="my label", note="a note")
     with pytest.raises(MatryoshkaError, match="exists already"):
-        evidence.features(run.path, 3000)
-    [again] = evidence.features(run.path, 6000, overwrite=True)
+        api.features(run.path, 3000)
+    [again] = api.features(run.path, 6000, overwrite=True)
     assert (again[7].label, again[7].note) == ("my label", "a note")
     assert again.search("MY LABEL") == [7]
     other = SparseCoder.load(run.path)
@@ -276,7 +275,7 @@ def test_labels_outlive_collecting_anew(trained: Run, tmp_path: Path) -> None:
         other.W_dec.mul_(1.5)
     other.save(run.coder)
     with pytest.raises(MatryoshkaError, match="labels and notes for another coder"):
-        evidence.features(run.path, 3000, overwrite=True)
+        api.features(run.path, 3000, overwrite=True)
     assert api.store(run)[7].label == "my label"
 
 
@@ -285,7 +284,7 @@ def test_another_text_and_split(trained: Run, tmp_path: Path) -> None:
     text = tmp_path / "emoji.jsonl"
     nasty = "<script>alert(1)</script> 🙂🏽 \u202eRTL\u202c zero\u200bwidth \0 "
     text.write_text("\n".join(json.dumps({"text": f"{nasty} {i} " * 40}) for i in range(9)))
-    [store] = evidence.features(run.path, 100_000, text=str(text), split="train")
+    [store] = api.features(run.path, 100_000, text=str(text), split="train")
     assert (store.about.text, store.about.split) == (str(text), "train")
     examples = [example for group in store[store.ranking("count")[0]].groups for example in group.examples]
     assert len(examples) > 5
@@ -294,14 +293,14 @@ def test_another_text_and_split(trained: Run, tmp_path: Path) -> None:
         assert "<script>" in shown
         assert "\ufffd" not in "".join(example.tokens[8:-8]), "an emoji may be cut by the window, nowhere else"
     with pytest.raises(MatryoshkaError, match="no such file"):
-        evidence.features(run.path, 1000, text=str(tmp_path / "absent.txt"), overwrite=True)
+        api.features(run.path, 1000, text=str(tmp_path / "absent.txt"), overwrite=True)
     assert len(api.store(run)) == 256, "the old store is whole"
 
 
 def test_a_site_without_a_direct_path_has_no_logit_effect(lm: LanguageModel, tokens: Tokens, tmp_path: Path) -> None:
     config = {"coder": {"read": "1.mlp_in", "d_sae": 64, "k": 4}, "training": {"tokens": 1024, "batch": 512}}
-    run = commands.train(Config.build(config), tmp_path / "run")
-    [store] = evidence.features(run.path, 2000)
+    run = api.train(Config.build(config), tmp_path / "run")
+    [store] = api.features(run.path, 2000)
     assert not store.about.direct_path
     assert store[0].logits is None
 
@@ -329,13 +328,13 @@ def test_nothing_half_made_is_left_when_the_disk_is_full(
 MEASURE = """
 import re, sys
 from pathlib import Path
-from matryoshka import evidence
+from matryoshka import api
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 said = []
-evidence.features(sys.argv[1], 2000, overwrite=True)
+api.features(sys.argv[1], 2000, overwrite=True)
 before = peak()
-evidence.features(sys.argv[1], 190_000, overwrite=True, announce=said.append)
+api.features(sys.argv[1], 190_000, overwrite=True, announce=said.append)
 print(peak() - before, said[0].memory)
 """
 

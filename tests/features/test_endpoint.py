@@ -341,7 +341,7 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_package_is_imported_only_when_something_is_asked() -> None:
-    code = "import sys; from matryoshka import cli, evidence, display; sys.exit('openai' in sys.modules)"
+    code = "import sys; from matryoshka import api, cli; sys.exit('openai' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 

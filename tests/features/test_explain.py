@@ -15,7 +15,7 @@ import torch
 from fake_endpoint import FakeEndpoint, Reply, always, contexts, failure, is_explaining, oracle
 from small_store import SILENT, WIDTHS, make_store
 
-from matryoshka import api, assembly, evidence
+from matryoshka import api
 from matryoshka.cli import main
 from matryoshka.coder.coder import CoderConfig, SparseCoder
 from matryoshka.errors import MatryoshkaError
@@ -24,14 +24,17 @@ from matryoshka.evaluation.saved import load
 from matryoshka.evaluation.scores import NotMeasurable, Result
 from matryoshka.features import prompts
 from matryoshka.features import trials as shown_contexts
+from matryoshka.features.choice import Choice
 from matryoshka.features.endpoint import ChatModel, Cost, Endpoint, Malformed
-from matryoshka.features.explain import Wanted, _others, choose, explain, prepare
+from matryoshka.features.explain import _others, choose, explain, prepare
 from matryoshka.features.naming import name_by_rules
 from matryoshka.features.scoring import DETECTION, FUZZING, Explained, Judged, scores
 from matryoshka.features.store import FeatureStore
 from matryoshka.features.trials import LEAST, LENGTH, TESTS, TRAINING, Context, Evidence, Trial
 from matryoshka.lm.model import LanguageModel
 from matryoshka.run import Run
+from matryoshka.training.config import Config
+from matryoshka.training.setup import open_tokens
 
 WORDS = [
     " have", " by", " were", " which", " they", " this", " from", " had", " been", " them", " him", " unto", " upon",
@@ -41,7 +44,7 @@ WORDS = [
 RINGS = (4, 24)
 NEVER = 23
 """A feature that never fires; 22 is another."""
-EVERY, SOME = Wanted(per_ring=100), Wanted(per_ring=2)
+EVERY, SOME = Choice(per_ring=100), Choice(per_ring=2)
 
 
 def planted_coder(lm: LanguageModel) -> SparseCoder:
@@ -71,7 +74,7 @@ def planted(trained: Run, lm: LanguageModel, tmp_path_factory: pytest.TempPathFa
     shutil.copytree(trained.path, run.path)
     shutil.rmtree(run.coder)
     planted_coder(lm).save(run.coder)
-    evidence.features(run.path, 80_000)
+    api.features(run.path, 80_000)
     return run
 
 
@@ -94,7 +97,7 @@ def explained(
     run: Run,
     lm: LanguageModel,
     server: FakeEndpoint,
-    wanted: Wanted = EVERY,
+    wanted: Choice = EVERY,
     **settings: object,
 ) -> Result:
     found = Placed.load(run.coder, lm)
@@ -157,7 +160,7 @@ def test_answers_of_the_wrong_form_are_counted_and_not_guessed(run: Run, lm: Lan
         return said
 
     with FakeEndpoint(answer) as server:
-        result = explained(run, lm, server, Wanted([0, 1, 2, 3]))
+        result = explained(run, lm, server, Choice([0, 1, 2, 3]))
     assert result.details["no explanation of the right form"] == [2]
     rows = {row["feature"]: row for row in result.details["features"]}
     assert rows.keys() == {0, 1, 3}
@@ -175,7 +178,7 @@ def test_answers_of_the_wrong_form_are_counted_and_not_guessed(run: Run, lm: Lan
 
 def test_a_list_of_one_has_no_other_explanation(run: Run, lm: LanguageModel) -> None:
     with FakeEndpoint(oracle) as server:
-        result = explained(run, lm, server, Wanted([5]))
+        result = explained(run, lm, server, Choice([5]))
     assert [(each.width, each.value, each.null, each.units) for each in result.scores] == [(24, 1, None, ("5",))] * 2
 
 
@@ -258,7 +261,7 @@ def test_tests_are_of_other_documents_and_windows(planted: Run, shown: list[Evid
 
 
 def test_where_it_fires_and_where_not(planted: Run, shown: list[Evidence], lm: LanguageModel) -> None:
-    windows = assembly.open_tokens(evidence.Config.load(planted.config_file).text, lm.vocabulary).windows("held_out")
+    windows = open_tokens(Config.load(planted.config_file).text, lm.vocabulary).windows("held_out")
     for each, word in zip(shown, WORDS, strict=False):
         token = lm.tokenizer(word, add_special_tokens=False)["input_ids"][-1]
         assert Counter(trial.right for trial in each.detection) == {True: TESTS, False: TESTS}
@@ -333,21 +336,21 @@ def test_too_few_contexts(featured: Run, lm: LanguageModel, tmp_path: Path) -> N
     coder = found._replace(coder=found.coder.fold())
     asked = Endpoint(ChatModel("fake", "http://127.0.0.1:9"), tmp_path)
     with pytest.raises(NotMeasurable, match=r"none of 1 features has 3 contexts .* more --tokens"):
-        prepare(store, lm, coder, asked, Wanted([rare]))
+        prepare(store, lm, coder, asked, Choice([rare]))
     with pytest.raises(MatryoshkaError, match=f"feature {never} never fired"):
-        prepare(store, lm, coder, asked, Wanted([rare, never]))
+        prepare(store, lm, coder, asked, Choice([rare, never]))
     with pytest.raises(MatryoshkaError, match="no feature 256"):
-        prepare(store, lm, coder, asked, Wanted([256]))
+        prepare(store, lm, coder, asked, Choice([256]))
 
 
 def test_a_sample_of_each_ring_and_of_the_living(planted: Run) -> None:
     store = api.store(planted)
     for seed in range(5):
-        chosen = choose(store, Wanted(per_ring=3, seed=seed))
+        chosen = choose(store, Choice(per_ring=3, seed=seed))
         assert [sum(i < 4 for i in chosen), len(chosen)] == [3, 6]
-    assert choose(store, Wanted(per_ring=3)) == choose(store, Wanted(per_ring=3))
-    assert choose(store, Wanted(per_ring=99)) == list(range(22)), "without those that never fire"
-    assert choose(store, Wanted([7, 2, 7])) == [2, 7]
+    assert choose(store, Choice(per_ring=3)) == choose(store, Choice(per_ring=3))
+    assert choose(store, Choice(per_ring=99)) == list(range(22)), "without those that never fire"
+    assert choose(store, Choice([7, 2, 7])) == [2, 7]
 
 
 # --- the questions
@@ -413,7 +416,7 @@ def test_the_cost_is_what_is_asked_then(run: Run, lm: LanguageModel, placed: Pla
     with FakeEndpoint(oracle) as server:
         for _ in range(2):
             asked = Endpoint(ChatModel("fake", server.url, concurrency=3), run.path.parent / "answers")
-            plan = prepare(api.store(run), lm, placed, asked, Wanted(per_ring=2))
+            plan = prepare(api.store(run), lm, placed, asked, Choice(per_ring=2))
             told.append(plan.cost)
             explain(plan)
         assert server.most_at_once <= 3
@@ -422,7 +425,7 @@ def test_the_cost_is_what_is_asked_then(run: Run, lm: LanguageModel, placed: Pla
         assert sent <= told[0].tokens_in <= 1.5 * sent
         assert told[0].tokens_out == 500 * told[0].requests
         assert told[1] == Cost(), "nothing is asked twice"
-        more = prepare(api.store(run), lm, placed, asked, Wanted(per_ring=3)).cost
+        more = prepare(api.store(run), lm, placed, asked, Choice(per_ring=3)).cost
         # the two more features, and four whose other explanation may be another one now
         assert 2 * 9 <= more.requests <= 2 * 9 + 4 * 4
         assert len(server.asked) == told[0].requests, "nothing is asked by counting"
@@ -451,7 +454,7 @@ def test_explanations_that_a_refusal_ends_stay(run: Run, lm: LanguageModel) -> N
         return oracle(messages) if is_explaining(messages) else failure(403, "no more money")
 
     with FakeEndpoint(answer) as server, pytest.raises(MatryoshkaError, match="no more money"):
-        explained(run, lm, server, Wanted([3, 4]))
+        explained(run, lm, server, Choice([3, 4]))
     assert api.store(run)[3].explanation == "the token < which>"
 
 
@@ -548,7 +551,7 @@ def test_an_older_store_opens_and_is_brought_up_to_date_by_a_change(
 
 def test_collecting_anew_keeps_explanations(run: Run) -> None:
     api.store(run).explain({1: ("zyx", "gpt")})
-    evidence.features(run.path, 5000, overwrite=True)
+    api.features(run.path, 5000, overwrite=True)
     assert api.store(run).explanations() == {1: ("zyx", "gpt")}
     assert api.store(run).search("zyx") == [1]
 

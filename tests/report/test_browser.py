@@ -15,7 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from matryoshka import api, evidence
+from matryoshka import api
 from matryoshka.run import Run
 
 CHROMIUM = shutil.which("chromium")
@@ -46,7 +46,7 @@ def run(featured: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def address(run: Run, featured: Run) -> Iterator[str]:
     """Two runs on one page."""
-    command = [sys.executable, "-m", "matryoshka.cli", "serve", str(run.path), str(featured.path), "--port", "0"]
+    command = [sys.executable, "-m", "matryoshka", "serve", str(run.path), str(featured.path), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert server.stdout is not None
     yield server.stdout.readline().split()[0]
@@ -268,7 +268,7 @@ def test_on_a_telephone_nothing_is_cut_off(browser: Browser, address: str) -> No
 def test_the_exported_folder_opens_without_a_server(page: Page, run: Run, tmp_path: Path) -> None:
     busy = api.store(run).ranking("count")[0]
     api.store(run).annotate(busy, label="mine")
-    index = evidence.export_page(run.path, tmp_path / "page")
+    index = api.export_page(run.path, tmp_path / "page")
     page.goto(index.as_uri())
     expect(page.locator("#count")).to_have_text("256 features")
     expect(page.get_by_role("link", name="Try a text")).to_have_count(0)
@@ -293,7 +293,7 @@ def test_a_notebook_shows_the_same_card(page: Page, run: Run, tmp_path: Path) ->
 
 
 def test_a_server_that_has_gone_away_is_one_clear_line(browser: Browser, run: Run) -> None:
-    command = [sys.executable, "-m", "matryoshka.cli", "serve", str(run.path), "--port", "0"]
+    command = [sys.executable, "-m", "matryoshka", "serve", str(run.path), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     address = server.stdout.readline().split()[0]

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matryoshka import api, commands
+from matryoshka import api
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.saved import load, save
 from matryoshka.evaluation.scores import Result
@@ -43,7 +43,7 @@ STEMS = ["training", "fvu-per-prefix", "density"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return commands.train(Config.build(TINY), tmp_path_factory.mktemp("figures") / "run")
+    return api.train(Config.build(TINY), tmp_path_factory.mktemp("figures") / "run")
 
 
 @pytest.fixture

@@ -183,8 +183,8 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
 def test_flags_override_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("coder: {read: 1.mlp_in, d_sae: 64, k: 4, widths: [8, 64]}\n")
-    from matryoshka.flags import add_flags, overrides
-    from matryoshka.parser import Parser
+    from matryoshka.cli.flags import add_flags, overrides
+    from matryoshka.cli.parser import Parser
 
     parser = Parser(prog="x")
     add_flags(parser)

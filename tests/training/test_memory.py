@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from matryoshka import cli, commands
+from matryoshka import api, cli
 from matryoshka.training.config import Config
 
 CONFIGS = {
@@ -25,9 +25,9 @@ CONFIGS = {
 TRAIN = """
 import json, re, sys
 from pathlib import Path
-from matryoshka import commands
+from matryoshka import api
 from matryoshka.training.config import Config
-commands.train(Config.build(json.loads(sys.argv[1])), sys.argv[2])
+api.train(Config.build(json.loads(sys.argv[1])), sys.argv[2])
 print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]))
 """
 
@@ -37,7 +37,7 @@ print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").rea
 def test_peak_memory_stays_below_the_stated_bound(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     values = {"evaluation": {"tokens": 1024}, **CONFIGS[name]}
     values["coder"] = {"read": "1.mlp_in", "write": "1.mlp_out", "k": 16, **values["coder"]}
-    stated = sum(item.bytes for item in commands.memory(Config.build(values)))
+    stated = sum(item.bytes for item in api.memory(Config.build(values)))
     folder = tmp_path_factory.mktemp("memory") / "run"
     done = subprocess.run(
         [sys.executable, "-c", TRAIN, json.dumps(values), str(folder)], capture_output=True, text=True, check=True
@@ -54,7 +54,7 @@ def test_running_out_of_memory_is_one_line(tmp_path: Path) -> None:
 
     arguments = ["--read", "1.mlp_in", "--d-sae", "40000000", "--text", "bundled", "--tokens", "1000"]
     done = subprocess.run(
-        [sys.executable, "-m", "matryoshka.cli", "train", *arguments, "--out", tmp_path / "run"],
+        [sys.executable, "-m", "matryoshka", "train", *arguments, "--out", tmp_path / "run"],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (12_000_000_000, 12_000_000_000)),
         capture_output=True,
         text=True,
@@ -72,7 +72,7 @@ def test_running_out_of_a_gpus_memory_is_known_and_other_errors_are_not(
     def train(*_: object) -> None:
         raise raised[0]
 
-    monkeypatch.setattr(commands, "train", train)
+    monkeypatch.setattr(api, "train", train)
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", "--read", "1.mlp_in", "--d-sae", "64"])
     assert ended.value.code == 2

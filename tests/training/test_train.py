@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from matryoshka import api, commands
+from matryoshka import api
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.config import merged
 from matryoshka.errors import MatryoshkaError
@@ -57,7 +57,7 @@ def same_weights(a: Path, b: Path) -> bool:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A tiny run, never interrupted."""
-    return commands.train(config(), tmp_path_factory.mktemp("whole") / "run")
+    return api.train(config(), tmp_path_factory.mktemp("whole") / "run")
 
 
 def test_a_run_learns_and_holds_all_that_it_should(whole: Run) -> None:
@@ -87,7 +87,7 @@ def test_dead_latents_are_counted_and_the_counters_are_saved(whole: Run) -> None
 
 
 def test_the_saved_configuration_repeats_the_run(whole: Run, tmp_path: Path) -> None:
-    again = commands.train(Config.load(whole.config_file), tmp_path / "again")
+    again = api.train(Config.load(whole.config_file), tmp_path / "again")
     assert same_weights(whole.coder, again.coder)
     assert records(whole) == records(again)
 
@@ -95,7 +95,7 @@ def test_the_saved_configuration_repeats_the_run(whole: Run, tmp_path: Path) -> 
 def train_in_a_process(folder: Path, **values: Any) -> subprocess.Popen[str]:
     recipe = folder.with_suffix(".yaml")
     recipe.write_text(config(**values).to_yaml())
-    command = [sys.executable, "-m", "matryoshka.cli", "train", str(recipe), "--out", str(folder)]
+    command = [sys.executable, "-m", "matryoshka", "train", str(recipe), "--out", str(folder)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ})
 
 
@@ -112,7 +112,7 @@ SLOW = {"training": {"tokens": 30_720, "checkpoint_every": 7}, "evaluation": {"t
 
 @pytest.fixture(scope="module")
 def whole_slow(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return commands.train(config(**SLOW), tmp_path_factory.mktemp("slow") / "run")
+    return api.train(config(**SLOW), tmp_path_factory.mktemp("slow") / "run")
 
 
 def test_after_kill_9_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole_slow: Run, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_after_kill_9_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whol
     stopped = json.loads((checkpoint.latest(run.checkpoints) / "state.json").read_text())["step"]
     assert 0 < stopped < 60
     assert stopped % 4, "in the middle of a log interval, and of a chunk"
-    commands.resume(run.path)
+    api.resume(run.path)
     assert same_weights(whole_slow.coder, run.coder)
     assert same_weights(whole_slow.best, run.best)
     assert records(whole_slow) == records(run)
@@ -142,14 +142,14 @@ def test_sigterm_saves_and_exits_with_a_message(whole_slow: Run, tmp_path: Path)
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped at step" in shown
     assert f"matryoshka resume {run.path}" in shown
-    commands.resume(run.path)
+    api.resume(run.path)
     assert same_weights(whole_slow.coder, run.coder)
 
 
 def test_resuming_a_finished_run_changes_nothing(whole: Run) -> None:
     before = load_file(whole.coder / "weights.safetensors")
     log = whole.metrics.read_text()
-    commands.resume(whole.path)
+    api.resume(whole.path)
     after = load_file(whole.coder / "weights.safetensors")
     assert all(before[name].equal(after[name]) for name in before)
     assert whole.metrics.read_text() == log
@@ -157,7 +157,7 @@ def test_resuming_a_finished_run_changes_nothing(whole: Run) -> None:
 
 def test_one_of_several_coders_equals_the_same_coder_alone(whole: Run, tmp_path: Path) -> None:
     variants = ({"k": 8}, {"seed": 0}, {"seed": 1}, {"widths": (512,)})
-    run = commands.train(config(variants=variants), tmp_path / "several")
+    run = api.train(config(variants=variants), tmp_path / "several")
     members = {member.path.name: member for member in run.members()}
     assert members.keys() == {"k=8", "seed=0", "seed=1", "widths=512"}
     assert same_weights(members["seed=0"].coder, whole.coder)
@@ -165,22 +165,22 @@ def test_one_of_several_coders_equals_the_same_coder_alone(whole: Run, tmp_path:
     assert not same_weights(members["widths=512"].coder, whole.coder)
     assert records(members["seed=0"]) == records(whole)
     assert l0(members["k=8"]) > 1.5 * l0(members["seed=0"])
-    alone = commands.train(Config.load(members["k=8"].config_file), tmp_path / "alone")
+    alone = api.train(Config.load(members["k=8"].config_file), tmp_path / "alone")
     assert same_weights(members["k=8"].coder, alone.coder)
 
 
 def test_several_layers_are_read_in_one_pass(tmp_path: Path) -> None:
     variants = ({"read": "0.mlp_in", "write": "0.mlp_out"}, {"read": "1.resid_post", "write": "2.resid_post"})
-    run = commands.train(config(variants=variants), tmp_path / "layers")
+    run = api.train(config(variants=variants), tmp_path / "layers")
     read = {SparseCoder.load(member.path).metadata["read"] for member in run.members()}
     assert read == {"0.mlp_in", "1.resid_post"}
 
 
 def test_training_from_a_cache_equals_live_training(whole: Run, tmp_path: Path) -> None:
     values = {"activations": {"cache": tmp_path / "cache"}}
-    written = commands.train(config(**values), tmp_path / "first")
+    written = api.train(config(**values), tmp_path / "first")
     index = (tmp_path / "cache" / "index.json").stat().st_mtime_ns
-    read = commands.train(config(**values), tmp_path / "second")
+    read = api.train(config(**values), tmp_path / "second")
     assert (tmp_path / "cache" / "index.json").stat().st_mtime_ns == index, "written once"
     assert same_weights(whole.coder, written.coder)
     assert same_weights(whole.coder, read.coder)
@@ -188,20 +188,20 @@ def test_training_from_a_cache_equals_live_training(whole: Run, tmp_path: Path) 
 
 def test_the_inference_threshold_gives_k_on_held_out_text(tmp_path: Path) -> None:
     values = {"coder": {"k": 16}, "training": {"tokens": 40_960, "lr": 2e-3}, "evaluation": {"tokens": 8192}}
-    run = commands.train(config(**values), tmp_path / "run")
+    run = api.train(config(**values), tmp_path / "run")
     assert l0(run) == pytest.approx(16, rel=0.1)
 
 
 @pytest.mark.parametrize("activation", ["topk", "jumprelu"])
 def test_every_activation_trains(activation: str, tmp_path: Path) -> None:
     values = {"coder": {"activation": activation, "skip": True}, "training": {"lr": 2e-3}}
-    run = commands.train(config(**values), tmp_path / "run")
+    run = api.train(config(**values), tmp_path / "run")
     log = [record for record in records(run) if not record.get("held_out")]
     assert log[-1]["reconstruction"] < log[0]["reconstruction"]
 
 
 def test_random_widths_report_the_fixed_ones(tmp_path: Path) -> None:
-    run = commands.train(config(coder={"random_widths": True}), tmp_path / "run")
+    run = api.train(config(coder={"random_widths": True}), tmp_path / "run")
     assert all(len(record["fvu"]) == 5 for record in records(run))
     assert api.results(run).details["widths"] == [32, 64, 128, 256, 512]
 
@@ -209,13 +209,13 @@ def test_random_widths_report_the_fixed_ones(tmp_path: Path) -> None:
 def test_a_run_that_exists_is_refused_unless_overwritten(whole: Run, tmp_path: Path) -> None:
     before = whole.metrics.read_bytes()
     with pytest.raises(MatryoshkaError, match=r"exists already; .*--overwrite; to go on with it: matryoshka resume"):
-        commands.train(config(), whole.path)
+        api.train(config(), whole.path)
     assert whole.metrics.read_bytes() == before
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")
     with pytest.raises(MatryoshkaError, match="not a run, so --overwrite leaves it alone"):
-        commands.train(config(), mine, overwrite=True)
+        api.train(config(), mine, overwrite=True)
     assert (mine / "thesis.tex").read_text() == "years of work"
 
 
@@ -232,39 +232,39 @@ def test_a_loss_that_is_not_finite_stops_with_the_facts(tmp_path: Path, monkeypa
         MatryoshkaError,
         match=r"not finite at step 10 \(epoch 0, chunk \d, .*last good checkpoint is .*step_6",
     ):
-        commands.train(config(), tmp_path / "run")
+        api.train(config(), tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")) == ["step_6"]
     monkeypatch.undo()
-    commands.resume(tmp_path / "run")
+    api.resume(tmp_path / "run")
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(whole: Run, tmp_path: Path) -> None:
-    run = commands.train(config(), tmp_path / "run")
+    run = api.train(config(), tmp_path / "run")
     file = run.checkpoints / "step_20" / "coder.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(MatryoshkaError, match=r"step_20: damaged checkpoint .*go on from step_18"):
-        commands.resume(run.path)
+        api.resume(run.path)
     import shutil
 
     shutil.rmtree(run.checkpoints / "step_20")
-    commands.resume(run.path)
+    api.resume(run.path)
     assert same_weights(whole.coder, run.coder)
 
 
 def test_text_that_changed_since_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps({"text": f"{i} " * 200}) + "\n" for i in range(300)))
-    run = commands.train(config(text={"source": str(text), "held_out": 0.1}), tmp_path / "run")
+    run = api.train(config(text={"source": str(text), "held_out": 0.1}), tmp_path / "run")
     with text.open("a") as file:
         file.write('{"text": "more"}\n')
     with pytest.raises(MatryoshkaError, match=r"was trained on tokens .* now gives"):
-        commands.resume(run.path)
+        api.resume(run.path)
 
 
 def test_wandb_offline_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="W&B is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run = commands.train(config(log={"wandb": "tests", "tensorboard": True}), tmp_path / "run")
+    run = api.train(config(log={"wandb": "tests", "tensorboard": True}), tmp_path / "run")
     assert list((run.path / "wandb").glob("offline-run-*/*.wandb"))
     assert list((run.path / "tensorboard").iterdir())
 
@@ -282,7 +282,7 @@ def test_a_failing_wandb_does_not_stop_the_run(
             raise RuntimeError("still away")
 
     monkeypatch.setattr(wandb, "init", lambda **_: Broken())
-    run = commands.train(config(log={"wandb": "tests"}), tmp_path / "run")
+    run = api.train(config(log={"wandb": "tests"}), tmp_path / "run")
     assert run.coder.exists()
     assert [r.getMessage() for r in caplog.records if "W&B" in r.getMessage()] == [
         "W&B failed (the network went away); the run goes on without it"
@@ -301,6 +301,6 @@ def test_a_wandb_that_cannot_start_falls_back_to_offline(
         return start(**options)
 
     monkeypatch.setattr(wandb, "init", unreachable)
-    run = commands.train(config(log={"wandb": "tests"}), tmp_path / "run")
+    run = api.train(config(log={"wandb": "tests"}), tmp_path / "run")
     assert list((run.path / "wandb").glob("offline-run-*/*.wandb"))
     assert "W&B cannot start (no answer in 60 seconds); logging to it offline instead" in caplog.text

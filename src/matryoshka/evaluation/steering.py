@@ -24,8 +24,6 @@ from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.vocabulary import pieces
 from matryoshka.progress import Progress, silent
 
-STRENGTH, PROMPT, TOKENS, TEMPERATURE = 5.0, "I think that", 40, 0.7
-"""What is written unless something else is asked for."""
 RARE = 16
 """So many times the text is read for a feature that does not fire at first."""
 

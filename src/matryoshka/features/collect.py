@@ -9,7 +9,6 @@ The coder is frozen, and folded first: activations are in raw units, so that act
 adds to the reconstruction. Killed in step 1, the next call goes on; killed later, it starts step 2 again.
 """
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,9 @@ from torch import Tensor
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.data.activations import SINK_FACTOR, RowFilter
 from matryoshka.data.tokens import Windows
+from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation.identity import fingerprint
 from matryoshka.evaluation.placed import READ_BATCH, Placed, spread, window_count
 from matryoshka.features import recording as recordings
 from matryoshka.features.feature import DENSE, FLAGS, REDUNDANT, SINGLE_TOKEN, TokenShare, summarise
@@ -52,13 +53,6 @@ LOGIT_BLOCK = 16_000_000
 """Logits in memory at once."""
 
 
-class Share(NamedTuple):
-    """Which share of the windows a process reads, of how many."""
-
-    rank: int = 0
-    of: int = 1
-
-
 class Needs(NamedTuple):
     """Upper bounds in bytes, beside the language model and the coder."""
 
@@ -80,14 +74,14 @@ def record_share(
     placed: Placed,
     tokens: int,
     folder: Path,
-    share: Share = Share(),  # noqa: B008
+    world: World = World(),  # noqa: B008
     progress: Progress = silent,
 ) -> None:
-    """Record a share of the windows that hold `tokens` tokens, spread evenly over the split, into `folder`; all shares
-    together are the same windows in the same order, whatever their number."""
+    """Record this process's share of the windows that hold `tokens` tokens, spread evenly over the split, into
+    `folder`; all shares together are the same windows in the same order, whatever their number."""
     placed = placed._replace(coder=placed.coder.fold())
     count = window_count(windows, tokens)
-    needed = needs(placed.coder, windows, tokens).disk // share.of
+    needed = needs(placed.coder, windows, tokens).disk // world.size
     folder.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(folder.parent).free) < needed and not folder.exists():
         raise MatryoshkaError(
@@ -95,7 +89,7 @@ def record_share(
             f" {needed / 1e9:.1f} GB; give fewer --tokens"
         )
     batches = -(-count // READ_BATCH)
-    first, end = (min(count, part * batches // share.of * READ_BATCH) for part in (share.rank, share.rank + 1))
+    first, end = (min(count, part * batches // world.size * READ_BATCH) for part in (world.rank, world.rank + 1))
     numbers = spread(count, len(windows))[first:end]
     identity = {
         "coder": fingerprint(placed.coder),
@@ -182,15 +176,6 @@ def _about(
         collected=date.today(),
         **wanted._asdict(),
     )
-
-
-def fingerprint(coder: SparseCoder) -> str:
-    """sha256 of a coder's tensors: what labels belong to."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(coder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ Every answer lies in the cache (features/endpoint.py): a second call asks nothin
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.placed import Placed
 from matryoshka.evaluation.scores import NotMeasurable, Result
 from matryoshka.features import prompts
+from matryoshka.features.choice import Choice
 from matryoshka.features.endpoint import Cost, Endpoint, Messages
 from matryoshka.features.scoring import Explained, Judged, Test, failed, scores, table
 from matryoshka.features.store import FeatureStore
@@ -30,21 +30,13 @@ from matryoshka.progress import Progress, silent
 TESTS: dict[Test, Callable[[str, Sequence[Trial]], Messages]] = {"detection": prompts.detect, "fuzzing": prompts.fuzz}
 
 
-class Wanted(NamedTuple):
-    """Which features: those of `features`, or `per_ring` living ones of each ring."""
-
-    features: Sequence[int] | None = None
-    per_ring: int = 10
-    seed: int = 0
-
-
 @dataclass(frozen=True)
 class Plan:
     """What will be asked about which features."""
 
     store: FeatureStore
     endpoint: Endpoint
-    wanted: Wanted
+    wanted: Choice
     chosen: list[int]
     shown: list[Evidence]
     """Of those that can be explained and tested."""
@@ -89,7 +81,7 @@ def prepare(
     lm: LanguageModel,
     placed: Placed,
     endpoint: Endpoint,
-    wanted: Wanted = Wanted(),  # noqa: B008
+    wanted: Choice = Choice(),  # noqa: B008
     progress: Progress = silent,
 ) -> Plan:
     """What explaining features of `store` will ask. `placed`: the folded coder that the store is of; with `lm` it says
@@ -109,7 +101,7 @@ def prepare(
     return Plan(store, endpoint, wanted, chosen, shown)
 
 
-def choose(store: FeatureStore, wanted: Wanted) -> list[int]:
+def choose(store: FeatureStore, wanted: Choice) -> list[int]:
     """The features that are wanted, ascending. Raises MatryoshkaError for one that never fired."""
     count, ring = (np.array(store.columns()[name]) for name in ("count", "ring"))
     if wanted.features is not None:

@@ -1,16 +1,22 @@
 """A text of one's own: which features fire where."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cache
+from threading import Lock
+from typing import Any, NamedTuple
 
 import torch
 
 from matryoshka.data.activations import RowFilter
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.placed import Placed
+from matryoshka.features.collection import collected
 from matryoshka.features.schema import About
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
 from matryoshka.lm.vocabulary import pieces
+from matryoshka.run import Run
+from matryoshka.training.config import Config
 
 
 class Reading(NamedTuple):
@@ -47,3 +53,20 @@ def read_text(lm: LanguageModel, placed: Placed, about: About, text: str) -> Rea
             positions.append(place)
             values.append(value)
     return Reading(pieces(tokens[0].tolist(), lm.token_bytes), kept[0].tolist(), firings)
+
+
+def reader(member: Run, about: About, models: Callable[[Any], LanguageModel]) -> Callable[[str], Reading]:
+    """Reads texts; the language model, from its section of the configuration, and the coder are loaded at the first
+    one."""
+    lock = Lock()
+
+    @cache
+    def parts() -> tuple[LanguageModel, Placed]:
+        lm = models(Config.load(member.config_file).model)
+        return lm, collected(member, about, lm)
+
+    def read(text: str) -> Reading:
+        with lock:
+            return read_text(*parts(), about, text)
+
+    return read

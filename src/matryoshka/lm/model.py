@@ -9,7 +9,6 @@ with lm.resumed(8, resid_pre):                                    # what comes b
 slope = lm.gradient(tokens, Site("mlp_out", 8), lambda logits: logits[..., 262].sum())
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
@@ -21,6 +20,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.lm import hooks
 from matryoshka.lm.info import ModelInfo, describe, unavailable
@@ -201,7 +201,7 @@ def resolve_device(given: str) -> torch.device:
     """`auto` is a GPU where there is one (under torchrun another one for each process of a node), otherwise the CPU; a
     device that is not there is an error."""
     if given == "auto":
-        gpus, process = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+        gpus, process = torch.cuda.device_count(), World.current().local_rank
         return torch.device(f"cuda:{process % gpus}" if gpus else "cpu")
     try:
         return torch.empty(0, device=given).device

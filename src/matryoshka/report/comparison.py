@@ -6,15 +6,18 @@ Two entries are compared with the first one: unit by unit where both are one cod
 several seeds. A difference that zero may explain is said to be inside the noise.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from matryoshka.evaluation.scores import Comparison, Measure, Result, Score, compare, compare_seeds, over_seeds
+from matryoshka.files import write_bytes, write_text
 
 ARROWS = {"lower": " ↓", "higher": " ↑", "neither": ""}
 
@@ -203,6 +206,15 @@ TIDY = pa.schema(
         "units": pa.int64(),
     }
 )
+
+
+def write(entries: Sequence[Entry], folder: Path) -> Path:
+    """Write report.md, scores.json and scores.parquet on all `entries` into `folder`; the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "scores.json", json.dumps(tidy(entries), indent=2) + "\n")
+    write_bytes(folder / "scores.parquet", parquet(entries))
+    write_text(folder / "report.md", markdown(entries))
+    return folder / "report.md"
 
 
 def markdown(entries: Sequence[Entry]) -> str:

@@ -33,7 +33,7 @@ from matryoshka.features.store import FeatureStore
 from matryoshka.report import data
 from matryoshka.report.data import WEB
 
-HOST, PORT = "127.0.0.1", 8421
+HOST = "127.0.0.1"
 LARGEST_BODY = 200_000
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; form-action 'none'; base-uri 'none'",

@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
 from matryoshka.lm.info import ModelInfo
-from matryoshka.lm.shape import Shape
+from matryoshka.lm.model import DTYPES, resolve_device
+from matryoshka.lm.shape import Shape, shape
 from matryoshka.training.config import Config
-from matryoshka.training.plan import Plan, chunk_rows
+from matryoshka.training.plan import Plan, check, chunk_rows
+from matryoshka.training.setup import reads_ahead
 
 FLOAT = 4
 LIBRARIES = 900_000_000
@@ -19,6 +23,18 @@ class Item(NamedTuple):
     name: str
     bytes: int
     detail: str
+
+
+def needed(config: Config) -> list[Item]:
+    """What training `config` would hold; loads no weights. Raises MatryoshkaError for what cannot be trained."""
+    info, plans = check(config)
+    device = resolve_device(config.model.device)
+    lm = shape(info)
+    if config.model.dtype == "auto":
+        itemsize = torch.float32.itemsize if device.type == "cpu" else lm.bytes_a_parameter
+    else:
+        itemsize = DTYPES[config.model.dtype].itemsize
+    return estimate(config, plans, info, lm, itemsize, chunks=2 if reads_ahead(device) else 1)
 
 
 def estimate(

@@ -3,10 +3,13 @@
     plan      config + the model's sizes → plans; wrong sites, widths and sizes end here
     check     the same from the model's configuration files; sources that cannot be read end here too
     resolve   what the config left open (model revision, tokens to read from the hub), so that it can be re-run
+    default_folder   where the run lies if nobody says
 
 Nothing is loaded or written for any of it.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from matryoshka.coder.coder import CoderConfig
@@ -84,6 +87,16 @@ def resolve(config: Config, info: ModelInfo) -> Config:
     if not is_local(config.text.source) and config.text.limit is None:
         settled["text"] = {"limit": chunk_rows(config) + config.steps * config.training.batch}
     return Config.build(merged(config.model_dump(), settled))
+
+
+def default_folder(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Path:
+    """runs/<sae|transcoder>/<base model>/<name>, the name made of what is trained if the config has none."""
+    kind = "sae" if all(plan.read == plan.write for plan in plans) else "transcoder"
+    c = config.coder
+    sites = c.read if c.write in (None, c.read) else f"{c.read}-{c.write}"
+    made = f"{sites}-{c.activation}-{c.d_sae}-k{c.k}-s{c.seed}"
+    model = Path(info.name).name.removesuffix(".gguf").lower()
+    return Path("runs") / kind / model / (config.name or made)
 
 
 def chunk_rows(config: Config) -> int:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from matryoshka.data.activations import ActivationStream
-from matryoshka.errors import MatryoshkaError
+from matryoshka.errors import Interrupted, MatryoshkaError
 from matryoshka.training import checkpoint
 from matryoshka.training.config import Config
 from matryoshka.training.log import ProgressBar, Record, Sink
@@ -23,14 +23,6 @@ from matryoshka.training.trainee import Trainee
 
 Evaluate = Callable[[Sequence[Trainee]], list[Record]]
 """Held-out numbers of each coder; `fvu` (one for each prefix) among them."""
-
-
-class Interrupted(Exception):
-    """Training was asked to stop and did, after saving. `code` is the exit code of the signal."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.code = 128 + number
 
 
 def train(

@@ -1,21 +1,13 @@
-"""From a configuration to the parts that train: what can be refused is refused before anything is loaded.
+"""From a configuration and its plans to the parts that train.
 
-check     config + the model's sizes → plans; wrong sites, sizes, sources and devices end here
-resolve   what the config left open (model revision, tokens to read from the hub), so that it can be re-run
-open_lm, open_tokens, open_stream, new_trainees
-trained, sole       a run's coders; the run of a single one
-placed              where a coder belongs
-names               what to call them
-progress            how far a long job is
+open_lm, open_tokens    the language model and the text
+open_stream             batches of activations, live or from the cache
+new_trainees, calibrate coders, their constants fixed from the first activations
+open_sinks              where a coder logs to
 """
 
-import platform
-import subprocess
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -25,9 +17,12 @@ from matryoshka.data import cache
 from matryoshka.data.activations import ActivationStream, Chunks, LiveChunks
 from matryoshka.data.sections import TextConfig
 from matryoshka.data.tokens import Tokens, tokenise
-from matryoshka.lm.model import LanguageModel, ModelInfo, Vocabulary, load
+from matryoshka.lm.info import ModelInfo
+from matryoshka.lm.model import LanguageModel, Vocabulary, load
 from matryoshka.progress import progress_bar
+from matryoshka.run import Run
 from matryoshka.training.config import Config, ModelSection
+from matryoshka.training.log import JsonLines, Sink, TensorBoard, Wandb
 from matryoshka.training.plan import Plan, chunk_rows
 from matryoshka.training.trainee import Trainee
 
@@ -48,7 +43,7 @@ def open_tokens(text: TextConfig, vocabulary: Vocabulary) -> Tokens:
 
 def open_stream(config: Config, lm: LanguageModel, tokens: Tokens, plans: Sequence[Plan]) -> ActivationStream:
     """Batches for all `plans`: from the live model, or from the cache, which is written first if it is not there."""
-    sites = list(dict.fromkeys(site for each in plans for site in (each.read, each.write)))
+    sites = list(dict.fromkeys(site for plan in plans for site in (plan.read, plan.write)))
     live = LiveChunks(lm, tokens.windows("train"), sites, chunk_rows(config), config.activations.lm_batch)
     chunks: Chunks = live
     if config.activations.cache is not None:
@@ -81,17 +76,17 @@ def _cached(config: Config, folder: Path, live: LiveChunks, tokens: Tokens) -> c
 def new_trainees(config: Config, plans: Sequence[Plan], device: torch.device, info: ModelInfo) -> list[Trainee]:
     """Initialised coders, not yet calibrated."""
     trainees = []
-    for each in plans:
+    for plan in plans:
         metadata = {
             "model": info.name,
             "revision": info.revision,
-            "read": str(each.read),
-            "write": str(each.write),
+            "read": str(plan.read),
+            "write": str(plan.write),
             "context": config.text.context,
             "dead_after_tokens": config.training.dead_after_tokens,
         }
-        coder = SparseCoder(each.coder, metadata).initialise(each.section.seed, tied=each.read == each.write)
-        trainees.append(Trainee(each, coder.to(device), config.training, config.steps))
+        coder = SparseCoder(plan.coder, metadata).initialise(plan.section.seed, tied=plan.read == plan.write)
+        trainees.append(Trainee(plan, coder.to(device), config.training, config.steps))
     return trainees
 
 
@@ -103,30 +98,15 @@ def calibrate(trainees: Sequence[Trainee], stream: ActivationStream) -> None:
         trainee.coder.calibrate(x, y)
 
 
-def provenance(lm: LanguageModel, tokens: Tokens) -> dict[str, Any]:
-    """What the numbers of a run depend on besides its config: versions, model, tokens, commit, hardware."""
-    packages = ("matryoshka-sae", "torch", "transformers", "tokenizers", "numpy", "safetensors")
-    cuda = torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else None
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-        "commit": _commit(),
-        "model": {
-            "name": lm.info.name,
-            "revision": lm.info.revision,
-            "dtype": str(lm.dtype).removeprefix("torch."),
-        },
-        "tokens": {"hash": tokens.hash, "bos": lm.bos, "separator": lm.separator},
-        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads(), "gpu": cuda},
-    }
-
-
-def _commit() -> str | None:
-    """The git commit of this source, if it is a checkout."""
-    try:
-        folder = Path(__file__).parent
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+def open_sinks(run: Run, config: Config, plan: Plan, start: int, coders: int) -> list[Sink]:
+    """Where one of `coders` coders logs to, from step `start` on."""
+    member = run.member(plan.label)
+    sinks: list[Sink] = [JsonLines(member.metrics, start)]
+    if config.log.wandb:
+        name = run.path.name if coders == 1 else f"{run.path.name}/{plan.label}"
+        group = run.path.name if coders > 1 else None
+        settings = {**config.model_dump(mode="json"), "coder": plan.section.model_dump(mode="json")}
+        sinks.append(Wandb(config.log.wandb, name, group, settings, member.path))
+    if config.log.tensorboard:
+        sinks.append(TensorBoard(member.path / "tensorboard"))
+    return sinks

@@ -8,14 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from matryoshka import api, assembly, commands, display, evidence
+from matryoshka import api
 from matryoshka.cli import main
 from matryoshka.errors import MatryoshkaError
-from matryoshka.lm.model import LanguageModel
 from matryoshka.run import Run
-from matryoshka.training.config import Config, ModelSection
+from matryoshka.training.config import Config
 
 
 @pytest.fixture
@@ -33,7 +31,7 @@ def several(tmp_path: Path) -> Run:
         "training": {"tokens": 1024, "batch": 512},
         "evaluation": {"tokens": 1024},
     }
-    return commands.train(Config.build(values), tmp_path / "several")
+    return api.train(Config.build(values), tmp_path / "several")
 
 
 def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -99,7 +97,7 @@ def test_export_page_prints_what_to_open(run: Run, tmp_path: Path, capsys: pytes
 
 def test_the_page_of_several_coders_is_asked_for_one_by_one(several: Run, tmp_path: Path) -> None:
     with pytest.raises(MatryoshkaError, match=r"has several coders; give one of: .*k=2"):
-        evidence.export_page(several.path, tmp_path / "page")
+        api.export_page(several.path, tmp_path / "page")
 
 
 def test_figures_are_drawn_with_the_densities_of_the_features(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,48 +112,10 @@ def test_figures_are_drawn_with_the_densities_of_the_features(run: Run, capsys: 
 def test_serve_ends_at_ctrl_c_without_a_traceback(run: Run) -> None:
     import signal
 
-    command = [sys.executable, "-m", "matryoshka.cli", "serve", str(run.path), "--port", "0"]
+    command = [sys.executable, "-m", "matryoshka", "serve", str(run.path), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert server.stdout is not None
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/  \(Ctrl-C ends it\)\n", server.stdout.readline())
     server.send_signal(signal.SIGINT)
     _, err = server.communicate(timeout=20)
     assert "Traceback" not in err
-
-
-def test_a_coder_that_has_changed_reads_no_texts(run: Run) -> None:
-    from matryoshka.coder.coder import SparseCoder
-
-    about = api.store(run).about
-    read = evidence._reader(run, about, assembly.open_lm)
-    assert read("The people of the United States").firings
-    coder = SparseCoder.load(run.path)
-    coder.W_dec.data.mul_(2)
-    coder.save(run.coder)
-    with pytest.raises(MatryoshkaError, match="is not the one whose features were collected"):
-        evidence._reader(run, about, assembly.open_lm)("The people")
-
-
-def test_texts_are_read_by_the_model_as_it_is_configured(run: Run) -> None:
-    run.config_file.write_text(run.config_file.read_text().replace("  dtype: auto\n", "  dtype: bfloat16\n"))
-    models = []
-
-    def open_lm(model: ModelSection) -> LanguageModel:
-        models.append(assembly.open_lm(model))
-        return models[0]
-
-    assert evidence._reader(run, api.store(run).about, open_lm)("The people of the United States").firings
-    assert [lm.dtype for lm in models] == [torch.bfloat16]
-
-
-def test_telling_features_are_shown_with_their_strongest_examples(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    store = api.store(run)
-    chosen = display._telling(store, 3)
-    assert [store[index].ring for index in chosen] == sorted({store[index].ring for index in chosen})
-    assert chosen
-    assert not any(store[index].flags for index in chosen)
-    display.show_telling(store, 3)
-    shown = capsys.readouterr().out
-    for index in chosen:
-        assert f"feature {index}, ring {store[index].ring}" in shown
-        assert f"{store[index].groups[0].examples[0].activation:.2f}" in shown

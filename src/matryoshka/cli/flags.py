@@ -1,10 +1,11 @@
-"""Command-line flags made from the configuration: every field by its dotted name, its docstring as help.
+"""Command-line flags: what verbs share, and those made of the configuration, every field by its dotted name.
 
-Flags only collect text; `Config.build` validates it with the recipe's values, so that there is one way to be wrong.
+Those only collect text; `Config.build` validates it with the recipe's values, so that there is one way to be wrong.
 """
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -30,6 +31,24 @@ SHORT = {
 RECIPE_ONLY = ("variants",)
 
 
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The folder of a run."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """The folders of one run or several."""
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+
+
+def count(text: str) -> int:
+    """A whole number, also written 2e6 or 2_000_000."""
+    number = float(text)
+    if number < 1 or number != int(number):
+        raise ValueError
+    return int(number)
+
+
 def add_flags(parser: argparse.ArgumentParser, config: type[TokensConfig] = Config) -> None:
     """A flag for every field of `config`, grouped by section."""
     groups = {"": parser.add_argument_group("run")}
@@ -51,16 +70,16 @@ def add_flags(parser: argparse.ArgumentParser, config: type[TokensConfig] = Conf
         )
 
 
-def overrides(given: argparse.Namespace) -> dict[str, Any]:
+def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flags that were given, nested as a recipe is."""
     nested: dict[str, Any] = {}
     for dotted, _ in _fields(Config):
-        if dotted in vars(given):
+        if dotted in vars(arguments):
             *sections_, last = dotted.split(".")
             place = nested
             for section in sections_:
                 place = place.setdefault(section, {})
-            value = vars(given)[dotted]
+            value = vars(arguments)[dotted]
             place[last] = None if value == "none" else value
     return nested
 

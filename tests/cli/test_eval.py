@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from matryoshka import api, commands, suite
+from matryoshka import api
 from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.config import merged
@@ -21,7 +21,7 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.run import Run
 from matryoshka.training.config import Config
 
-from .conftest import SMALL
+from ..conftest import SMALL
 
 ANIMALS = [
     ("animal", "dog", "the dog"), ("animal", "dog", "a dog"), ("animal", "cat", "the cat"), ("tool", "axe", "the axe"),
@@ -39,9 +39,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two recipes of two seeds each, in one run."""
     variants = [{"seed": 0}, {"seed": 1}, {"k": 3, "seed": 0}, {"k": 3, "seed": 1}]
     config = merged(SMALL, {"training": {"tokens": 8192}})
-    return commands.train(
-        Config.build({**config, "variants": variants}), tmp_path_factory.mktemp("seeds") / "matryoshka"
-    )
+    return api.train(Config.build({**config, "variants": variants}), tmp_path_factory.mktemp("seeds") / "matryoshka")
 
 
 def times(run: Run) -> dict[str, int]:
@@ -72,31 +70,31 @@ def test_the_command_prints_a_table_and_writes_the_report(run: Run, capsys: pyte
 
 def test_what_is_measured_already_is_taken(run: Run) -> None:
     before = times(run)
-    suite.evaluate([run.path], ["reconstruction"])
+    api.evaluate([run.path], ["reconstruction"])
     assert times(run) == before, "training has measured it"
-    suite.evaluate([run.path], ["reconstruction"], overwrite=True)
+    api.evaluate([run.path], ["reconstruction"], overwrite=True)
     assert times(run)["reconstruction.json"] > before["reconstruction.json"]
 
 
 def test_another_coder_is_measured_anew(run: Run) -> None:
-    before = suite.evaluate([run.path], ["reconstruction"]).entries[0].seeds[0]["reconstruction"].values("FVU")[-1]
+    before = api.evaluate([run.path], ["reconstruction"]).entries[0].seeds[0]["reconstruction"].values("FVU")[-1]
     coder = SparseCoder.load(run.coder)
     with torch.no_grad():
         coder.W_dec *= 0.5
     coder.save(run.coder)
-    after = suite.evaluate([run.path], ["reconstruction"]).entries[0].seeds[0]["reconstruction"].values("FVU")[-1]
+    after = api.evaluate([run.path], ["reconstruction"]).entries[0].seeds[0]["reconstruction"].values("FVU")[-1]
     assert after > before + 0.01
 
 
 def test_damaged_results_are_measured_anew(run: Run) -> None:
     (run.evaluation / "reconstruction.parquet").write_bytes(b"")
-    assert suite.evaluate([run.path], ["reconstruction"]).entries[0].seeds[0]["reconstruction"].scores
+    assert api.evaluate([run.path], ["reconstruction"]).entries[0].seeds[0]["reconstruction"].scores
     assert api.results(run).values("FVU")
 
 
 def test_a_killed_suite_goes_on_where_it_was(run: Run) -> None:
     """The process is really killed, after its first evaluation is saved and before its second is."""
-    command = [sys.executable, "-m", "matryoshka.cli", "eval", str(run.path)]
+    command = [sys.executable, "-m", "matryoshka", "eval", str(run.path)]
     only = ["--only", "splitting", "probing"]
     process = subprocess.Popen([*command, *only], env=os.environ, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
@@ -108,7 +106,7 @@ def test_a_killed_suite_goes_on_where_it_was(run: Run) -> None:
     assert "splitting.json" in done
     assert "probing.json" not in done
     assert not (run.evaluation / "report.md").exists()
-    found = suite.evaluate([run.path], ["splitting", "probing"])
+    found = api.evaluate([run.path], ["splitting", "probing"])
     assert list(found.entries[0].seeds[0]) == ["splitting", "probing"]
     assert {name: time_ for name, time_ in times(run).items() if name in done} == done
     assert not list(run.evaluation.glob(".new-*")), "nothing half-written stays"
@@ -120,12 +118,12 @@ def test_a_model_that_cannot_spell_is_said_and_the_rest_goes_on(run: Run, capsys
     assert "FVU ↓" in text
     assert api.results(run, "absorption").reason is not None
     before = times(run)
-    suite.evaluate([run.path], ["absorption"])
+    api.evaluate([run.path], ["absorption"])
     assert times(run) == before, "that it cannot be measured need not be found out again"
 
 
 def test_seeds_of_a_recipe_are_one_row_with_a_spread(seeds: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    found = suite.evaluate([seeds.path], ["reconstruction"])
+    found = api.evaluate([seeds.path], ["reconstruction"])
     assert [(entry.label, len(entry.seeds)) for entry in found.entries] == [("k=3", 2), ("matryoshka", 2)]
     text = said(["eval", str(seeds.path), "--only", "reconstruction"], capsys)
     assert "k=3 (2 seeds)" in text
@@ -140,10 +138,10 @@ def test_runs_side_by_side_go_into_a_folder_of_their_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     one = seeds.members()[0]
-    found = suite.evaluate([one.path, run.path, run.path], ["reconstruction"])
+    found = api.evaluate([one.path, run.path, run.path], ["reconstruction"])
     assert found.report == Path("evaluation", "report.md")
     assert [entry.label for entry in found.entries] == [one.path.name, "run"], "a run named twice is one row"
-    assert suite.evaluate([one.path, run.path], ["reconstruction"], out="other").report == Path("other", "report.md")
+    assert api.evaluate([one.path, run.path], ["reconstruction"], out="other").report == Path("other", "report.md")
 
 
 def test_the_users_own_labels_are_probed_and_a_tree_is_searched_for_absorption(run: Run, tmp_path: Path) -> None:
@@ -154,16 +152,16 @@ def test_the_users_own_labels_are_probed_and_a_tree_is_searched_for_absorption(r
         for i, end in enumerate([" there.", " again.", " once.", " at noon.", " then.", " here."] * 5)
     ]
     file.write_text("\n".join(map(json.dumps, rows)))
-    found = suite.evaluate([run.path], ["probing", "absorption"], [file])
+    found = api.evaluate([run.path], ["probing", "absorption"], [file])
     results = found.entries[0].seeds[0]
     assert "absorption-animals" in results
     units = results["probing"].scores[0].units
     assert any("animal" in unit for unit in units)
     before = times(run)
-    suite.evaluate([run.path], ["probing"], [file])
+    api.evaluate([run.path], ["probing"], [file])
     assert times(run) == before
     file.write_text(file.read_text().replace("They", "We", 1))
-    suite.evaluate([run.path], ["probing"], [file])
+    api.evaluate([run.path], ["probing"], [file])
     assert times(run)["probing.json"] > before["probing.json"], "other labels, other numbers"
 
 
@@ -179,9 +177,9 @@ def test_wrong_inputs_are_refused_before_anything_is_measured(
 ) -> None:
     before = times(run)
     with pytest.raises(MatryoshkaError, match=message):
-        suite.evaluate([run.path], only, labels)
+        api.evaluate([run.path], only, labels)
     with pytest.raises(MatryoshkaError, match="no run here"):
-        suite.evaluate([run.path, run.path / "nowhere"])
+        api.evaluate([run.path, run.path / "nowhere"])
     assert times(run) == before
 
 
@@ -192,6 +190,6 @@ def test_labels_of_a_name_that_is_taken_are_refused(run: Run, tmp_path: Path) ->
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(line)
     with pytest.raises(MatryoshkaError, match="labels of the name 'genre' already"):
-        suite.evaluate([run.path], ["probing"], [tmp_path / "genre.jsonl"])
+        api.evaluate([run.path], ["probing"], [tmp_path / "genre.jsonl"])
     with pytest.raises(MatryoshkaError, match=r"other/mine\.jsonl: there are labels of the name 'mine' already"):
-        suite.evaluate([run.path], ["probing"], [tmp_path / "mine.jsonl", tmp_path / "other" / "mine.jsonl"])
+        api.evaluate([run.path], ["probing"], [tmp_path / "mine.jsonl", tmp_path / "other" / "mine.jsonl"])

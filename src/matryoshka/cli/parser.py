@@ -16,11 +16,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_or_refuse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """All `arguments` parsed, or the first unknown one refused by name."""
-        given, unknown = self.parse_known_args(arguments)
+        parsed, unknown = self.parse_known_args(arguments)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
             known = flags if unknown[0].startswith("-") else []
             hint = did_you_mean(unknown[0].split("=")[0], known) if known else ""
             hint = hint if "did you mean" in hint else f"; see {self.prog} --help"
             raise MatryoshkaError(f"{self.prog}: unknown argument {unknown[0]!r}{hint}")
-        return given
+        return parsed

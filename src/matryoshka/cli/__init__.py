@@ -1,0 +1,101 @@
+"""The command `matryoshka`: one file a verb, each with the same face.
+
+    SUMMARY            one line for --help
+    define(parser)     its flags
+    run(arguments)     calls the api and prints; returns an exit code if it is not 0
+
+A new verb is a file here and a line in VERBS. Files import what is heavy in `run`: torch takes seconds, a mistake in a
+flag should not.
+"""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Protocol, cast
+
+from rich.logging import RichHandler
+
+from matryoshka.cli.parser import Parser
+from matryoshka.errors import Interrupted, MatryoshkaError, did_you_mean, out_of_memory
+from matryoshka.version import __version__
+
+VERBS = (
+    "train",
+    "resume",
+    "eval",
+    "features",
+    "explain",
+    "steer",
+    "serve",
+    "export-page",
+    "figures",
+    "tokens",
+    "models",
+    "quickstart",
+)
+"""In the order of --help."""
+
+
+class Verb(Protocol):
+    """The face of a verb's file."""
+
+    SUMMARY: str
+
+    def define(self, parser: argparse.ArgumentParser) -> None:
+        """Add its flags."""
+        ...
+
+    def run(self, arguments: argparse.Namespace) -> int | None:
+        """Do it."""
+        ...
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; mistakes are one line on standard error and exit code 2."""
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)], level="WARNING")
+    logging.getLogger("transformers").setLevel("ERROR")
+    warnings.filterwarnings("ignore", module="transformers")
+    warnings.filterwarnings("ignore", module="sklearn")  # a probe that needs another solver takes it
+    try:
+        sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+    except MatryoshkaError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        sys.exit(interrupted.code)
+    except (RuntimeError, MemoryError) as error:
+        if (line := out_of_memory(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+def _run(arguments: list[str]) -> int:
+    parser = Parser(prog="matryoshka", description="Train and study Matryoshka sparse autoencoders and transcoders.")
+    parser.add_argument("--version", action="version", version=f"matryoshka {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    verbs = {name: cast(Verb, import_module(f"{__name__}.{name.replace('-', '_')}")) for name in VERBS}
+    subparsers = {
+        name: commands.add_parser(name, help=verb.SUMMARY, description=verb.SUMMARY, allow_abbrev=False)
+        for name, verb in verbs.items()
+    }
+    if not arguments:
+        parser.print_help()
+        return 0
+    if arguments[0].startswith("-"):
+        parser.parse_args(arguments)  # --help, --version
+    if arguments[0] not in VERBS:
+        raise MatryoshkaError(f"unknown command {arguments[0]!r}{did_you_mean(arguments[0], VERBS)}")
+    # only the command that is asked for gets its flags; its own parser answers an unknown one
+    verb, subparser = verbs[arguments[0]], subparsers[arguments[0]]
+    verb.define(subparser)
+    return verb.run(subparser.parse_known_or_refuse(arguments[1:])) or 0

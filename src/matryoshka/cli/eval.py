@@ -1,0 +1,122 @@
+"""matryoshka eval: the suite of evaluations, runs side by side."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from matryoshka.cli.flags import add_runs
+from matryoshka.cli.tables import console, new_table
+from matryoshka.evaluation.table import EVALUATIONS
+from matryoshka.run import Run
+
+if TYPE_CHECKING:
+    from matryoshka.report.comparison import Cell, Entry
+
+SUMMARY = "Measure the coders of runs and compare them: a table, and a report beside it."
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """The runs, which evaluations, and where the report goes."""
+    add_runs(parser)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of: {', '.join(EVALUATIONS)}")
+    parser.add_argument(
+        "--labels", type=Path, nargs="+", default=[], metavar="FILE", help="labelled text of yours as well (JSONL)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where report.md, scores.json and scores.parquet go [RUN/evaluation; of several runs ./evaluation]",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="measure anew what is measured already")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, and show what the coders scored."""
+    runs = [Run.open(path) for path in arguments.runs]
+
+    from matryoshka import api
+    from matryoshka.report.comparison import tidy
+
+    evaluated = api.evaluate(runs, arguments.only, arguments.labels, arguments.out, arguments.overwrite)
+    if arguments.json:
+        print(json.dumps(tidy(evaluated.entries), indent=2))
+    else:
+        _show_entries(evaluated.entries)
+        print(f"\nreport: {evaluated.report}")
+
+
+def _show_entries(entries: "Sequence[Entry]") -> None:
+    """What several coders scored: a row a coder or recipe; then how they differ, or of a single coder its prefixes."""
+    from matryoshka.report import comparison
+
+    heads = comparison.columns(entries)
+    rows = {
+        comparison.counted(entry): [_cell(comparison.cell(entry.scores(column))) for column in heads]
+        for entry in entries
+    }
+    _show_wrapped("", [column.head for column in heads], rows)
+    if len(entries) > 1:
+        _show_differences(entries)
+    elif len(widths := entries[0].widths()) > 1:
+        _show_wrapped(
+            "prefix",
+            [column.head for column in heads],
+            {
+                f"first {n:,}": [Text(comparison.cell(entries[0].scores(column, n)).value) for column in heads]
+                for n in widths
+            },
+        )
+    for note in comparison.reasons(entries):
+        console.print(Text(f"not measured: {note}"), soft_wrap=True)
+
+
+def _cell(cell: "Cell") -> Text:
+    lines = [Text(cell.value, "bold"), *(Text(part, "dim") for part in (cell.spread, cell.null) if part)]
+    return Text("\n").join(lines)
+
+
+def _show_wrapped(corner: str, heads: Sequence[str], rows: Mapping[str, Sequence[Text]]) -> None:
+    """One table, in as many blocks of columns as the terminal's width needs."""
+    needs = [
+        3 + max(len(line) for text in (head, *(row[i].plain for row in rows.values())) for line in text.split("\n"))
+        for i, head in enumerate(heads)
+    ]
+    left = 4 + max(map(len, (corner, *rows)))
+    start = 0
+    while start < len(heads):
+        end, used = start + 1, left + needs[start]
+        while end < len(heads) and used + needs[end] < console.width:
+            used, end = used + needs[end], end + 1
+        table = new_table(None, corner, *heads[start:end])
+        for label, cells in rows.items():
+            table.add_row(label, *cells[start:end])
+        console.print(table)
+        start = end
+
+
+def _show_differences(entries: "Sequence[Entry]") -> None:
+    from matryoshka.report import comparison
+
+    noise = 0
+    for entry, of_entry in groupby(comparison.differences(entries), key=lambda difference: difference.entry):
+        title = f"{entry.label}, against {entries[0].label}"
+        table = new_table(title, "score", "difference", "detectable", "verdict")
+        for difference in of_entry:
+            noise += bool(difference.found and difference.found.inside_noise)
+            value, interval, detectable = comparison.numbers(difference)
+            shown = _cell(comparison.Cell(value, interval, ""))
+            table.add_row(difference.column.head, shown, detectable, comparison.verdict(difference))
+        console.print(table)
+    if noise:
+        console.print(
+            f"{noise} of these differences {'is' if noise == 1 else 'are'} inside the noise: zero lies in the interval."
+            " `detectable` is the least difference that such a comparison finds four times in five.",
+            soft_wrap=True,
+        )

@@ -1,0 +1,155 @@
+"""matryoshka explain: features named by rules, or explained by a chat model whose explanations are tested."""
+
+import argparse
+import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from matryoshka.cli.flags import add_run, count
+from matryoshka.cli.tables import console, new_table
+from matryoshka.errors import MatryoshkaError
+from matryoshka.features.choice import Choice
+from matryoshka.features.endpoint import ChatModel, Cost
+from matryoshka.run import Run
+
+if TYPE_CHECKING:
+    from matryoshka.evaluation.scores import Result
+    from matryoshka.features.naming import Named
+
+SUMMARY = "Explain features: by rules, or by a chat model whose explanations are tested."
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """The run, and the chat model if one is to be asked."""
+    add_run(parser)
+    add = parser.add_argument_group("a chat model (without --model: rules, without any other machine)").add_argument
+    add("--model", metavar="NAME", help="the model that explains and judges, by its name at the address")
+    add("--base-url", metavar="URL", default=ChatModel.base_url, help="OpenAI-compatible address [%(default)s]")
+    add(
+        "--key-variable",
+        metavar="NAME",
+        default=ChatModel.key_variable,
+        help="environment variable with its key [%(default)s]",
+    )
+    add("--features", type=int, nargs="+", metavar="I", help="these features instead of a sample")
+    add(
+        "--per-ring",
+        type=count,
+        metavar="N",
+        default=Choice().per_ring,
+        help="living features of each ring [%(default)s]",
+    )
+    add("--seed", type=int, metavar="N", default=Choice().seed, help="of the sample and of the contexts [%(default)s]")
+    add(
+        "--temperature",
+        type=_temperature,
+        metavar="X|none",
+        default=ChatModel.temperature,
+        help="none: the model's own [%(default)s]",
+    )
+    add(
+        "--max-tokens",
+        type=count,
+        metavar="N",
+        default=ChatModel.max_tokens,
+        help="of an answer, thoughts included [%(default)s]",
+    )
+    add("--concurrency", type=count, metavar="N", default=ChatModel.concurrency, help="requests at once [%(default)s]")
+    add("--price-in", type=float, metavar="X", help="price of a million tokens sent, to say what it will cost")
+    add("--price-out", type=float, metavar="X", help="price of a million tokens answered")
+    add("--yes", action="store_true", help="do not ask whether to go on")
+
+
+def _temperature(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """By rules, or by the model that is named."""
+    if arguments.model is None and (arguments.features or arguments.base_url != ChatModel.base_url):
+        raise MatryoshkaError("--features and --base-url are for a chat model: give its name by --model")
+    studied = Run.open(arguments.run)
+
+    from matryoshka import api
+
+    if arguments.model is None:
+        for path, named in api.name(studied).items():
+            _show_named(path, named)
+    else:
+        model = ChatModel(
+            arguments.model,
+            arguments.base_url,
+            arguments.key_variable,
+            arguments.temperature,
+            arguments.max_tokens,
+            arguments.concurrency,
+        )
+        choice = Choice(arguments.features, arguments.per_ring, arguments.seed)
+        for path, result in api.explain(studied, model, choice, partial(_agree, arguments)).items():
+            _show_explained(path, result)
+    print(f"\nlook at them: matryoshka serve {arguments.run}")
+
+
+def _agree(arguments: argparse.Namespace, cost: Cost) -> None:
+    """Say what will be asked; on a terminal, ask whether to go on."""
+    unknown = arguments.price_in is None and arguments.price_out is None
+    price = None if unknown else cost.price(arguments.price_in or 0.0, arguments.price_out or 0.0)
+    _show_cost(arguments.model, cost, price)
+    if not cost.requests or arguments.yes:
+        return
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise MatryoshkaError("nothing was asked yet: --yes goes on without a question, which needs a terminal")
+    if input("Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise MatryoshkaError("nothing was asked")
+
+
+def _show_cost(model: str, cost: Cost, price: float | None) -> None:
+    """What will be asked of a chat model."""
+    if not cost.requests:
+        told = f"0 questions to {model}: all answers are in the cache"
+    else:
+        money = "" if price is None else f", at most {price:,.2f} at the given prices"
+        told = (
+            f"{cost.requests:,} questions to {model}: about {cost.tokens_in:,} tokens, and at most"
+            f" {cost.tokens_out:,} of answers{money}"
+        )
+    console.print(Text(told), soft_wrap=True)
+
+
+def _show_named(name: str, named: "Named") -> None:
+    """What a naming by rules has found."""
+    from matryoshka.features.naming import LEAST_AUC
+
+    others = f"; {named.explained:,} were explained by a chat model already" if named.explained else ""
+    told = (
+        f"{name}: {named.by_rule:,} features named by the n-gram that tells best where they fire;"
+        f" {named.without_rule:,} have none that tells well enough (AUC {LEAST_AUC}) and keep their top tokens{others}"
+    )
+    console.print(Text(told), soft_wrap=True)
+
+
+def _show_explained(name: str, result: "Result") -> None:
+    """How well a chat model's explanations tell where features fire: a row a prefix."""
+    if result.reason is not None:
+        console.print(Text(f"{name}: not measured: {result.reason}"), soft_wrap=True)
+        return
+    table = new_table(
+        name, "latents", "measure", "balanced accuracy", "95 % interval", "another's explanation", "features"
+    )
+    for score in sorted(result.scores, key=lambda score: score.width):
+        null = "–" if score.null is None else f"{score.null:.3f}"
+        interval = f"{score.interval.low:.3f} to {score.interval.high:.3f}"
+        row = (score.measure.name, f"{score.value:.3f}", interval, null, f"{len(score.units)}")
+        table.add_row(f"first {score.width:,}", *row)
+    console.print(table)
+    about = result.details
+    left_out = [what for what in ("too few contexts", "no explanation of the right form") if about[what]]
+    told = "".join(f"; {len(about[what])} with {what}" for what in left_out)
+    failed = about["contexts without a judgement of the right form"]
+    console.print(
+        f"{len(about['features'])} of {about['features chosen']} features explained{told};"
+        f" {failed} contexts without a judgement of the right form",
+        soft_wrap=True,
+    )

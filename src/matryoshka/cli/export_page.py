@@ -1,0 +1,25 @@
+"""matryoshka export-page: the page as a folder that opens without a server."""
+
+import argparse
+from pathlib import Path
+
+from matryoshka.cli.flags import add_run
+from matryoshka.run import Run
+
+SUMMARY = "Write the same page as a folder that opens without a server."
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """The run, and the folder."""
+    add_run(parser)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="new folder for the page")
+    parser.add_argument("--overwrite", action="store_true", help="replace the page that lies there")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write it, and print what to open."""
+    shown = Run.sole(arguments.run)
+
+    from matryoshka import api
+
+    print(api.export_page(shown, arguments.folder, arguments.overwrite))

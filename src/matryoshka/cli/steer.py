@@ -1,0 +1,72 @@
+"""matryoshka steer: what the model writes with a feature held high, beside what it writes without."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from matryoshka.cli.flags import add_run, count
+from matryoshka.cli.tables import console, new_table
+from matryoshka.defaults import PROMPT, STEERED_TOKENS, STRENGTH, TEMPERATURE
+from matryoshka.run import Run
+
+if TYPE_CHECKING:
+    from matryoshka.evaluation.steering import Steered
+
+SUMMARY = "Let the model write with a feature held high, beside what it writes without."
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """The run, the feature, and how to write."""
+    add_run(parser)
+    add = parser.add_argument
+    add("feature", type=int, metavar="FEATURE", help="number of a feature")
+    add(
+        "--strength",
+        type=float,
+        metavar="X",
+        default=STRENGTH,
+        help="level, in units of its maximum on held-out text [%(default)s]",
+    )
+    add("--prompt", metavar="TEXT", default=PROMPT, help="text to go on with [%(default)s]")
+    add("--tokens", type=count, metavar="N", default=STEERED_TOKENS, help="tokens to write [%(default)s]")
+    add("--temperature", type=float, metavar="X", default=TEMPERATURE, help="0: the likeliest token [%(default)s]")
+    add("--seed", type=int, metavar="N", default=0, help="of the tokens drawn [%(default)s]")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write both texts."""
+    studied = Run.sole(arguments.run)
+
+    from matryoshka import api
+
+    steered = api.steer(
+        studied,
+        arguments.feature,
+        arguments.strength,
+        arguments.prompt,
+        arguments.tokens,
+        arguments.temperature,
+        arguments.seed,
+    )
+    _show_steered(steered)
+
+
+def _show_steered(steered: "Steered") -> None:
+    """Both continuations side by side, and how far apart the predictions are."""
+    from matryoshka.features.feature import printable
+
+    table = new_table(None, "unsteered", f"feature {steered.feature:,} held at {steered.strength:g} × its maximum")
+    for column in table.columns:
+        column.justify, column.ratio = "left", 1
+    table.expand = True
+    prompt = (printable(steered.prompt), "dim")
+    table.add_row(*(Text.assemble(prompt, printable(text)) for text in (steered.plain, steered.steered)))
+    console.print(table)
+    unit, kl = steered.unit, sum(steered.kl) / len(steered.kl)
+    console.print(
+        f"its maximum on {unit.tokens:,} held-out tokens is {unit.maximum:.4g}, so it is held at"
+        f" {steered.strength * unit.maximum:.4g} (raw units of the written site)\n"
+        f"KL(unsteered ‖ steered) of the next token: {kl:.3g} nats, mean over the steered text",
+        soft_wrap=True,
+    )

@@ -1,0 +1,76 @@
+"""Tables for people, on standard output: what several verbs print alike."""
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from matryoshka.evaluation.scores import Result
+    from matryoshka.features.store import FeatureStore
+    from matryoshka.run import Run
+
+console = Console(highlight=False)
+
+
+def new_table(title: str | None, *heads: str) -> Table:
+    """An empty table; its first column is text, the others are numbers."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i == 0 else "right")
+    return table
+
+
+def show_run(run: "Run") -> None:
+    """Where a finished run lies, and its coders' measures."""
+    from matryoshka.api import results
+
+    for member in run.members():
+        _show_results(member.path.name, results(member))
+    console.print(f"\nrun: [bold]{run.path}[/]", soft_wrap=True)
+
+
+def _show_results(name: str, results: "Result") -> None:
+    """One coder's reconstruction of held-out text, a row a prefix."""
+    from matryoshka.evaluation.reconstruction import CE, CE_MEAN, CE_ZERO, DEAD, FVU, KL_MEAN, L0, SILENT
+    from matryoshka.report.comparison import shown
+
+    about, measures = results.details, (FVU, CE, CE_ZERO, CE_MEAN, KL_MEAN)
+    table = new_table(name, "latents", *(measure.name for measure in measures))
+    columns = [results.of(measure.name) for measure in measures]
+    for width, *scores in zip(about["widths"], *columns, strict=True):
+        table.add_row(f"first {width:,}", *(shown(score.value, score.measure) for score in scores))
+    console.print(table)
+    l0, dead, silent = (results.of(measure.name)[-1].value for measure in (L0, DEAD, SILENT))
+    console.print(
+        f"{about['read']} → {about['write']} of {about['model']}: L0 {l0:.1f},"
+        f" dead {dead:.1%}, silent on these tokens {silent:.1%}\n"
+        f"{about['tokens']:,} held-out tokens ({about['tokens_left_out']:,} BOS and sink positions left out);"
+        f" CE clean {about['ce_clean']:.4f}, mean-ablated {about['ce_mean']:.4f},"
+        f" zero-ablated {about['ce_zero']:.4f}",
+        soft_wrap=True,
+    )
+
+
+def show_features(store: "FeatureStore") -> None:
+    """What a store holds: a row a ring."""
+    import numpy as np
+
+    from matryoshka.features.feature import FLAGS
+
+    about, columns = store.about, store.columns()
+    table = new_table(f"{len(store):,} features (density: median of the ring)", "ring", "features", "density", *FLAGS)
+    flags, densities = np.array(columns["flags"]), np.array(columns["density"])
+    for ring, (first, end) in enumerate(zip((0, *about.widths), about.widths, strict=False)):
+        firing = densities[first:end][densities[first:end] > 0]
+        counts = ((flags[first:end] >> bit & 1).sum() for bit in range(len(FLAGS)))
+        median = f"{np.median(firing):.3%}" if len(firing) else "–"
+        table.add_row(str(ring), f"{end - first:,}", median, *(f"{count:,}" for count in counts))
+    console.print(table)
+    split = about.split.replace("_", "-")
+    console.print(
+        f"{about.tokens:,} tokens of {about.documents:,} documents ({about.text}, {split} split);"
+        f" left out {about.tokens_left_out:,}: {about.left_out}\nfeatures: {store.path}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,8 @@
+"""What the verbs take where nothing is said, once for Python's signatures and the flags' help."""
+
+FEATURE_TOKENS = 2_000_000
+"""`features`: tokens to read."""
+STRENGTH, PROMPT, STEERED_TOKENS, TEMPERATURE = 5.0, "I think that", 40, 0.7
+"""`steer`: the level in units of the feature's maximum, the text to go on with, how far, and how tokens are drawn."""
+PORT = 8421
+"""`serve`: of this machine."""

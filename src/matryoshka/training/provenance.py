@@ -1,0 +1,42 @@
+"""What the numbers of a run depend on besides its config."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from matryoshka.data.tokens import Tokens
+from matryoshka.lm.model import LanguageModel
+
+
+def provenance(lm: LanguageModel, tokens: Tokens) -> dict[str, Any]:
+    """Versions, model, tokens, commit, hardware, as plain JSON."""
+    packages = ("matryoshka-sae", "torch", "transformers", "tokenizers", "numpy", "safetensors")
+    cuda = torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else None
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "commit": _commit(),
+        "model": {
+            "name": lm.info.name,
+            "revision": lm.info.revision,
+            "dtype": str(lm.dtype).removeprefix("torch."),
+        },
+        "tokens": {"hash": tokens.hash, "bos": lm.bos, "separator": lm.separator},
+        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads(), "gpu": cuda},
+    }
+
+
+def _commit() -> str | None:
+    """The git commit of this source, if it is a checkout."""
+    try:
+        folder = Path(__file__).parent
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
