@@ -1,9 +1,11 @@
 """How many processes there are, and what one that trains says to that."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+import matryoshka
 from matryoshka import api
 from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
@@ -40,3 +42,9 @@ def test_training_in_several_processes_is_refused_before_any_work(trained: Run, 
     assert not (tmp_path / "run").exists()
     with pytest.raises(MatryoshkaError, match=line):
         api.resume(trained)
+
+
+def test_nothing_else_reads_torchruns_environment() -> None:
+    source = Path(matryoshka.__file__).parent
+    readers = {file.name for file in source.rglob("*.py") if re.search("WORLD_SIZE|LOCAL_RANK", file.read_text())}
+    assert readers == {"distributed.py"}

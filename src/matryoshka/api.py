@@ -172,12 +172,12 @@ def evaluate(
     members = list(dict.fromkeys(member for run in opened for member in run.trained()))
     configs = [Config.load(member.config_file) for member in members]
     benches: dict[str, Bench] = {}
-    found = []
+    scored = []
     for member, config in zip(members, configs, strict=True):
         bench = Bench(config, texts)
         bench = benches.setdefault(bench.key, bench)
-        found.append(measured(member, bench, names, overwrite) | ({} if wanted else explained(member)))
-    entries = [Entry(label, [found[i] for i in group]) for label, group in recipes(members, configs)]
+        scored.append(measured(member, bench, names, overwrite) | ({} if wanted else explained(member)))
+    entries = [Entry(label, [scored[i] for i in group]) for label, group in recipes(members, configs)]
     folder = Path(out) if out else opened[0].evaluation if len(opened) == 1 else Path("evaluation")
     return Evaluated(entries, comparison.write(entries, folder))
 
@@ -216,11 +216,11 @@ def features(
 def name(run: Run | str | Path) -> dict[str, Named]:
     """Name every living feature of a run's coders by the rule that tells best where it fires, if there is a good one;
     what was found, by coder's folder. Needs no language model. Labels, and explanations by others, stay."""
-    found = {}
+    named = {}
     for member in Run.open(run).trained():
         with progress_bar(f"naming the features of {member.path.name}") as update:
-            found[str(member.path)] = name_by_rules(FeatureStore(member.features_file), update)
-    return found
+            named[str(member.path)] = name_by_rules(FeatureStore(member.features_file), update)
+    return named
 
 
 def explain(
@@ -242,7 +242,7 @@ def explain(
     endpoint = Endpoint(model)
     endpoint.check()
     lm = open_lm(config.model)
-    found = {}
+    scored = {}
     for member, its in stores.items():
         try:
             with progress_bar(f"looking where features of {member.path.name} are silent") as update:
@@ -254,8 +254,8 @@ def explain(
             result = Result((), reason=str(reason))
         asked = {"chat model": model.name, "address": model.base_url, **model.parameters, **choice._asdict()}
         save(result, {"coder": its.about.coder, **asked}, member.evaluation, "detection")
-        found[str(member.path)] = result
-    return found
+        scored[str(member.path)] = result
+    return scored
 
 
 def steer(

@@ -98,5 +98,5 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{where}: is needed (give it in the recipe, or as --{where})"
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-    return f"{where}: {message[0].lower()}{message[1:]}{given}"
+    got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+    return f"{where}: {message[0].lower()}{message[1:]}{got}"

@@ -39,7 +39,7 @@ def plan(config: Config, info: ModelInfo) -> list[Plan]:
             f"text.context: {config.text.context} tokens, but {info.name} takes at most {info.context}"
         )
     plans = [_plan_one(config, info, variant) for variant in config.variants or ({},)]
-    labels = [one.label for one in plans]
+    labels = [planned.label for planned in plans]
     if repeated := {label for label in labels if labels.count(label) > 1}:
         raise MatryoshkaError(f"variants: {repeated.pop()!r} is named twice")
     return plans
