@@ -73,7 +73,7 @@ def test_training_from_a_cache_learns_what_it_learns_on_a_cpu_and_resumes(tmp_pa
     shutil.rmtree(there.checkpoints / "step_40")
     shutil.rmtree(there.coder)
     on_second_device("resume", there.path)
-    assert there.results().values("FVU") == pytest.approx(here.results().values("FVU"), rel=1e-3)
+    assert api.results(there).values("FVU") == pytest.approx(api.results(here).values("FVU"), rel=1e-3)
 
 
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])

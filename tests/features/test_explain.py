@@ -654,4 +654,4 @@ def test_what_cannot_be_measured_is_said_and_saved(run: Run, capsys: pytest.Capt
         code, out, _ = typed(capsys, "explain", run.path, *words)
     assert code == 0
     assert "not measured: fake: none of its answers was an explanation" in out
-    assert run.results("detection").scores == ()
+    assert api.results(run, "detection").scores == ()
