@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from harness import available_threads, machine, publish, ratio
 
-from matryoshka.training.config import Config
 from matryoshka.training.plan import check
+from matryoshka.training.recipe import Config
 from matryoshka.training.setup import calibrate, new_trainees, open_lm, open_stream, open_tokens
 
 
@@ -35,10 +35,10 @@ def seconds(job: Callable[[], object]) -> float:
 
 def measure(config: Config, rounds: int) -> dict[str, Any]:
     """Tokens a second of each part and of the whole, and the language model's share of the whole's time."""
-    info, plans = check(config)
+    _, plans = check(config)
     lm = open_lm(config.model)
     stream = open_stream(config, lm, open_tokens(config.text, lm.vocabulary), plans)
-    trainee = new_trainees(config, plans, lm.device, info)[0]
+    trainee = new_trainees(config, plans, lm.device)[0]
     calibrate([trainee], stream)
     batch = next(stream)
     steps = config.activations.chunk // config.training.batch - 1

@@ -66,27 +66,21 @@ def child(name: str, run: Path, quick: bool) -> dict[str, float]:
 
 def bare(run: Path, size: dict[str, int]) -> float:
     """Seconds of the language model and the encoder alone."""
-    import torch
-
-    from matryoshka.data.activations import RowFilter
-    from matryoshka.evaluation.placed import READ_BATCH, Placed, batches
     from matryoshka.run import Run
+    from matryoshka.study.hooked import hook_all
+    from matryoshka.study.reader import READ_BATCH, batches, read, spread_windows
     from matryoshka.training.allocator import keep_freed_memory
-    from matryoshka.training.config import Config
+    from matryoshka.training.recipe import Config
     from matryoshka.training.setup import open_lm, open_tokens
 
     keep_freed_memory()
     config = Config.load(Run.open(run).config_file)
     lm = open_lm(config.model)
-    placed = Placed.load(Run(run).coder, lm)
     windows = open_tokens(config.text, lm.vocabulary).windows("train")
-    sites = [placed.read, placed.write]
-    keep = RowFilter.measure(lm, windows, sites)
+    [hooked] = hook_all([Run(run).coder], lm, windows)
     started = time.perf_counter()
-    with torch.no_grad():
-        for batch, _ in batches(lm, windows, size["tokens"], READ_BATCH):
-            read = lm.read(batch, sites)
-            placed.coder.encode(read[placed.read][keep(batch, read)])
+    for rows in read(lm, batches(windows, spread_windows(windows, size["tokens"]), READ_BATCH), [hooked]):
+        rows.latents(hooked)
     return time.perf_counter() - started
 
 
@@ -100,7 +94,7 @@ def collect(run: Path, size: dict[str, int]) -> float:
         nonlocal started
         started = time.perf_counter()
 
-    api.features(run, size["tokens"], split="train", overwrite=True, announce=start)
+    api.features(run, size["tokens"], split="train", overwrite=True, announce=start, keep_recording=False)
     return time.perf_counter() - started
 
 

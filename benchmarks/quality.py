@@ -19,12 +19,12 @@ from torch import Tensor
 
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.config import merged
-from matryoshka.data.activations import Batch
-from matryoshka.evaluation.held_out import activation_metrics
-from matryoshka.evaluation.placed import Placed
-from matryoshka.training.config import Config
+from matryoshka.data.stream import Batch
+from matryoshka.study.hooked import HookedCoder
+from matryoshka.study.watch import activation_metrics
 from matryoshka.training.optim import learning_rate
 from matryoshka.training.plan import check
+from matryoshka.training.recipe import Config
 from matryoshka.training.setup import calibrate, new_trainees, open_lm, open_stream, open_tokens
 from matryoshka.training.trainee import Trainee
 
@@ -35,16 +35,18 @@ class Dense:
     def __init__(self, trainee: Trainee) -> None:
         self.coder: SparseCoder = copy.deepcopy(trainee.coder)
         self.plan, self.section, self.steps = trainee.plan, trainee.section, trainee.steps
+        self.scaling, self.silent = trainee.scaling, trainee.dead.tokens_since_fired.clone()
         self.adam = torch.optim.Adam(self.coder.parameters(), betas=self.section.betas, fused=False)
 
     def step(self, batch: Batch, step: int) -> None:
         coder = self.coder
-        x, y = batch.activations[self.plan.read], coder.scale_out * batch.activations[self.plan.write]
-        pre = coder.inputs(x) @ coder.W_enc + coder.b_enc
+        x, y = batch.of(self.plan.wiring)
+        x, y = self.scaling.x(x), self.scaling.y(y)
+        pre = x @ coder.W_enc + coder.b_enc
         values = pre.relu().flatten()
         chosen = values.topk(coder.config.k * len(x))
         latents = torch.zeros_like(values).scatter(0, chosen.indices, chosen.values).view_as(pre)
-        y_hat = torch.stack([latents[:, :n] @ coder.W_dec[:n] + coder.b_dec for n in coder.config.widths])
+        y_hat = torch.stack([latents[:, :n] @ coder.W_dec[:n] + coder.b_dec for n in coder.widths])
         spread = (y - y.mean(0)).square().sum()
         loss = (y - y_hat).square().sum((1, 2)).mean() / spread
         loss = loss + self._aux(pre, (y - y_hat[-1]).detach())
@@ -52,12 +54,12 @@ class Dense:
         loss.backward()
         self._update(step)
         with torch.no_grad():
-            coder.tokens_since_fired += len(x)
-            coder.tokens_since_fired[(latents > 0).any(0)] = 0
+            self.silent += len(x)
+            self.silent[(latents > 0).any(0)] = 0
             coder.activation._track(chosen.values)
 
     def _aux(self, pre: Tensor, residual: Tensor) -> Tensor | float:
-        dead = self.coder.dead(self.section.dead_after_tokens)
+        dead = self.silent >= self.section.dead_after_tokens
         if not dead.any():
             return 0.0
         candidates = torch.where(dead, pre, 0).relu()
@@ -77,24 +79,27 @@ class Dense:
 
 def compare(config: Config, seeds: int) -> dict[str, list[list[float]]]:
     """Held-out FVU of every prefix, for each seed: {"bfloat16": …, "float32": …, "dense": …}."""
-    given = config.model_dump()
-    low, full = (Config.build(merged(given, {"training": {"autocast": each}})) for each in ("bfloat16", "off"))
-    info, plans = check(config)
+    low, full = (
+        Config.build(merged(config.model_dump(), {"training": {"autocast": precision}}))
+        for precision in ("bfloat16", "off")
+    )
+    _, plans = check(config)
     lm = open_lm(config.model)
     tokens = open_tokens(config.text, lm.vocabulary)
     results: dict[str, list[list[float]]] = {"bfloat16": [], "float32": [], "dense": []}
     for seed in range(seeds):
         plan = plans[0]._replace(section=plans[0].section.model_copy(update={"seed": seed}))
         stream = open_stream(config, lm, tokens, [plan])
-        learners = [new_trainees(each, [plan], lm.device, info)[0] for each in (low, full)]
+        learners = [new_trainees(one, [plan], lm.device)[0] for one in (low, full)]
         calibrate(learners, stream)
         dense = Dense(learners[1])
         for step, batch in enumerate(itertools.islice(stream, config.steps)):
             for learner in learners:
                 learner.step(batch, step, measure=False)
             dense.step(batch, step)
-        placed = [Placed(coder.eval(), plan.read, plan.write) for coder in (*(t.coder for t in learners), dense.coder)]
-        measured = activation_metrics(lm, tokens.windows("held_out"), placed, config.evaluation.tokens)
+        folded = [*(learner.folded() for learner in learners), dense.scaling.fold(dense.coder)]
+        hooked = [HookedCoder(coder, plan.wiring, stream.chunks.keep) for coder in folded]
+        measured = activation_metrics(lm, tokens.windows("held_out"), hooked, config.evaluation.tokens)
         for name, metrics in zip(results, measured, strict=True):
             results[name].append(metrics["fvu"])
     return results

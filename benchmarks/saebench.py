@@ -36,23 +36,27 @@ from harness import HERE, OFFLINE, available_threads, environment, machine, publ
 from safetensors.torch import save_file
 from torch import Tensor
 
-from matryoshka.coder.activations import BatchTopK, JumpReLU
-from matryoshka.coder.coder import CoderConfig, SparseCoder
-from matryoshka.data.activations import Batch
+from matryoshka.coder.architecture import CoderConfig
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.coder.nonlinearity import BatchTopK, JumpReLU
+from matryoshka.data.rowfilter import RowFilter
+from matryoshka.data.stream import Batch
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation import concepts, reconstruction
-from matryoshka.evaluation.absorption import FRACTION, FULL, MIN_PROBE_F1, absorption
-from matryoshka.evaluation.carried import Direction, absorbed
-from matryoshka.evaluation.concepts import Rows
-from matryoshka.evaluation.placed import Placed, batches
-from matryoshka.evaluation.probes import fit_activations
-from matryoshka.evaluation.spelling import first_letters, words
+from matryoshka.evaluation import absorption, reconstruction
+from matryoshka.evaluation.absorption import FRACTION, FULL, MIN_PROBE_F1
+from matryoshka.evaluation.shared.carried import Direction, absorbed
+from matryoshka.evaluation.shared.labelled_rows import LabelledRows, as_csr, encode_labelled, read_labelled
+from matryoshka.evaluation.shared.probes import fit_activations
+from matryoshka.evaluation.shared.spelling import first_letters, words
+from matryoshka.evaluation.subject import Bench
 from matryoshka.lm.model import LanguageModel, load
-from matryoshka.lm.sites import Site
+from matryoshka.lm.sites import Site, Wiring
 from matryoshka.run import Run
-from matryoshka.training.config import CoderSection, Config, TrainingSection
+from matryoshka.study.hooked import HookedCoder, hook_all
+from matryoshka.study.opening import studied
+from matryoshka.study.reader import spread_windows
 from matryoshka.training.plan import Plan
-from matryoshka.training.setup import open_lm, open_tokens
+from matryoshka.training.recipe import CoderSection, TrainingSection
 from matryoshka.training.trainee import Trainee
 
 D_SAE, K, STEPS, BATCH = 3072, 32, 600, 1024
@@ -70,17 +74,16 @@ class Weights(NamedTuple):
 
     @classmethod
     def of(cls, coder: SparseCoder) -> "Weights":
-        folded = coder.fold()
-        match folded.activation:
+        match coder.activation:
             case BatchTopK():
-                threshold = folded.activation.threshold.expand(coder.config.d_sae)
+                threshold = coder.activation.threshold.expand(coder.config.d_sae)
             case JumpReLU():
-                threshold = folded.activation.log_threshold.exp()
+                threshold = coder.activation.log_threshold.exp()
             case other:
                 raise SystemExit(f"{type(other).__name__} has no thresholds: SAEBench takes batchtopk or jumprelu")
-        norms = folded.W_dec.norm(dim=1)
-        found = (folded.W_enc * norms, folded.b_enc * norms, folded.W_dec / norms[:, None], folded.b_dec)
-        return cls(*(each.detach().float().contiguous() for each in (*found, threshold * norms)))
+        norms = coder.W_dec.norm(dim=1)
+        weights = (coder.W_enc * norms, coder.b_enc * norms, coder.W_dec / norms[:, None], coder.b_dec)
+        return cls(*(tensor.detach().float().contiguous() for tensor in (*weights, threshold * norms)))
 
 
 # --- coders that know words
@@ -96,19 +99,25 @@ def word_activations(lm: LanguageModel, site: Site) -> Tensor:
 
 
 def train(x: Tensor, site: Site, widths: Sequence[int]) -> SparseCoder:
-    """A BatchTopK SAE of these rows, taken at random over and over."""
+    """A BatchTopK SAE of these rows, taken at random over and over, folded."""
     config = CoderConfig(
-        d_in=x.shape[1], d_out=x.shape[1], d_sae=D_SAE, widths=tuple(widths), activation="batchtopk", k=K
+        reads=(x.shape[1],),
+        writes=(x.shape[1],),
+        d_sae=D_SAE,
+        widths=tuple(widths),
+        activation={"kind": "batchtopk", "k": K},
     )
     section = CoderSection(read=str(site), d_sae=D_SAE, widths=tuple(widths), k=K)
     training = TrainingSection(tokens=STEPS * BATCH, batch=BATCH, lr=2e-3, dead_after_tokens=100_000)
     random = torch.Generator().manual_seed(0)
-    coder = SparseCoder(config).initialise(0, tied=True).calibrate(x[:4096], x[:4096])
-    trainee = Trainee(Plan("coder", section, site, site, config), coder, training, STEPS)
+    plan = Plan("coder", section, Wiring.of([site], [site]), config)
+    trainee = Trainee(plan, SparseCoder(config).initialise(0, tied=True), training, STEPS)
+    first = x[:4096]
+    trainee.calibrate(Batch({site: first}, torch.arange(len(first))))
     for step in range(STEPS):
         rows = x[torch.randint(len(x), (BATCH,), generator=random)]
         trainee.step(Batch({site: rows}, torch.arange(BATCH)), step, measure=False)
-    return coder.eval()
+    return trainee.folded()
 
 
 # --- absorption
@@ -116,20 +125,20 @@ def train(x: Tensor, site: Site, widths: Sequence[int]) -> SparseCoder:
 
 def _norms(coder: SparseCoder) -> np.ndarray:
     """Of the decoder's rows."""
-    return coder.W_dec.detach().norm(dim=1).float().cpu().numpy()
+    return coder.decoder_rows().norm(dim=1).float().cpu().numpy()
 
 
-def absorption_agreement(placed: Placed, rows: Rows, python: Path) -> dict[str, Any]:
+def absorption_agreement(hooked: HookedCoder, rows: LabelledRows, python: Path) -> dict[str, Any]:
     """Both sides on the same rows, for the whole dictionary."""
-    result = absorption(rows, placed)
-    ours = {score.measure: score for score in result.scores if score.width == placed.coder.config.d_sae}
-    width = str(placed.coder.config.d_sae)
+    result = absorption.measure(rows, hooked)
+    ours = {score.measure: score for score in result.scores if score.width == hooked.coder.config.d_sae}
+    width = str(hooked.coder.config.d_sae)
     found = {letter: each["prefixes"][width] for letter, each in result.details["concepts"].items()}
     letters = sorted(rows.labelled.concepts().keys() & set("abcdefghijklmnopqrstuvwxyz"))
     word = np.array([example.group for example in rows.labelled.examples])
     letter = np.array([example.path[0] for example in rows.labelled.examples])
 
-    weights, latents = Weights.of(placed.coder), rows.latents.multiply(_norms(placed.coder)).tocsr()
+    weights, latents = Weights.of(hooked.coder), rows.latents.multiply(_norms(hooked.coder)).tocsr()
     directions = torch.zeros(len(letters), rows.y.shape[1])
     chosen, said = {}, {}
     for name in found:
@@ -229,22 +238,24 @@ CORE = {
 def core_agreement(path: Path, python: Path) -> dict[str, dict[str, float]]:
     """{"ours": …, "theirs": …}, each by CORE's names, for the whole dictionary."""
     run = Run.open(path)
-    config = Config.load(run.config_file)
-    lm = open_lm(config.model)
-    placed = Placed.load(run.coder, lm)
-    if placed.read != placed.write or placed.read.kind != "resid_post":
-        raise MatryoshkaError(f"{path}: SAEBench takes SAEs of resid_post, this one is {placed.read} → {placed.write}")
-    windows = open_tokens(config.text, lm.vocabulary).windows("held_out")
-    found = reconstruction.evaluate(lm, windows, placed, TOKENS)
+    its = studied(run.coder)
+    lm = its.open_lm("cpu")
+    windows = its.open_tokens(lm.vocabulary).windows("held_out")
+    [hooked] = hook_all([run.coder], lm, windows)
+    [site, *others] = hooked.wiring.sites
+    if others or site.kind != "resid_post":
+        raise MatryoshkaError(f"{path}: SAEBench takes SAEs of resid_post, this one is {hooked.wiring}")
+    [subject] = Bench(lm, windows, [hooked], TOKENS).subjects()
+    found = reconstruction.evaluate(subject)
     about = {
         "folder": str(lm.info.folder or lm.info.name),
         "blocks": lm.info.family.blocks,
-        "layer": placed.read.layer,
+        "layer": site.layer,
         "bos": lm.bos,
         "batch": BATCH_WINDOWS,
     }
-    given = {"windows": torch.cat([text.tokens for text in batches(lm, windows, TOKENS, BATCH_WINDOWS)]).cpu()}
-    theirs = ask("core", given | Weights.of(placed.coder)._asdict(), about, python)
+    given = {"windows": torch.from_numpy(windows[spread_windows(windows, TOKENS)])}
+    theirs = ask("core", given | Weights.of(hooked.coder)._asdict(), about, python)
     ours = {
         "CE, clean": found.details["ce_clean"],
         "CE, reconstructed": found.values("CE")[-1],
@@ -267,18 +278,18 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_absorption(given: argparse.Namespace, python: Path) -> dict[str, Any]:
-    site, lm = Site.parse(given.site), load(given.model)
+    site, lm = Site.parse(given.site), load(given.model, device="cpu")
     x = word_activations(lm, site)
     coders = {f"{name}, on words": train(x, site, widths) for name, widths in TRAINED.items()}
     coders |= {str(run): SparseCoder.load(run) for run in given.runs}
     labelled, rows = first_letters(lm, given.words), None
     results = {}
     for name, coder in coders.items():
-        placed = Placed(coder, site, site)
+        hooked = HookedCoder(coder, Wiring.of([site], [site]), RowFilter(lm.bos, {}))
         if rows is None:
-            rows = concepts.read(lm, placed, labelled)
-        latents = concepts.as_csr(coder.fold().eval().encode(torch.from_numpy(rows.x)))
-        results[name] = absorption_agreement(placed, rows._replace(latents=latents), python)
+            rows = encode_labelled(hooked, read_labelled(lm, [hooked], labelled))
+        latents = as_csr(hooked.coder.encode(torch.from_numpy(rows.x)))
+        results[name] = absorption_agreement(hooked, rows._replace(latents=latents), python)
         print(name, json.dumps(results[name]["definition"]), flush=True)
     return {"model": Path(given.model).name, "site": str(site), "absorption": results}
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from ours import SITE, new_trainee
 from worker import Job
 
-from matryoshka.data.activations import Batch
+from matryoshka.data.stream import Batch
 from matryoshka.training.allocator import keep_freed_memory
 
 WARM_UP, STEPS, ROWS = 5, 20, 20
@@ -59,8 +59,8 @@ def main() -> None:
               available_threads(), "")  # fmt: skip
     batches = synthetic(BATCHES * size.batch, size.d).split(size.batch)
     trainee = new_trainee(job)
-    trainee.coder.calibrate(batches[0], batches[0])
     positions = torch.arange(size.batch)
+    trainee.calibrate(Batch({SITE: batches[0]}, positions))
 
     def step(number: int) -> None:
         trainee.step(Batch({SITE: batches[number % len(batches)]}, positions), number, measure=False)

@@ -31,12 +31,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from matryoshka.coder.coder import CoderConfig, SparseCoder
+from matryoshka.coder.architecture import CoderConfig
+from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.metrics import Meter
-from matryoshka.data.activations import Batch
-from matryoshka.lm.sites import Site
-from matryoshka.training.config import CoderSection, TrainingSection
+from matryoshka.data.stream import Batch
+from matryoshka.lm.sites import Site, Wiring
 from matryoshka.training.plan import Plan
+from matryoshka.training.recipe import CoderSection, TrainingSection
 from matryoshka.training.trainee import Trainee
 
 SITE = Site("resid_pre", 0)
@@ -102,26 +103,28 @@ class Tree:
 
 
 def train(widths: Sequence[int], seed: int, tree: Tree, k: int = 2, steps: int = 1200, batch: int = 512) -> SparseCoder:
-    """A BatchTopK SAE of `tree` with nested prefixes `widths`, in eval mode; (d_sae,) makes it a plain one.
+    """A BatchTopK SAE of `tree` with nested prefixes `widths`, folded: of raw tokens; (d_sae,) makes it a plain one.
 
     A `k` below `tree.l0` makes latents scarce: where every feature may have its own, absorption saves little.
     `seed` fixes the initial weights and the tokens, so coders of one seed start alike and see the same data.
     """
     d, d_sae = tree.parents.shape[1], widths[-1]
-    config = CoderConfig(d_in=d, d_out=d, d_sae=d_sae, widths=tuple(widths), activation="batchtopk", k=k)
+    config = CoderConfig(
+        reads=(d,), writes=(d,), d_sae=d_sae, widths=tuple(widths), activation={"kind": "batchtopk", "k": k}
+    )
     section = CoderSection(read=str(SITE), d_sae=d_sae, widths=tuple(widths), k=k, seed=seed)
     # rate and patience for a thousand small steps; the defaults are for dictionaries of many thousands
     training = TrainingSection(tokens=steps * batch, batch=batch, lr=4e-3, dead_after_tokens=20_000)
     generator = torch.Generator().manual_seed(1_000_003 + seed)  # never the seed that `measure` draws with
 
-    coder = SparseCoder(config).initialise(seed, tied=True)
+    plan = Plan("coder", section, Wiring.of([SITE], [SITE]), config)
+    trainee = Trainee(plan, SparseCoder(config).initialise(seed, tied=True), training, steps)
     first, _ = tree.sample(2048, generator)
-    coder.calibrate(first, first)
-    trainee = Trainee(Plan("coder", section, SITE, SITE, config), coder, training, steps)
+    trainee.calibrate(Batch({SITE: first}, torch.arange(2048)))
     for step in range(steps):
         x, _ = tree.sample(batch, generator)
         trainee.step(Batch({SITE: x}, torch.arange(batch)), step, measure=False)
-    return coder.eval()
+    return trainee.folded()
 
 
 @torch.no_grad()
@@ -132,13 +135,13 @@ def measure(coder: SparseCoder, tree: Tree, widths: Sequence[int] | None = None)
     dictionary. Firing is counted over pairs of token and parent. `widths`: prefixes to report, by default the
     coder's own.
     """
-    widths = tuple(widths or coder.config.widths)
+    widths = tuple(widths or coder.widths)
     x, truth = tree.sample(20_000, torch.Generator().manual_seed(0))
     latents = coder.encode(x)
-    meter = Meter(len(widths), coder.config.d_out, coder.config.d_sae)
+    meter = Meter(coder.config.model_copy(update={"widths": widths}))
     meter.update(x, coder.decode(latents, widths=widths), latents)
 
-    rows = F.normalize(coder.W_dec, dim=1)
+    rows = F.normalize(coder.decoder_rows(), dim=1)
     parent_cosine, parent_latent = (tree.parents @ rows.T).max(dim=-1)
     child_cosine, child_latent = (tree.children @ rows.T).max(dim=-1)
     fires = latents.dense()[:, parent_latent] > 0

@@ -144,7 +144,7 @@ def evaluation(work: Work) -> Numbers:
         for i, end in enumerate(ENDS * 10)
     ]
     (work.folder / "animals.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    work.run("eval", work.trained("transcoder").name, "--labels", "animals.jsonl", "--overwrite")
+    work.run("eval", work.trained("transcoder").name, "--tokens", "1024", "--labels", "animals.jsonl", "--overwrite")
     return evaluations(work.folder / "transcoder")
 
 

@@ -23,9 +23,12 @@ os.environ["MATRYOSHKA_CACHE"] = str(Path(tempfile.gettempdir()) / f"matryoshka-
 ROOMS = [
     "matryoshka.coder",
     "matryoshka.lm",
-    "matryoshka.data.activations",
     "matryoshka.data.cache",
+    "matryoshka.data.rowfilter",
+    "matryoshka.study",
+    "matryoshka.scores",
     "matryoshka.evaluation",
+    "matryoshka.interventions",
     "matryoshka.features",
 ]
 install_import_hook(ROOMS, "beartype.beartype")
@@ -35,7 +38,7 @@ from matryoshka.data.sections import TextConfig  # noqa: E402
 from matryoshka.data.tokens import Tokens, tokenise  # noqa: E402
 from matryoshka.lm.model import LanguageModel, load  # noqa: E402
 from matryoshka.run import Run  # noqa: E402
-from matryoshka.training.config import Config  # noqa: E402
+from matryoshka.training.recipe import Config  # noqa: E402
 
 SMALL = {
     "text": {"context": 64},

@@ -10,7 +10,7 @@ from matryoshka import api
 from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
 from matryoshka.run import Run
-from matryoshka.training.config import Config
+from matryoshka.training.recipe import Config
 
 
 @pytest.fixture

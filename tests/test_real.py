@@ -13,7 +13,7 @@ from matryoshka import api
 from matryoshka.lm.model import LanguageModel, load
 from matryoshka.lm.sites import Site
 from matryoshka.run import Run
-from matryoshka.training.config import Config
+from matryoshka.training.recipe import Config
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 

@@ -10,8 +10,8 @@ import torch
 from matryoshka import api
 from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
-from matryoshka.training.config import Config
 from matryoshka.training.plan import check, resolve
+from matryoshka.training.recipe import Config
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

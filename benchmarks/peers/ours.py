@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from worker import STEPS, Job, PacedBatches, run
 
-from matryoshka.coder.coder import CoderConfig, SparseCoder
-from matryoshka.data.activations import Batch
-from matryoshka.lm.sites import Site
+from matryoshka.coder.architecture import CoderConfig
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.data.stream import Batch
+from matryoshka.lm.sites import Site, Wiring
 from matryoshka.training.allocator import keep_freed_memory
-from matryoshka.training.config import Config
 from matryoshka.training.plan import Plan
+from matryoshka.training.recipe import Config
 from matryoshka.training.trainee import Trainee
 
 SITE = Site("resid_post", 0)
@@ -24,20 +25,26 @@ def new_trainee(job: Job) -> Trainee:
     activation = "topk" if job.architecture == "topk" else "batchtopk"
     coder = {"read": str(SITE), "d_sae": job.d_sae, "k": job.k, "widths": widths, "activation": activation}
     config = Config.build({"coder": coder, "training": {"batch": job.batch, "tokens": STEPS * job.batch}})
-    sizes = CoderConfig(d_in=job.d, d_out=job.d, d_sae=job.d_sae, widths=tuple(widths), activation=activation, k=job.k)
-    plan = Plan("coder", config.coder, SITE, SITE, sizes)
+    sizes = CoderConfig(
+        reads=(job.d,),
+        writes=(job.d,),
+        d_sae=job.d_sae,
+        widths=tuple(widths),
+        activation={"kind": activation, "k": job.k},
+    )
+    plan = Plan("coder", config.coder, Wiring.of([SITE], [SITE]), sizes)
     return Trainee(plan, SparseCoder(sizes).initialise(0, tied=True).to(job.device), config.training, config.steps)
 
 
 def train(job: Job, batches: PacedBatches) -> None:
     keep_freed_memory()
     trainee = new_trainee(job)
-    coder = trainee.coder
-    coder.calibrate(batches.batches[0], batches.batches[0])
+    coder, scaling = trainee.coder, trainee.scaling
     positions = torch.arange(job.batch, device=job.device)
+    trainee.calibrate(Batch({SITE: batches.batches[0]}, positions))
 
     def reconstruct(x: Tensor) -> Tensor:
-        return coder.decode(coder.encode(x))[-1]
+        return coder.decode(coder.encode(scaling.x(x)))[-1] / scaling.scale_out
 
     batches.reconstruct = reconstruct
     for step, x in enumerate(batches):

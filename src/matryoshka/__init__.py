@@ -35,20 +35,21 @@ if TYPE_CHECKING:
         tokenise,
         train,
     )
-    from matryoshka.coder.coder import CoderConfig, SparseCoder
+    from matryoshka.coder.architecture import CoderConfig
+    from matryoshka.coder.coder import SparseCoder
     from matryoshka.coder.latents import Latents
-    from matryoshka.data.activations import ActivationStream, Batch
+    from matryoshka.data.stream import ActivationStream, Batch
     from matryoshka.errors import MatryoshkaError
     from matryoshka.lm.model import LanguageModel, describe, load
     from matryoshka.lm.sites import Site
     from matryoshka.run import Run
-    from matryoshka.training.config import Config
+    from matryoshka.training.recipe import Config
 
 _WHERE = {
-    "ActivationStream": "data.activations",
-    "Batch": "data.activations",
-    "CoderConfig": "coder.coder",
-    "Config": "training.config",
+    "ActivationStream": "data.stream",
+    "Batch": "data.stream",
+    "CoderConfig": "coder.architecture",
+    "Config": "training.recipe",
     "LanguageModel": "lm.model",
     "Latents": "coder.latents",
     "MatryoshkaError": "errors",

@@ -4,7 +4,7 @@ train(config), resume(run)    from text and a language model to trained, measure
 tokenise(config)              the tokens alone
 memory(config)                what training would hold in memory
 evaluate(runs)                the suite of evaluations, entries side by side, and a report
-features(run)                 every feature's evidence into the run's store
+features(runs)                every feature's evidence into each coder's store
 name(run)                     the best rule of each feature beside its label
 explain(run, model)           a chat model's explanations beside the labels, and how well they tell where features fire
 steer(run, feature)           what the model writes with a feature held at a level, and without
@@ -17,30 +17,22 @@ store(run), feature(run, i)   its features, and one of them
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from matryoshka.config import merged
 from matryoshka.data.documents import check_source
-from matryoshka.data.tokens import Split, Tokens, Windows
-from matryoshka.defaults import FEATURE_TOKENS, PROMPT, STEERED_TOKENS, STRENGTH, TEMPERATURE
+from matryoshka.data.tokens import Split, Tokens
+from matryoshka.defaults import EVALUATION_TOKENS, FEATURE_TOKENS, PROMPT, STEERED_TOKENS, STRENGTH, TEMPERATURE
 from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.held_out import activation_metrics
-from matryoshka.evaluation.placed import Placed
-from matryoshka.evaluation.saved import load, save
-from matryoshka.evaluation.scores import NotMeasurable, Result
-from matryoshka.evaluation.steering import Steered, measure_unit
-from matryoshka.evaluation.steering import steer as steer_text
-from matryoshka.evaluation.suite import Bench, explained, labelled, measured, recipes
+from matryoshka.evaluation.suite import Setting, explained, labelled, measured, recipes, target
 from matryoshka.evaluation.table import chosen, evaluations
+from matryoshka.features.chat import ChatModel
 from matryoshka.features.choice import Choice
-from matryoshka.features.collect import Needs
-from matryoshka.features.collection import collect_members, collected
-from matryoshka.features.endpoint import ChatModel, Cost, Endpoint
+from matryoshka.features.collection import Needs, Request, collect, collected
+from matryoshka.features.endpoint import Cost, Endpoint
 from matryoshka.features.explain import explain as explain_features
 from matryoshka.features.explain import prepare
 from matryoshka.features.naming import Named, name_by_rules
@@ -48,10 +40,11 @@ from matryoshka.features.reading import reader
 from matryoshka.features.store import FeatureStore
 from matryoshka.features.summary import Wanted
 from matryoshka.files import write_text
+from matryoshka.interventions.steering import Steered, measure_unit
+from matryoshka.interventions.steering import steer as steer_text
 from matryoshka.lm.model import LanguageModel, describe, load_vocabulary
 from matryoshka.progress import progress_bar
-from matryoshka.report import comparison
-from matryoshka.report.comparison import Entry
+from matryoshka.report import markdown
 from matryoshka.report.export import export
 from matryoshka.report.figures import draw
 from matryoshka.report.notebook import FeatureCard
@@ -59,19 +52,24 @@ from matryoshka.report.server import Shown
 from matryoshka.report.server import serve as serve_page
 from matryoshka.run import Run
 from matryoshka.run import names as run_names
+from matryoshka.scores.comparison import Entry
+from matryoshka.scores.result import NotMeasurable, Result
+from matryoshka.scores.saved import load, save
+from matryoshka.study.hooked import HookedCoder, hook_all
+from matryoshka.study.opening import Models, read_card, studied
+from matryoshka.study.watch import activation_metrics
 from matryoshka.training import checkpoint
 from matryoshka.training.allocator import keep_freed_memory
-from matryoshka.training.config import Config, TokensConfig
 from matryoshka.training.log import Record
 from matryoshka.training.memory import Item, needed
 from matryoshka.training.plan import Plan, check, default_folder, resolve
 from matryoshka.training.provenance import provenance
-from matryoshka.training.session import train_members
+from matryoshka.training.recipe import Config, TokensConfig
+from matryoshka.training.session import Learned, train_members
 from matryoshka.training.setup import (
     open_lm,
     open_tokens,
 )
-from matryoshka.training.trainee import Trainee
 
 
 def train(config: Config, out: str | Path | None = None, overwrite: bool = False) -> Run:
@@ -123,15 +121,16 @@ def _refuse_several_processes() -> None:
 
 def _train(run: Run, config: Config, lm: LanguageModel, tokens: Tokens, plans: list[Plan], resumed: Path | None) -> Run:
     held_out = tokens.windows("held_out")
-    watch = partial(_held_out_metrics, lm, held_out, config.evaluation.tokens)
+
+    def watch(learned: Sequence[Learned]) -> list[Record]:
+        coders = [HookedCoder(*parts) for parts in learned]
+        return activation_metrics(lm, held_out, coders, config.evaluation.tokens)
+
     train_members(run, config, lm, tokens, plans, watch, resumed)
-    for plan in plans:
-        measured(run.member(plan.label), Bench(config, ready=(lm, held_out)), ["reconstruction"])
+    members = [run.member(plan.label) for plan in plans]
+    setting = Setting(studied(members[0].coder), config.evaluation.tokens, ready=(lm, held_out))
+    measured(members, setting, ["reconstruction"])
     return run
-
-
-def _held_out_metrics(lm: LanguageModel, windows: Windows, tokens: int, trainees: Sequence[Trainee]) -> list[Record]:
-    return activation_metrics(lm, windows, [Placed(t.coder, t.plan.read, t.plan.write) for t in trainees], tokens)
 
 
 def tokenise(config: TokensConfig) -> Tokens:
@@ -158,59 +157,63 @@ def evaluate(
     labels: Iterable[str | Path] = (),
     out: str | Path | None = None,
     overwrite: bool = False,
+    tokens: int = EVALUATION_TOKENS,
+    text: str | None = None,
+    device: str = "auto",
 ) -> Evaluated:
-    """Measure the coders of these runs, and write report.md, scores.json and scores.parquet on all of them into `out`
-    (default: the evaluation/ of the run, or of the current folder where there are several).
+    """Measure the coders of these runs on `tokens` held-out tokens, and write report.md, scores.json and scores.parquet
+    on all of them into `out` (default: the evaluation/ of the run, or of the current folder where there are several).
 
     `only`: names of EVALUATIONS, default all, and what explanations scored where `matryoshka explain` was run.
-    `labels`: files of the user's labelled text. What was measured before with the same coder, model, text and version
-    is taken as it is, unless `overwrite`. Raises MatryoshkaError for what cannot be, before anything is measured.
+    `labels`: files of the user's labelled text. `text`: a source in place of what each coder was trained on. What was
+    measured before with the same coder, model, text and version is taken as it is, unless `overwrite`. Raises
+    MatryoshkaError for what cannot be, before anything is measured.
     """
     texts = labelled([Path(file) for file in labels])
     names = chosen(wanted := list(only), evaluations(texts))
     opened = [Run.open(run) for run in runs]
     members = list(dict.fromkeys(member for run in opened for member in run.trained()))
-    configs = [Config.load(member.config_file) for member in members]
-    benches: dict[str, Bench] = {}
-    scored = []
-    for member, config in zip(members, configs, strict=True):
-        bench = Bench(config, texts)
-        bench = benches.setdefault(bench.key, bench)
-        scored.append(measured(member, bench, names, overwrite) | ({} if wanted else explained(member)))
-    entries = [Entry(label, [scored[i] for i in group]) for label, group in recipes(members, configs)]
+    subjects = [studied(member.coder, text) for member in members]
+    scored: list[dict[str, Result]] = [{} for _ in members]
+    for key in dict.fromkeys(subject.key for subject in subjects):
+        together = [i for i, subject in enumerate(subjects) if subject.key == key]
+        setting = Setting(subjects[together[0]], tokens, texts, device)
+        results = measured([members[i] for i in together], setting, names, overwrite)
+        for i, of_member in zip(together, results, strict=True):
+            scored[i] = of_member | ({} if wanted else explained(members[i]))
+    entries = [
+        Entry(label, [scored[i] for i in group], target(subjects[group[0]].card)) for label, group in recipes(members)
+    ]
     folder = Path(out) if out else opened[0].evaluation if len(opened) == 1 else Path("evaluation")
-    return Evaluated(entries, comparison.write(entries, folder))
+    return Evaluated(entries, markdown.write(entries, folder))
 
 
 def features(
-    run: Run | str | Path,
+    runs: Run | str | Path | Sequence[Run | str | Path],
     tokens: int = FEATURE_TOKENS,
     text: str | None = None,
     split: Split = "held_out",
     overwrite: bool = False,
     wanted: Wanted = Wanted(),  # noqa: B008
     announce: Callable[[Needs], None] = lambda needed: None,
+    keep_recording: bool = True,
+    device: str = "auto",
 ) -> list[FeatureStore]:
-    """Collect the features of a run's coders from `tokens` tokens of `split`: of the run's own text, or of `text`.
+    """Collect the features of a run's coders, or of several runs', from `tokens` tokens of `split`: of each run's own
+    text, or of `text`.
 
-    Labels, notes and explanations of an earlier store of the same coder are kept. Under torchrun each process reads its
-    share of the windows; the first one makes the stores, and the others return none. Raises MatryoshkaError if there is
-    a store already and not `overwrite`.
+    Coders of one language model and text share one pass over it, whose recording stays in the (first) run's folder
+    unless not `keep_recording`: collecting again from the same tokens reads nothing. Labels, notes and explanations of
+    an earlier store of the same coder are kept. Under torchrun each process reads its share of the windows; the first
+    one makes the stores, and the others return none. Raises MatryoshkaError if there is a store already and not
+    `overwrite`.
     """
-    run = Run.open(run)
-    config = Config.load(run.config_file)
-    members = run.trained()
-    for member in members:
+    opened = [Run.open(run) for run in ([runs] if isinstance(runs, Run | str | Path) else runs)]
+    for member in (member for run in opened for member in run.trained()):
         if member.features_file.exists() and not overwrite:
             raise MatryoshkaError(f"{member.features_file}: exists already; --overwrite collects anew and keeps labels")
-    if text is not None:
-        source = {"source": text, "limit": None, "subset": None, "split": "train", "field": "text"}
-        config = Config.build(merged(config.model_dump(), {"text": source}))
-    check_source(config.text)
     keep_freed_memory()
-    lm = open_lm(config.model)
-    windows = open_tokens(config.text, lm.vocabulary).windows(split)
-    return collect_members(members, lm, windows, tokens, config.text.source, wanted, announce)
+    return collect(opened, Request(tokens, split, wanted, keep_recording), text, device, announce)
 
 
 def name(run: Run | str | Path) -> dict[str, Named]:
@@ -228,6 +231,7 @@ def explain(
     model: ChatModel,
     choice: Choice = Choice(),  # noqa: B008
     agree: Callable[[Cost], None] = lambda cost: None,
+    device: str = "auto",
 ) -> dict[str, Result]:
     """Let a chat model explain features of a run's coders; the scores of its explanations, by coder's folder.
 
@@ -236,14 +240,13 @@ def explain(
     key, for a coder that has changed since, and where the model cannot be reached; what it has answered is kept, and
     the next call goes on.
     """
-    run = Run.open(run)
-    config = Config.load(run.config_file)
-    stores = {member: FeatureStore(member.features_file) for member in run.trained()}
+    stores = {member: FeatureStore(member.features_file) for member in Run.open(run).trained()}
     endpoint = Endpoint(model)
     endpoint.check()
-    lm = open_lm(config.model)
+    models = Models(device)
     scored = {}
     for member, its in stores.items():
+        lm = models.of(read_card(member.coder))
         try:
             with progress_bar(f"looking where features of {member.path.name} are silent") as update:
                 plan = prepare(its, lm, collected(member, its.about, lm), endpoint, choice, update)
@@ -266,30 +269,34 @@ def steer(
     tokens: int = STEERED_TOKENS,
     temperature: float = TEMPERATURE,
     seed: int = 0,
+    text: str | None = None,
+    device: str = "auto",
 ) -> Steered:
     """What the language model of a run writes after `prompt` with `feature` held at `strength` times its maximum on
     held-out text, and what without.
 
     Raises MatryoshkaError if the run has several coders, and for whatever `steering.steer` refuses.
     """
-    run = Run.sole(run)
-    config = Config.load(run.config_file)
-    lm = open_lm(config.model)
-    placed = Placed.load(run.coder, lm)
-    held_out = open_tokens(config.text, lm.vocabulary).windows("held_out")
+    coder = Run.sole(run).coder
+    its = studied(coder, text)
+    lm = its.open_lm(device)
+    windows = its.open_tokens(lm.vocabulary).windows("held_out")
+    [hooked] = hook_all([coder], lm, windows)
     with progress_bar("reading held-out text for the feature's maximum") as update:
-        unit = measure_unit(lm, held_out, placed, feature, config.evaluation.tokens, update)
-    return steer_text(lm, placed, feature, unit, strength, prompt, tokens, temperature, seed)
+        unit = measure_unit(lm, windows, hooked, feature, EVALUATION_TOKENS, update)
+    return steer_text(lm, hooked, feature, unit, strength, prompt, tokens, temperature, seed)
 
 
-def serve(runs: Sequence[Run | str | Path], port: int, ready: Callable[[str], None] = print) -> None:
+def serve(
+    runs: Sequence[Run | str | Path], port: int, ready: Callable[[str], None] = print, device: str = "auto"
+) -> None:
     """Show the features of these runs' coders until interrupted; `ready(address)` is called when the page can be
     opened.
 
     Raises MatryoshkaError if a run has no features yet, or the port is taken.
     """
     members = [member for run in runs for member in Run.open(run).trained()]
-    models = cache(open_lm)
+    models = Models(device)
     stores = [FeatureStore(member.features_file) for member in members]
     shown = [
         Shown(label, its, reader(member, its.about, models))

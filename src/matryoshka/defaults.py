@@ -1,5 +1,7 @@
 """What the verbs take where nothing is said, once for Python's signatures and the flags' help."""
 
+EVALUATION_TOKENS = 32_768
+"""`eval`, the evaluation at the end of `train`, and `steer`: held-out tokens to measure on."""
 FEATURE_TOKENS = 2_000_000
 """`features`: tokens to read."""
 STRENGTH, PROMPT, STEERED_TOKENS, TEMPERATURE = 5.0, "I think that", 40, 0.7

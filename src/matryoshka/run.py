@@ -3,7 +3,8 @@
     config.yaml  provenance.json  metrics.jsonl  checkpoints/  coder/  best/  evaluation/  features.sqlite  figures/
 
 A run with several coders (`variants`) holds config.yaml, provenance.json and checkpoints/, and one folder for each
-coder, named by what is different in it, which is a run of its own to every command but `resume`.
+coder, named by what is different in it, which is a run of its own to every command but `resume`. A folder with nothing
+but a coder's two files, wherever it comes from, is one too.
 """
 
 import shutil
@@ -14,10 +15,13 @@ from pathlib import Path
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import write_text
 
+CODER = "config.json"
+"""What every coder's folder holds."""
+
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of one training run."""
+    """The folder of one coder or several, trained here or not."""
 
     path: Path
 
@@ -28,8 +32,8 @@ class Run:
 
     @property
     def coder(self) -> Path:
-        """The trained coder: what `SparseCoder.load` reads."""
-        return self.path / "coder"
+        """The coder: what `SparseCoder.load` reads."""
+        return self.path if (self.path / CODER).is_file() else self.path / "coder"
 
     @property
     def best(self) -> Path:
@@ -63,8 +67,8 @@ class Run:
 
     @property
     def recording(self) -> Path:
-        """What `matryoshka features` writes first, and deletes when the store is whole."""
-        return self.path / ".features"
+        """The latents of its coders on a text, as `matryoshka features` has recorded them."""
+        return self.path / "recording"
 
     def member(self, label: str) -> "Run":
         """The run of one of several coders; of the only coder (label `coder`), this one."""
@@ -72,9 +76,9 @@ class Run:
 
     def members(self) -> list["Run"]:
         """The runs of its coders."""
-        if self.coder.is_dir():
+        if (self.coder / CODER).is_file():
             return [self]
-        return [Run(path.parent) for path in sorted(self.path.glob("*/coder")) if path.is_dir()]
+        return [Run(file.parent.parent) for file in sorted(self.path.glob(f"*/coder/{CODER}"))]
 
     def trained(self) -> list["Run"]:
         """The same. Raises MatryoshkaError if none is trained yet."""
@@ -86,10 +90,10 @@ class Run:
     def open(cls, path: "Run | str | Path") -> "Run":
         """The run at `path`, which may be one already. Raises MatryoshkaError if there is none."""
         run = path if isinstance(path, Run) else cls(Path(path))
-        if not run.config_file.is_file():
+        if not run.config_file.is_file() and not run.members():
             near = sorted(str(file.parent) for file in Path("runs").rglob("config.yaml"))
             hint = f"; there are: {', '.join(near[:5])}" if near else ""
-            raise MatryoshkaError(f"{run.path}: no run here (a run has a config.yaml){hint}")
+            raise MatryoshkaError(f"{run.path}: no run here (a run has a config.yaml, or a coder's {CODER}){hint}")
         return run
 
     @classmethod

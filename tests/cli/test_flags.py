@@ -6,7 +6,7 @@ import pytest
 
 from matryoshka.cli.flags import add_flags, overrides
 from matryoshka.cli.parser import Parser
-from matryoshka.training.config import Config
+from matryoshka.training.recipe import Config
 
 
 def test_flags_override_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

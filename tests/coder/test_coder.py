@@ -1,12 +1,14 @@
-"""The coder's mathematics in raw units, its initialisation, calibration and folding."""
+"""The coder's mathematics in the units of what it is given, its initialisation, and what it tells of its weights."""
 
 import copy
 
 import pytest
 import torch
 
-from matryoshka.coder.activations import BatchTopK, JumpReLU
-from matryoshka.coder.coder import CoderConfig, SparseCoder
+from matryoshka.coder.architecture import CoderConfig
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.coder.latents import from_mask
+from matryoshka.coder.nonlinearity import BatchTopK, JumpReLU
 from matryoshka.errors import MatryoshkaError
 
 ACTIVATIONS = ("topk", "batchtopk", "jumprelu")
@@ -25,7 +27,14 @@ def data(d_in, d_out, rows=400, *, offset=0.0, seed=0):
 
 
 def make(activation="batchtopk", *, d_in=6, d_out=4, skip=False, widths=WIDTHS, seed=0):
-    config = CoderConfig(d_in=d_in, d_out=d_out, d_sae=widths[-1], widths=widths, activation=activation, k=5, skip=skip)
+    config = CoderConfig(
+        reads=(d_in,),
+        writes=(d_out,),
+        d_sae=widths[-1],
+        widths=widths,
+        activation={"kind": activation, "k": 5},
+        skip=skip,
+    )
     return SparseCoder(config).initialise(seed, tied=False)
 
 
@@ -33,7 +42,7 @@ def trained(activation, *, offset=0.0, **sizes):
     """A calibrated coder in float64 with every parameter away from zero, in eval mode."""
     coder = make(activation, **sizes).double()
     x, y = data(coder.config.d_in, coder.config.d_out, offset=offset)
-    coder.calibrate(x, y)
+    coder.calibrate(x, y.mean(0))
     with torch.no_grad():
         coder.b_enc.copy_(0.1 * normal(coder.config.d_sae, seed=1))
         coder.W_dec.mul_(1.5)
@@ -47,9 +56,8 @@ def trained(activation, *, offset=0.0, **sizes):
 
 
 def formula(coder, x):
-    """(dense latents, ŷ of each prefix) of raw x in eval mode, straight from the definition."""
-    scaled = coder.scale_in * x - coder.b_in
-    pre = scaled @ coder.W_enc + coder.b_enc
+    """(dense latents, ŷ of each prefix) of x in eval mode, straight from the definition."""
+    pre = x @ coder.W_enc + coder.b_enc
     match coder.activation:
         case BatchTopK(threshold=threshold):
             latents = pre * (pre > threshold)
@@ -59,14 +67,14 @@ def formula(coder, x):
             latents = pre.relu() * (pre >= pre.topk(coder.config.k).values[:, -1:])
     y_hat = torch.stack([latents[:, :n] @ coder.W_dec[:n] for n in coder.config.widths]) + coder.b_dec
     if coder.W_skip is not None:
-        y_hat = y_hat + scaled @ coder.W_skip
-    return latents, y_hat / coder.scale_out
+        y_hat = y_hat + x @ coder.W_skip
+    return latents, y_hat
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize(("d_in", "d_out"), [(6, 4), (3, 9), (5, 5)])
-def test_encode_and_decode_are_the_formula_in_raw_units(activation, skip, d_in, d_out):
+def test_encode_and_decode_are_the_formula(activation, skip, d_in, d_out):
     coder = trained(activation, d_in=d_in, d_out=d_out, skip=skip, offset=3.0)
     x, _ = data(d_in, d_out, rows=50, offset=3.0, seed=7)
     latents, y_hat = formula(coder, x)
@@ -78,14 +86,13 @@ def test_encode_and_decode_are_the_formula_in_raw_units(activation, skip, d_in, 
     torch.testing.assert_close(decoded, y_hat)
 
 
-def test_forward_is_encode_and_decode_in_scaled_units():
+def test_forward_is_encode_and_decode():
     coder = trained("topk", skip=True)
     x, y = data(6, 4, rows=20, seed=7)
     forward = coder(x, y)
     latents = coder.encode(x)
     assert torch.equal(forward.latents.dense(), latents.dense())
-    torch.testing.assert_close(forward.y, y * coder.scale_out)
-    left = coder.scale_out * (y - coder.decode(latents, x))
+    left = y - coder.decode(latents, x)
     torch.testing.assert_close(forward.errors, left.square().sum(-1).mean(-1))
     torch.testing.assert_close(forward.residual, left[-1])
 
@@ -97,7 +104,7 @@ def test_other_widths_can_be_asked_for():
     other.config = coder.config.model_copy(update={"widths": (2, 16, 32)})
     expected = formula(other, x)[1]
     torch.testing.assert_close(coder.decode(coder.encode(x), widths=(2, 16, 32)), expected)
-    errors = (coder.scale_out * (y - expected)).square().sum(-1).mean(-1)
+    errors = (y - expected).square().sum(-1).mean(-1)
     torch.testing.assert_close(coder(x, y, (2, 16, 32)).errors, errors)
 
 
@@ -106,7 +113,7 @@ def test_the_skip_is_part_of_every_prefix():
     x, _ = data(6, 4, rows=20, seed=7)
     latents = coder.encode(x)
     with_skip = coder.decode(latents, x)
-    skip = ((coder.scale_in * x - coder.b_in) @ coder.W_skip) / coder.scale_out
+    skip = x @ coder.W_skip
     with torch.no_grad():
         coder.W_skip.zero_()
     torch.testing.assert_close(with_skip - coder.decode(latents, x), skip.expand(3, -1, -1))
@@ -122,17 +129,16 @@ def test_one_width_is_a_plain_sparse_autoencoder():
     coder = trained("topk", widths=(32,), d_in=5, d_out=5)
     x, _ = data(5, 5, rows=20, seed=7)
     latents = coder.encode(x)
-    plain = (latents.dense() @ coder.W_dec + coder.b_dec) / coder.scale_out
+    plain = latents.dense() @ coder.W_dec + coder.b_dec
     torch.testing.assert_close(coder.decode(latents), plain[None])
 
 
 def test_bfloat16_activations_are_read_in_the_coders_own_precision():
-    coder = make("topk")
-    x, y = (values.float() for values in data(6, 4, rows=30))
-    coder.calibrate(x, y)
-    half = x.bfloat16()
-    assert torch.equal(coder.inputs(half), coder.inputs(half.float()))
-    assert coder(half, y.bfloat16()).errors.dtype == torch.float32
+    coder = make("topk").eval()
+    half = data(6, 4, rows=30)[0].bfloat16()
+    latents = coder.encode(half)
+    assert latents.values.dtype == torch.float32
+    assert torch.equal(latents.dense(), coder.encode(half.float()).dense())
 
 
 # initialisation
@@ -166,110 +172,106 @@ def test_the_seed_alone_decides_the_start():
     assert not torch.isclose(first.W_enc, other.W_enc).any()
 
 
-# calibration
-
-
-@pytest.mark.parametrize("offset", [0.0, 30.0])
-def test_calibration_makes_mean_squared_norms_equal_dimensions_at_both_ends(offset):
-    x, y = data(6, 4, offset=offset)
-    coder = make().double().calibrate(x, y)
-    assert (coder.scale_in * x).square().sum(1).mean().item() == pytest.approx(6)
-    assert (coder.scale_out * y).square().sum(1).mean().item() == pytest.approx(4)
-    assert coder.inputs(x).mean(0).abs().max() < 1e-9
-
-
-def test_outputs_are_scaled_by_the_targets_statistics():
-    x, y = data(6, 6)
-    coder = make(d_in=6, d_out=6).double().calibrate(x, y)
-    other = make(d_in=6, d_out=6).double().calibrate(50 * x + 9, y)
-    assert coder.scale_out == other.scale_out
-    assert torch.equal(coder.b_dec, other.b_dec)
-    assert coder.scale_in > 40 * other.scale_in
+# calibration: what of a coder starts from the data
 
 
 def test_before_training_the_bare_decoder_bias_is_the_targets_mean():
     x, y = data(6, 4, offset=2.0)
-    coder = make().double().calibrate(x, y)
+    coder = make().double().calibrate(x, y.mean(0))
     none = coder.encode(x)._replace(values=torch.zeros_like(coder.encode(x).values))
     torch.testing.assert_close(coder.decode(none)[-1], y.mean(0).expand_as(y))
 
 
 def test_calibration_starts_jumprelu_at_k_active_latents():
     x, y = data(6, 4)
-    coder = make("jumprelu").double().calibrate(x, y).eval()
+    coder = make("jumprelu").double().calibrate(x, y.mean(0)).eval()
     assert len(coder.encode(x).values) / len(x) == pytest.approx(5, abs=0.02)
 
 
-@pytest.mark.parametrize(("broken", "named"), [("x", "read"), ("y", "written")])
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_activations_that_have_no_scale_are_refused(broken, named, value):
-    x, y = data(6, 4)
-    (x if broken == "x" else y).fill_(value)
-    with pytest.raises(MatryoshkaError, match=named):
-        make().double().calibrate(x, y)
+# several sites: positions, side by side
 
 
-# folding
+def test_sites_stand_side_by_side():
+    config = CoderConfig(reads=(2, 4), writes=(3, 1), d_sae=32, widths=WIDTHS, activation={"kind": "topk", "k": 5})
+    several = SparseCoder(config)
+    one = make("topk")
+    several.load_state_dict(one.state_dict())
+    x, y = (values.float() for values in data(6, 4, rows=20, seed=7))
+    assert torch.equal(several(x, y).errors, one(x, y).errors)
+    assert torch.equal(several.eval().encode(x).dense(), one.eval().encode(x).dense())
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+# what others may know of the weights, and do to them
+
+
+def test_decoder_rows_are_what_one_unit_of_a_latent_adds():
+    coder = trained("topk")
+    some = torch.tensor([7, 0, 31])
+    unit = from_mask(torch.ones(1, 32), torch.tensor([7]))._replace(values=torch.ones(1, dtype=torch.float64))
+    torch.testing.assert_close(coder.decode(unit)[-1, 0] - coder.b_dec, coder.decoder_rows(some)[0])
+    assert torch.equal(coder.decoder_rows()[some], coder.decoder_rows(some))
+    assert not coder.decoder_rows().requires_grad
+
+
+def test_a_contribution_is_how_far_a_latent_moves_the_reconstruction_along_a_slope():
+    coder = trained("batchtopk")
+    latents, slope = coder.encode(data(6, 4, rows=20, seed=7)[0]), normal(20, 4, seed=8)
+    each = coder.contribution(latents, slope)
+    torch.testing.assert_close(each, latents.values * (slope[latents.rows] * coder.W_dec[latents.indices]).sum(1))
+    moved = (coder.decode(latents)[-1] - coder.b_dec).mul(slope).sum(1)
+    torch.testing.assert_close(torch.zeros_like(moved).index_add(0, latents.rows, each), moved)
+
+
 @pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("offset", [0.0, 100.0])
-def test_a_folded_coder_is_the_same_function_without_constants(activation, skip, offset):
-    coder = trained(activation, skip=skip, offset=offset)
-    x, _ = data(6, 4, rows=100, offset=offset, seed=7)
-    before = copy.deepcopy(coder.state_dict())
-    folded = coder.fold()
-
-    latents = folded.encode(x)
-    assert len(latents.values) > 100
-    torch.testing.assert_close(latents.dense(), coder.encode(x).dense() / coder.scale_out)
-    torch.testing.assert_close(folded.decode(latents, x), coder.decode(coder.encode(x), x))
-    # in raw units the formula has no constants left
-    pre = x @ folded.W_enc + folded.b_enc
-    torch.testing.assert_close(latents.values, pre[latents.rows, latents.indices].relu())
-    y_hat = latents.dense() @ folded.W_dec + folded.b_dec
-    if folded.W_skip is not None:
-        y_hat = y_hat + x @ folded.W_skip
-    torch.testing.assert_close(folded.decode(latents, x)[-1], y_hat)
-
-    assert folded.scale_in == folded.scale_out == 1
-    assert not folded.b_in.any()
-    assert torch.equal(folded.W_dec, coder.W_dec)
-    assert all(torch.equal(before[name], tensor) for name, tensor in coder.state_dict().items())
+def test_what_is_to_explain_is_what_latents_times_rows_should_add_up_to(skip):
+    coder = trained("topk", skip=skip)
+    x, y = data(6, 4, rows=20, seed=7)
+    latents = coder.encode(x)
+    left = coder.to_explain(x, y) - latents.dense() @ coder.decoder_rows()
+    torch.testing.assert_close(left, y - coder.decode(latents, x)[-1])
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_folding_in_float32_loses_little_even_with_a_large_mean(activation):
-    coder = trained(activation, offset=100.0).float()
-    x = data(6, 4, rows=400, offset=100.0, seed=7)[0].float()
-    y_hat, folded = coder.decode(coder.encode(x)), coder.fold()
-    error = (folded.decode(folded.encode(x)) - y_hat).square().sum((1, 2))
-    assert (error / (y_hat - y_hat.mean(1, keepdim=True)).square().sum((1, 2))).max() < 1e-3
+def test_a_subset_learns_what_the_dense_coder_learns_of_these_latents():
+    coder, dense = trained("topk").train(), trained("topk").train()
+    x, _ = data(6, 4, rows=20, seed=7)
+    index, upstream = torch.tensor([3, 30, 4]), normal(20, 4, seed=8)
+    for weights in (coder.W_enc, coder.b_enc, coder.W_dec):
+        weights.grad = torch.ones_like(weights)  # of the other terms: it is added to
+    subset = coder.subset(index)
+    (subset.reconstruct(x, torch.ones(3, dtype=torch.bool), 99) * upstream).sum().backward()
+    coder.add_gradients(subset)
+
+    of_others = torch.ones(32, dtype=torch.bool).index_fill(0, index, False)
+    pre = (x @ dense.W_enc + dense.b_enc).masked_fill(of_others, 0).relu()
+    (pre @ dense.W_dec * upstream).sum().backward()
+    for name in ("W_enc", "b_enc", "W_dec"):
+        ours, theirs = getattr(coder, name).grad - 1, getattr(dense, name).grad
+        assert theirs.abs().sum() > 0
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10, msg=name)
 
 
-def test_folding_twice_changes_nothing_more():
-    folded = trained("jumprelu", skip=True, offset=3.0).fold()
-    again = folded.fold()
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in folded.state_dict().items())
-
-
-# dead latents
-
-
-def test_dead_latents_are_those_silent_for_that_many_tokens():
+def test_a_subset_of_a_coder_without_gradients_says_when_to_add_them():
     coder = make()
-    coder.tokens_since_fired[:4] = torch.tensor([0, 99, 100, 5000])
-    assert coder.dead(100).nonzero().flatten().tolist() == [2, 3]
-    assert not coder.dead(10_000).any()
+    subset = coder.subset(torch.tensor([1]))
+    with pytest.raises(RuntimeError, match="after the backward pass"):
+        coder.add_gradients(subset)
 
 
-def test_the_counters_of_dead_latents_are_saved():
-    coder, other = make(), make()
-    coder.tokens_since_fired[3] = 777
-    other.load_state_dict(coder.state_dict())
-    assert other.dead(700).nonzero().flatten().tolist() == [3]
+def test_the_projected_gradient_is_orthogonal_to_unit_rows():
+    coder = make().double()
+    coder.normalise_rows()
+    rows, gradient = coder.decoder_rows(), normal(32, 4, seed=1)
+    coder.W_dec.grad = gradient.clone()
+    coder.keep_gradients_on_the_sphere()
+    assert (coder.W_dec.grad * rows).sum(1).abs().max() < 1e-12
+    torch.testing.assert_close(coder.W_dec.grad, gradient - (gradient * rows).sum(1, keepdim=True) * rows)
 
 
-def test_a_new_coder_has_no_dead_latents():
-    assert not make().dead(1).any()
+def test_normalised_rows_keep_their_direction():
+    coder = make()
+    with torch.no_grad():
+        coder.W_dec.copy_(normal(32, 4, seed=2))
+    rows = coder.decoder_rows().clone()
+    coder.normalise_rows()
+    torch.testing.assert_close(coder.decoder_rows().norm(dim=1), torch.ones(32))
+    torch.testing.assert_close(coder.decoder_rows(), torch.nn.functional.normalize(rows))

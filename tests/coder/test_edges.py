@@ -5,22 +5,26 @@ import json
 import pytest
 import torch
 
-from matryoshka.coder.activations import BatchTopK, JumpReLU
-from matryoshka.coder.coder import CoderConfig, SparseCoder
+from matryoshka.coder.architecture import CoderConfig
+from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.latents import from_mask
 from matryoshka.coder.metrics import Meter
+from matryoshka.coder.nonlinearity import BatchTopK, JumpReLU
 from matryoshka.errors import MatryoshkaError
 
-BASE = {"d_in": 5, "d_out": 3, "d_sae": 16, "widths": (4, 16), "activation": "batchtopk", "k": 3}
+BASE = {"reads": (5,), "writes": (3,), "d_sae": 16, "widths": (4, 16), "activation": {"kind": "batchtopk", "k": 3}}
 
 
-def make(**changes):
-    return SparseCoder(CoderConfig(**BASE | changes)).initialise(0, tied=False)
+def make(activation="batchtopk", **changes):
+    return SparseCoder(CoderConfig(**BASE | {"activation": {"kind": activation, "k": 3}} | changes)).initialise(
+        0, False
+    )
 
 
 def edited(folder, **changes):
     make().save(folder)
-    content = json.loads((folder / "config.json").read_text()) | changes
+    content = json.loads((folder / "config.json").read_text())
+    content["coder"] |= changes
     (folder / "config.json").write_text(json.dumps(content))
 
 
@@ -34,20 +38,35 @@ def test_a_json_list_is_no_config(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"metadata": 5},
-        {"metadata": ["ab"]},
-        {"d_in": -1},
+        {"reads": [-1]},
+        {"reads": []},
+        {"reads": 5},
+        {"writes": [3, 0]},
         {"widths": [16, 4]},
         {"widths": [4]},
         {"widths": []},
-        {"k": 0},
-        {"k": 99},
-        {"bandwidth": 0.0},
+        {"activation": {"kind": "topk", "k": 0}},
+        {"activation": {"kind": "topk", "k": 99}},
+        {"activation": {"kind": "topk"}},
+        {"activation": {"kind": "topk", "k": 3, "bandwidth": 0.1}},
+        {"activation": {"kind": "relu", "k": 3}},
+        {"activation": {"kind": "jumprelu", "k": 3, "bandwidth": 0.0}},
+        {"activation": {"k": 3}},
+        {"activation": "topk"},
     ],
 )
 def test_impossible_config_values_are_refused_on_load(tmp_path, changes):
     edited(tmp_path / "c", **changes)
     with pytest.raises(MatryoshkaError, match=r"config\.json"):
+        SparseCoder.load(tmp_path / "c")
+
+
+@pytest.mark.parametrize("card", [5, ["ab"], {}])
+def test_something_other_than_a_card_is_refused_on_load(tmp_path, card):
+    make().save(tmp_path / "c")
+    content = json.loads((tmp_path / "c" / "config.json").read_text()) | {"card": card}
+    (tmp_path / "c" / "config.json").write_text(json.dumps(content))
+    with pytest.raises(MatryoshkaError, match=r"config\.json: card"):
         SparseCoder.load(tmp_path / "c")
 
 
@@ -80,7 +99,8 @@ def test_no_rows_decode_to_no_rows(activation):
 
 
 def test_an_empty_batch_changes_no_measure():
-    meter, y = Meter(1, 2, 4), torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    config = CoderConfig(reads=(2,), writes=(2,), d_sae=4, widths=(4,), activation={"kind": "relu"})
+    meter, y = Meter(config), torch.tensor([[0.0, 1.0], [2.0, 3.0]])
     meter.update(y, y[None] * 0.5, from_mask(torch.ones(2, 4), torch.arange(8)))
     before = meter.fvu()
     meter.update(y[:0], y[None, :0], from_mask(torch.ones(0, 4), torch.arange(0)))
@@ -93,7 +113,7 @@ def test_the_threshold_stays_float32_in_a_bfloat16_coder():
 
 def test_jumprelu_calibrates_to_k_even_with_a_large_mean():
     x = torch.randn(500, 5, generator=torch.Generator().manual_seed(0)) + 100
-    coder = make(activation="jumprelu", d_out=5).calibrate(x, x).eval()
+    coder = make(activation="jumprelu", writes=(5,)).calibrate(x, x.mean(0)).eval()
     assert len(coder.encode(x).values) / 500 == pytest.approx(3, abs=0.1)
 
 
@@ -107,9 +127,3 @@ def test_jumprelu_thresholds_below_half_a_bandwidth_learn_from_both_sides():
         activation.log_threshold.fill_(0.1).log_()  # θ = 0.1, so z = −0.05 lies within ε/2
     activation(torch.tensor([[-0.05]])).dense().sum().backward()
     assert activation.log_threshold.grad.item() == pytest.approx(-0.1 / 0.4 * 0.1)
-
-
-def test_folding_keeps_jumprelus_window():
-    x, y = torch.randn(64, 5), 0.01 * torch.randn(64, 3)
-    coder = make(activation="jumprelu").calibrate(x, y)
-    assert abs(len(coder.encode(x).values) - len(coder.fold().encode(x).values)) < 5

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matryoshka.coder.activations import JumpReLU
-from matryoshka.coder.coder import CoderConfig, SparseCoder
+from matryoshka.coder.architecture import CoderConfig
+from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.losses import (
     CONVENTIONS,
     fvu,
@@ -15,7 +15,7 @@ from matryoshka.coder.losses import (
     squared_error,
     variance,
 )
-from matryoshka.training.dead import gather
+from matryoshka.coder.nonlinearity import JumpReLU
 
 ACTIVATIONS = ("topk", "batchtopk", "jumprelu")
 
@@ -34,17 +34,16 @@ def normal(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def make(activation="batchtopk", *, widths=(4, 8, 16), skip=False, bandwidth=0.5):
+def make(activation="batchtopk", *, widths=(4, 8, 16), skip=False):
     """A small transcoder in float64, 5 → 3, with every parameter away from zero."""
+    bandwidth = {"bandwidth": 0.5} if activation == "jumprelu" else {}
     config = CoderConfig(
-        d_in=5,
-        d_out=3,
+        reads=(5,),
+        writes=(3,),
         d_sae=widths[-1],
         widths=widths,
-        activation=activation,
-        k=3,
+        activation={"kind": activation, "k": 3, **bandwidth},
         skip=skip,
-        bandwidth=bandwidth,
     )
     coder = SparseCoder(config).initialise(0, tied=False).double()
     with torch.no_grad():
@@ -195,7 +194,7 @@ def test_the_main_term_reaches_jumprelu_thresholds_by_the_straight_through_estim
     expected, latents = dense_main_term(dense, x, y)
     latents.retain_grad()
     expected.backward()
-    theta, bandwidth = dense.activation.log_threshold.detach().exp(), dense.config.bandwidth
+    theta, bandwidth = dense.activation.log_threshold.detach().exp(), dense.config.activation.bandwidth
     z = (x @ dense.W_enc + dense.b_enc).detach()
     near = ((z - theta).abs() / bandwidth < 0.5).double()
     assert (near * (z < theta)).sum() > 20  # these are inactive and still teach
@@ -247,9 +246,10 @@ def aux_gradients(name, activation="batchtopk", k_aux=4):
     for weight in (coder.W_enc, coder.b_enc, coder.W_dec):
         weight.grad = torch.zeros_like(weight)
     index = dead.nonzero().squeeze(1)
-    part = gather(coder, index, torch.ones_like(index, dtype=torch.bool))
-    CONVENTIONS[name].aux(forward.residual, part.reconstruct(forward.inputs, k_aux)).backward()
-    part.add_gradients(coder)
+    subset = coder.subset(index)
+    some = torch.ones_like(index, dtype=torch.bool)
+    CONVENTIONS[name].aux(forward.residual, subset.reconstruct(forward.x, some, k_aux)).backward()
+    coder.add_gradients(subset)
     return coder, dead
 
 

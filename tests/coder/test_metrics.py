@@ -7,13 +7,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matryoshka.coder.coder import CoderConfig, SparseCoder
+from matryoshka.coder.architecture import CoderConfig
+from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.latents import from_mask
 from matryoshka.coder.metrics import Meter
 
 
 def normal(*shape, seed, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def meter_of(prefixes, writes, d_sae):
+    """A new meter of coders with so many prefixes that write sites of these sizes."""
+    widths = (*range(1, prefixes), d_sae)
+    config = CoderConfig(reads=(1,), writes=writes, d_sae=d_sae, widths=widths, activation={"kind": "relu"})
+    return Meter(config)
 
 
 def sparse(dense):
@@ -26,9 +34,9 @@ def closed_form(y, y_hat):
     return ((y - y_hat).square().sum((1, 2)) / (y - y.mean(0)).square().sum()).tolist()
 
 
-def measure(y, y_hat, latents, cuts=()):
+def measure(y, y_hat, latents, cuts=(), writes=None):
     """A meter that saw the rows in the batches that `cuts` makes of them."""
-    meter = Meter(len(y_hat), y.shape[1], latents.shape[1])
+    meter = meter_of(len(y_hat), writes or (y.shape[1],), latents.shape[1])
     edges = [0, *cuts, len(y)]
     for start, end in pairwise(edges):
         meter.update(y[start:end], y_hat[:, start:end], sparse(latents[start:end]))
@@ -82,15 +90,15 @@ def test_fvu_centres_each_dimension_on_its_own_mean():
 
 def test_fvu_is_that_of_the_target_site():
     """A transcoder whose target varies a hundred times less than its input."""
-    config = CoderConfig(d_in=6, d_out=2, d_sae=8, widths=(4, 8), activation="topk", k=2)
+    config = CoderConfig(reads=(6,), writes=(2,), d_sae=8, widths=(4, 8), activation={"kind": "topk", "k": 2})
     coder = SparseCoder(config).initialise(0, tied=False)
     x, y = 100 * normal(300, 6, seed=0), normal(300, 2, seed=1) + 5
-    coder.calibrate(x, y).eval()
+    coder.calibrate(x, y.mean(0)).eval()
     with torch.no_grad():
         coder.W_dec.zero_()  # b_dec alone is left: the mean of the target
         latents = coder.encode(x)
         y_hat = coder.decode(latents)
-    meter = Meter(2, 2, 8)
+    meter = Meter(config)
     meter.update(y, y_hat, latents)
     assert meter.fvu() == pytest.approx([1.0, 1.0], rel=1e-5)
 
@@ -98,14 +106,14 @@ def test_fvu_is_that_of_the_target_site():
 def test_each_prefix_has_its_own_fvu():
     y = normal(100, 3, seed=0)
     y_hat = torch.stack([torch.zeros_like(y), y, y + normal(100, 3, seed=1)])
-    fvu = measure(y, y_hat, torch.ones(100, 2)).fvu()
+    fvu = measure(y, y_hat, torch.ones(100, 4)).fvu()
     assert fvu == pytest.approx(closed_form(y, y_hat))
     assert fvu[1] == 0 < fvu[0] < fvu[2]
 
 
 def test_stored_zeros_count_neither_as_active_nor_as_fired():
     latents = from_mask(torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0]]), torch.arange(6))
-    meter = Meter(1, 1, 3)
+    meter = meter_of(1, (1,), 3)
     meter.update(torch.tensor([[0.0], [1.0]]), torch.zeros(1, 2, 1), latents)
     assert meter.l0() == 1.0
     assert meter.fired.tolist() == [1, 1, 0]
@@ -115,7 +123,7 @@ def test_stored_zeros_count_neither_as_active_nor_as_fired():
 def test_a_saved_meter_goes_on_where_it_was():
     y, latents = normal(60, 3, seed=0) + 7, normal(60, 4, seed=2).relu()
     y_hat = y + normal(2, 60, 3, seed=1)
-    first, second = measure(y[:25], y_hat[:, :25], latents[:25]), Meter(2, 3, 4)
+    first, second = measure(y[:25], y_hat[:, :25], latents[:25]), meter_of(2, (3,), 4)
     second.load_state_dict(first.state_dict())
     second.update(y[25:], y_hat[:, 25:], sparse(latents[25:]))
     assert second.fvu() == measure(y, y_hat, latents, cuts=[25]).fvu()
@@ -134,3 +142,18 @@ def test_measuring_keeps_no_graph():
     y_hat = normal(1, 20, 3, seed=1).requires_grad_()
     meter = measure(normal(20, 3, seed=0), y_hat, torch.ones(20, 2))
     assert not any(buffer.requires_grad for buffer in meter.buffers())
+
+
+@pytest.mark.parametrize("cuts", [(), (7, 30)])
+def test_a_meter_of_two_written_sites_is_two_meters(cuts):
+    latents = normal(60, 4, seed=5).relu()
+    sites = [normal(60, 3, seed=0) + 7, 100 * normal(60, 2, seed=1)]
+    hats = [site + (0.5 + i) * normal(2, 60, site.shape[1], seed=2 + i) for i, site in enumerate(sites)]
+    both = measure(torch.cat(sites, 1), torch.cat(hats, 2), latents, cuts, writes=(3, 2))
+    alone = [measure(site, y_hat, latents, cuts) for site, y_hat in zip(sites, hats, strict=True)]
+    for of_site, meter in zip(both.fvu_of_sites(), alone, strict=True):
+        assert of_site == pytest.approx(meter.fvu(), rel=1e-12)
+    means = [sum(pair) / 2 for pair in zip(*(meter.fvu() for meter in alone), strict=True)]
+    assert both.fvu() == pytest.approx(means, rel=1e-12)
+    assert both.l0() == alone[0].l0()
+    assert torch.equal(both.fired, alone[1].fired)

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from matryoshka.coder.architecture import resolve_widths
 from matryoshka.coder.kernels import cpu
 from matryoshka.coder.latents import Latents, Pattern, from_mask
-from matryoshka.coder.nesting import nested_decode, random_widths, resolve_widths
+from matryoshka.coder.nesting import nested_decode, random_widths
 from matryoshka.errors import MatryoshkaError
 
 

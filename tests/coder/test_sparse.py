@@ -20,8 +20,9 @@ def normal(*shape, seed, dtype=torch.float64):
 
 
 @pytest.fixture(params=[cpu, reference], ids=["cpu", "reference"])
-def operations(request, monkeypatch):
-    monkeypatch.setattr(kernels, "_load", lambda _: request.param)
+def operations(request):
+    with kernels.using(request.param):
+        yield
 
 
 @st.composite

@@ -13,10 +13,14 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from matryoshka.coder.coder import CoderConfig, SparseCoder
+from matryoshka.coder.architecture import CoderConfig
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.data.rowfilter import RowFilter
+from matryoshka.data.tokens import Tokens
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.absorption import CARRIED, FRACTION, FULL, MAIN_F1, MEASURES, absorption, main_latents
-from matryoshka.evaluation.carried import (
+from matryoshka.evaluation import absorption
+from matryoshka.evaluation.absorption import CARRIED, FRACTION, FULL, MAIN_F1, MEASURES
+from matryoshka.evaluation.shared.carried import (
     ABSORBERS,
     FRACTION_COSINE,
     FULL_COSINE,
@@ -24,13 +28,17 @@ from matryoshka.evaluation.carried import (
     Direction,
     absorbed,
 )
-from matryoshka.evaluation.concepts import Example, LabelledText, Rows, as_csr, is_test, read
-from matryoshka.evaluation.placed import Placed
-from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, compare
-from matryoshka.evaluation.spelling import words
+from matryoshka.evaluation.shared.labelled import LabelledExample, LabelledText, is_test
+from matryoshka.evaluation.shared.labelled_rows import LabelledRows, as_csr, encode_labelled, read_labelled
+from matryoshka.evaluation.shared.main_latents import main_latents
+from matryoshka.evaluation.shared.probes import NEIGHBOURS
+from matryoshka.evaluation.shared.spelling import words
 from matryoshka.lm.model import LanguageModel
-from matryoshka.lm.sites import Site
+from matryoshka.lm.sites import Site, Wiring
 from matryoshka.run import Run
+from matryoshka.scores.differences import compare
+from matryoshka.scores.result import Measure, NotMeasurable, Result, Score
+from matryoshka.study.hooked import HookedCoder, hook_all
 
 READ, WRITE = Site("mlp_in", 0), Site("mlp_out", 0)
 CONCEPTS, CHILDREN, TIMES, D = 4, 4, 25, 40
@@ -58,20 +66,26 @@ class World(NamedTuple):
         of_child = self.directions[CHILD[self.concept, self.child]]
         return (self.directions[self.concept] + 0.7 * of_child + noise).astype(np.float32)
 
-    def rows(self, y: np.ndarray | None = None, x: np.ndarray | None = None) -> Rows:
+    def rows(self, y: np.ndarray | None = None, x: np.ndarray | None = None) -> LabelledRows:
         y = self.y if y is None else y.astype(np.float32)
         names = zip(self.concept.tolist(), self.child.tolist(), strict=True)
-        examples = tuple(Example("text", None, (f"c{a}", f"k{b}"), f"{a} {b} {i}") for i, (a, b) in enumerate(names))
+        examples = tuple(
+            LabelledExample("text", None, (f"c{a}", f"k{b}"), f"{a} {b} {i}") for i, (a, b) in enumerate(names)
+        )
         test = np.array([is_test(example.group) for example in examples])
         latents = sp.csr_array(self.latents.astype(np.float32))
-        return Rows(LabelledText("made", examples), y if x is None else x.astype(np.float32), y, latents, test, 0)
+        return LabelledRows(
+            LabelledText("made", examples), y if x is None else x.astype(np.float32), y, latents, test, 0
+        )
 
-    def placed(self, d_in: int = D) -> Placed:
+    def hooked(self, d_in: int = D) -> HookedCoder:
         """Its latents stand in `rows`, so the encoder is never asked."""
-        config = CoderConfig(d_in=d_in, d_out=D, d_sae=D_SAE, widths=WIDTHS, activation="topk", k=4, skip=d_in != D)
+        config = CoderConfig(
+            reads=(d_in,), writes=(D,), d_sae=D_SAE, widths=WIDTHS, activation={"kind": "topk", "k": 4}, skip=d_in != D
+        )
         coder = SparseCoder(config)
         coder.W_dec.data = torch.from_numpy(self.W_dec.astype(np.float32))
-        return Placed(coder, READ, WRITE)
+        return HookedCoder(coder, Wiring.of([READ], [WRITE]), RowFilter(None, {}))
 
     def absorb(self, *pairs: tuple[int, int], rest: float = 0.0) -> "World":
         """The concept's latent keeps `rest` of itself on these children, whose own latents carry what is missing."""
@@ -122,7 +136,7 @@ def of(result: Result, concept: str, width: int = D_SAE) -> dict:
 
 
 def test_without_absorption_there_is_none(world: World) -> None:
-    result = absorption(world.rows(), world.placed())
+    result = absorption.measure(world.rows(), world.hooked())
     for width in WIDTHS:
         assert [the(result, measure, width).value for measure in (FULL, FRACTION)] == [0, 0]
         assert the(result, MAIN_F1, width).value == 1
@@ -134,7 +148,7 @@ def test_without_absorption_there_is_none(world: World) -> None:
 
 def test_planted_absorption_is_found_with_its_children_and_latents(world: World) -> None:
     pairs = (0, 1), (2, 3)
-    result = absorption(world.absorb(*pairs).rows(), world.absorb(*pairs).placed())
+    result = absorption.measure(world.absorb(*pairs).rows(), world.absorb(*pairs).hooked())
     assert world.share(*pairs) > 0.05
     for measure in (FULL, FRACTION):
         assert the(result, measure).value == pytest.approx(world.share(*pairs))
@@ -179,7 +193,7 @@ def test_a_concept_split_into_two_general_latents_is_not_absorbed(world: World) 
     latents[half, 0] = 0
     W_dec[other] = W_dec[0]
     split = world._replace(latents=latents, W_dec=W_dec)
-    result = absorption(split.rows(), split.placed())
+    result = absorption.measure(split.rows(), split.hooked())
     assert set(of(result, "c0")["main"]) == {0, other}
     assert of(result, "c0")["values"] == {
         "full": 0,
@@ -194,7 +208,7 @@ def test_partial_absorption_is_a_fraction(world: World, rest: float) -> None:
     """The concept's latent still fires, with `rest` of its value; the child's carries the others, if that is enough."""
     pairs = ((0, 1),)
     partly = world.absorb(*pairs, rest=rest)
-    result = absorption(partly.rows(), partly.placed())
+    result = absorption.measure(partly.rows(), partly.hooked())
     assert the(result, FULL).value == 0
     expected = (1 - rest) * world.share(*pairs) if 1 - rest >= SHARE else 0
     assert the(result, FRACTION).value == pytest.approx(expected, abs=0.02)
@@ -202,22 +216,20 @@ def test_partial_absorption_is_a_fraction(world: World, rest: float) -> None:
 
 def test_the_null_is_of_latents_that_fire_as_often(world: World) -> None:
     """In a dictionary with a latent for each concept other latents in its place leave all to be carried by it."""
-    result = absorption(world.rows(), world.placed())
+    result = absorption.measure(world.rows(), world.hooked())
     for measure in (FULL, FRACTION):
         assert the(result, measure).null > 0.85, "less only where a child's own latent is drawn"
     assert the(result, MAIN_F1).null == pytest.approx(0, abs=0.3)
     assert the(result, CARRIED).null == pytest.approx(0, abs=0.05)
 
 
-def test_the_null_takes_the_nearest_in_firing_and_never_the_main_ones(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("matryoshka.evaluation.probes.NEIGHBOURS", 1)
-    assert the(absorption(world.rows(), world.placed()), FULL).null == 1
+def test_the_null_takes_the_nearest_in_firing_and_never_the_main_ones(world: World) -> None:
     latents = world.latents.copy()
     latents[np.flatnonzero(world.concept == 1)[:3], 0] = 0.01  # more often than the other concepts' latents
-    latents[:, D_SAE - 2] = latents[:, 0]
-    result = absorption(world._replace(latents=latents).rows(), world.placed())
+    copies = [CHILD[1, 0], *range(CHILD.max() + 1, D_SAE - 1)]
+    assert len(copies) == NEIGHBOURS
+    latents[:, copies] = latents[:, [0]]
+    result = absorption.measure(world._replace(latents=latents).rows(), world.hooked())
     assert of(result, "c0")["main"] == [0]
     assert of(result, "c0")["null"]["full"] == 0, "what fires as often is always there too"
 
@@ -226,7 +238,7 @@ def test_a_dictionary_without_the_concept_scores_like_its_null(world: World) -> 
     """Noise is never "absorbed": the best of scores, which the null, F1 and what is carried give away."""
     noise = 0.5 * (np.random.default_rng(9).random(world.latents.shape) < 0.1)
     untrained = world._replace(latents=noise)
-    result = absorption(untrained.rows(), untrained.placed())
+    result = absorption.measure(untrained.rows(), untrained.hooked())
     assert the(result, FULL).value < 0.15
     assert the(result, FULL).value == pytest.approx(the(result, FULL).null, abs=0.1)
     assert the(result, MAIN_F1).value < 0.5
@@ -237,22 +249,21 @@ def test_a_latent_that_fires_on_everything_hides_absorption_but_not_its_f1(world
     absorbing = world.absorb((0, 1))
     latents = absorbing.latents.copy()
     latents[:, 0] += 0.01
-    result = absorption(absorbing._replace(latents=latents).rows(), absorbing.placed())
+    result = absorption.measure(absorbing._replace(latents=latents).rows(), absorbing.hooked())
     assert of(result, "c0")["values"]["full"] == 0
     assert of(result, "c0")["values"]["main_f1"] < 0.5
     assert of(result, "c0")["values"]["fraction"] > 0.15, "the fraction looks at what is carried"
 
 
-def test_units_of_latents_and_of_training_do_not_matter(world: World) -> None:
+def test_units_of_latents_do_not_matter(world: World) -> None:
     absorbing = world.absorb((0, 1), (2, 3))
-    expected = absorption(absorbing.rows(), absorbing.placed())
+    expected = absorption.measure(absorbing.rows(), absorbing.hooked())
     factors = 10 ** np.random.default_rng(4).uniform(-1, 1, D_SAE)
     rescaled = absorbing._replace(latents=absorbing.latents * factors, W_dec=absorbing.W_dec / factors[:, None])
-    placed = rescaled.placed()
-    placed.coder.scale_out.fill_(0.25)
+    hooked = rescaled.hooked()
     offset = np.full(D, 0.3, dtype=np.float32)
-    placed.coder.b_dec.data = torch.from_numpy(offset * 0.25)  # training units
-    result = absorption(rescaled.rows(y=absorbing.y + offset), placed)
+    hooked.coder.b_dec.data = torch.from_numpy(offset)
+    result = absorption.measure(rescaled.rows(y=absorbing.y + offset), hooked)
     for measure in MEASURES:
         assert the(result, measure).value == pytest.approx(the(expected, measure).value, abs=1e-3)
 
@@ -261,9 +272,9 @@ def test_what_no_latent_carries_is_no_part_of_the_whole(world: World) -> None:
     """b_dec along the concept's direction: of y · p̂ the absorbing latent carries less than it takes to count."""
     absorbing = world.absorb((0, 1))
     offset = 5 * world.directions[0].astype(np.float32)
-    placed = absorbing.placed()
-    placed.coder.b_dec.data = torch.from_numpy(offset)
-    result = absorption(absorbing.rows(y=absorbing.y + offset), placed)
+    hooked = absorbing.hooked()
+    hooked.coder.b_dec.data = torch.from_numpy(offset)
+    result = absorption.measure(absorbing.rows(y=absorbing.y + offset), hooked)
     assert of(result, "c0")["values"]["full"] == pytest.approx(CONCEPTS * world.share((0, 1)))
 
 
@@ -272,10 +283,10 @@ def test_a_skip_transcoder_is_measured_where_it_writes(world: World) -> None:
     absorbing = world.absorb((0, 1))
     x = 1 + 0.01 * np.random.default_rng(6).standard_normal((len(world.concept), 7))
     skip = np.outer(np.full(7, 5 / 7), world.directions[0])
-    placed = absorbing.placed(d_in=7)
-    assert placed.coder.W_skip is not None
-    placed.coder.W_skip.data = torch.from_numpy(skip.astype(np.float32))
-    result = absorption(absorbing.rows(y=absorbing.y + x @ skip, x=x), placed)
+    hooked = absorbing.hooked(d_in=7)
+    assert hooked.coder.W_skip is not None
+    hooked.coder.W_skip.data = torch.from_numpy(skip.astype(np.float32))
+    result = absorption.measure(absorbing.rows(y=absorbing.y + x @ skip, x=x), hooked)
     assert of(result, "c0")["values"]["full"] == pytest.approx(CONCEPTS * world.share((0, 1)))
     assert [each["path"] for each in of(result, "c0")["examples"]] == ["c0/k1"]
 
@@ -283,13 +294,13 @@ def test_a_skip_transcoder_is_measured_where_it_writes(world: World) -> None:
 def test_swapped_decoder_rows_carry_nothing(world: World) -> None:
     absorbing = world.absorb((0, 1), (2, 3))
     swapped = absorbing._replace(W_dec=np.roll(absorbing.W_dec, 1, axis=0))
-    result = absorption(swapped.rows(), swapped.placed())
+    result = absorption.measure(swapped.rows(), swapped.hooked())
     assert the(result, FULL).value == 0
     assert the(result, CARRIED).value < 0.1
 
 
 def test_dead_latents_are_counted_and_never_main(world: World) -> None:
-    result = absorption(world.rows(), world.placed())
+    result = absorption.measure(world.rows(), world.hooked())
     assert result.details["never_fired"] == {
         str(width): int((world.latents[:, :width] == 0).all(0).sum()) for width in WIDTHS
     }
@@ -298,7 +309,7 @@ def test_dead_latents_are_counted_and_never_main(world: World) -> None:
     latents[:, 0] = latents[:, CHILD[0]] = 0  # nothing knows of concept 0 any longer
     latents[world.concept == 0] = 0
     ignorant = world._replace(latents=latents)
-    result = absorption(ignorant.rows(), ignorant.placed())
+    result = absorption.measure(ignorant.rows(), ignorant.hooked())
     assert result.details["without_latents"][str(D_SAE)] == ["c0"]
     assert "made/c0" not in the(result, FULL).units, "never a perfect score"
 
@@ -306,17 +317,17 @@ def test_dead_latents_are_counted_and_never_main(world: World) -> None:
 def test_a_dead_dictionary_is_not_measurable(world: World) -> None:
     dead = world._replace(latents=np.zeros_like(world.latents))
     with pytest.raises(NotMeasurable, match="no latent of this coder fires with any of 4 concepts"):
-        absorption(dead.rows(), dead.placed())
+        absorption.measure(dead.rows(), dead.hooked())
 
 
 def test_coders_are_compared_concept_by_concept_and_numbers_repeat(world: World) -> None:
     absorbing = world.absorb(*((i, 1) for i in range(CONCEPTS)))
     seen: list[tuple[int, int]] = []
-    result = absorption(absorbing.rows(), absorbing.placed(), lambda done, total: seen.append((done, total)))
+    result = absorption.measure(absorbing.rows(), absorbing.hooked(), lambda done, total: seen.append((done, total)))
     assert seen == [(i, 2 * CONCEPTS) for i in range(1, 2 * CONCEPTS + 1)]
-    again = absorption(absorbing.rows(), absorbing.placed())
+    again = absorption.measure(absorbing.rows(), absorbing.hooked())
     assert again.details == result.details
-    difference = compare(the(result, FULL), the(absorption(world.rows(), world.placed()), FULL))
+    difference = compare(the(result, FULL), the(absorption.measure(world.rows(), world.hooked()), FULL))
     assert not difference.inside_noise
     assert difference.difference == pytest.approx(the(result, FULL).value)
 
@@ -330,7 +341,7 @@ def test_labels_without_children_are_refused(world: World) -> None:
     with pytest.raises(
         MatryoshkaError, match=r'made: absorption is of concepts with children, as .*\["animal", "dog"\]'
     ):
-        absorption(rows._replace(labelled=LabelledText("made", flat)), world.placed())
+        absorption.measure(rows._replace(labelled=LabelledText("made", flat)), world.hooked())
 
 
 def test_too_few_rows_are_not_measurable(world: World) -> None:
@@ -340,7 +351,7 @@ def test_too_few_rows_are_not_measurable(world: World) -> None:
         three_tested[np.flatnonzero(world.concept == concept)[:3]] = True
     for test in (three_tested, np.ones_like(rows.test)):
         with pytest.raises(NotMeasurable, match=r"needs 10 rows of 2 children .* none of 4 concepts"):
-            absorption(rows._replace(test=test), world.placed())
+            absorption.measure(rows._replace(test=test), world.hooked())
 
 
 def test_what_the_model_does_not_tell_is_not_measurable(world: World) -> None:
@@ -348,7 +359,7 @@ def test_what_the_model_does_not_tell_is_not_measurable(world: World) -> None:
     with pytest.raises(
         NotMeasurable, match=r"does not tell these concepts at 0.mlp_out: probes of 0 of 4 .*c\d 0\.\d\d"
     ):
-        absorption(world.rows(y=noise), world.placed())
+        absorption.measure(world.rows(y=noise), world.hooked())
 
 
 def test_concepts_that_the_model_does_not_tell_are_left_out_and_named(world: World) -> None:
@@ -356,7 +367,7 @@ def test_concepts_that_the_model_does_not_tell_are_left_out_and_named(world: Wor
     y = world.y.copy()
     alike = world.concept >= 2  # the last two look the same
     y[alike] = np.random.default_rng(2).standard_normal((int(alike.sum()), D))
-    result = absorption(world.rows(y=y), world.placed())
+    result = absorption.measure(world.rows(y=y), world.hooked())
     assert set(result.details["not_told"]) == {"c2", "c3"}
     assert the(result, FULL).units == ("made/c0", "made/c1")
 
@@ -423,8 +434,8 @@ def in_disorder(latents: sp.csr_array, random: np.random.Generator) -> sp.csr_ar
 def test_the_order_of_entries_does_not_matter(world: World) -> None:
     rows = world.rows()
     random = np.random.default_rng(1)
-    scrambled = absorption(rows._replace(latents=in_disorder(rows.latents, random)), world.placed())
-    assert scrambled.details == absorption(rows, world.placed()).details
+    scrambled = absorption.measure(rows._replace(latents=in_disorder(rows.latents, random)), world.hooked())
+    assert scrambled.details == absorption.measure(rows, world.hooked()).details
 
 
 # --- the tree, in which absorption is known
@@ -453,12 +464,12 @@ class OfTree(NamedTuple):
     """A coder of the tree, and tokens that a single parent is on in."""
 
     coder: SparseCoder
-    rows: Rows
+    rows: LabelledRows
     silent: float
     """Share of test tokens where the latent along the parent's direction is silent, mean over parents."""
 
     def measured(self) -> Result:
-        return absorption(self.rows, Placed(self.coder, READ, READ))
+        return absorption.measure(self.rows, HookedCoder(self.coder, Wiring.of([READ], [READ]), RowFilter(None, {})))
 
 
 def of_tree(example: ModuleType, widths: tuple[int, ...]) -> OfTree:
@@ -469,16 +480,16 @@ def of_tree(example: ModuleType, widths: tuple[int, ...]) -> OfTree:
     x, parent, children = x[alone], truth.parents[alone].int().argmax(1).numpy(), truth.children[alone]
     child = [on[p].nonzero().flatten().tolist() for on, p in zip(children, parent, strict=True)]
     examples = tuple(
-        Example("token", None, (f"parent{p}", *(f"child{c}" for c in on)), str(i))
+        LabelledExample("token", None, (f"parent{p}", *(f"child{c}" for c in on)), str(i))
         for i, (p, on) in enumerate(zip(parent.tolist(), child, strict=True))
     )
     test = np.array([is_test(each.group) for each in examples])
     with torch.no_grad():
-        latents = as_csr(coder.fold().encode(x))
+        latents = as_csr(coder.encode(x))
     own = (tree.parents @ F.normalize(coder.W_dec, dim=1).T).argmax(1).numpy()
     silent = latents.toarray()[np.arange(len(parent)), own[parent]] == 0
     known = float(np.mean([silent[test & (parent == p)].mean() for p in range(len(own))]))
-    return OfTree(coder, Rows(LabelledText("tree", examples), x.numpy(), x.numpy(), latents, test, 0), known)
+    return OfTree(coder, LabelledRows(LabelledText("tree", examples), x.numpy(), x.numpy(), latents, test, 0), known)
 
 
 @pytest.fixture(scope="module")
@@ -517,18 +528,20 @@ def test_the_tree_with_decoder_rows_swapped(plain: OfTree) -> None:
 # --- a real coder
 
 
-def test_a_trained_transcoder_and_a_concept_that_the_model_tells(lm: LanguageModel, trained: Run) -> None:
+def test_a_trained_transcoder_and_a_concept_that_the_model_tells(
+    lm: LanguageModel, tokens: Tokens, trained: Run
+) -> None:
     """Letters that words begin with it does not tell; whether they are capital ones it does."""
-    placed = Placed.load(trained.coder, lm)
+    [hooked] = hook_all([trained.coder], lm, tokens.windows("held_out"))
     capital = {token.decode()[1:] for token in lm.token_bytes if token[:1] == b" " and token[1:].isalpha()}
     small = [word[1:] for found in words(lm.token_bytes).values() for word in found if word[1:].capitalize() in capital]
     examples = tuple(
-        Example(f"They saw {text} again", (9, 9 + len(text)), (concept, word), word)
+        LabelledExample(f"They saw {text} again", (9, 9 + len(text)), (concept, word), word)
         for word in small[:150]
         for concept, text in (("small", word), ("capital", word.capitalize()))
     )
-    rows = read(lm, placed, LabelledText("case", examples))
-    result = absorption(rows, placed)
+    rows = encode_labelled(hooked, read_labelled(lm, [hooked], LabelledText("case", examples)))
+    result = absorption.measure(rows, hooked)
     assert [score.width for score in result.scores] == [width for width in (32, 96, 256) for _ in MEASURES]
     assert the(result, FULL, 256).units == ("case/capital", "case/small")
     for width in (32, 96, 256):

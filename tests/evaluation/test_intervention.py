@@ -1,37 +1,48 @@
 """Ablations against hooks by hand, the sample against the population, ranks against SciPy's."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from coders import hooked_at, raw_coder, subject
 from scipy import stats
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from matryoshka.coder.coder import CoderConfig, SparseCoder
+from matryoshka.coder.architecture import CoderConfig
+from matryoshka.coder.coder import SparseCoder
 from matryoshka.data.tokens import Tokens
-from matryoshka.evaluation import ablation
-from matryoshka.evaluation.ablation import ABLATED, MATCHED, ON, RANDOM, Sample, changes_along, draw_sample, draw_trials
-from matryoshka.evaluation.attribution import Attribution, attribute
-from matryoshka.evaluation.intervention import MEASURES, intervention, rank_correlation
-from matryoshka.evaluation.placed import Placed
-from matryoshka.evaluation.scores import NotMeasurable, Result
+from matryoshka.evaluation.intervention import MEASURES, evaluate, rank_correlation
+from matryoshka.evaluation.shared import ablation
+from matryoshka.evaluation.shared.ablation import (
+    ABLATED,
+    MATCHED,
+    ON,
+    RANDOM,
+    Sample,
+    changes_along,
+    draw_sample,
+    draw_trials,
+)
+from matryoshka.interventions.attribution import Attribution, attribute
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
 from matryoshka.run import Run
+from matryoshka.scores.result import NotMeasurable, Result
+from matryoshka.study.hooked import HookedCoder, hook_all
 
 WRITE = Site("mlp_out", 1)
 TOKENS = 64 * 24
 
 
-def sae(lm: LanguageModel, tokens: Tokens, d_sae: int = 24) -> Placed:
-    """A random one of 1.mlp_out, in units of its own."""
-    config = {"d_in": 192, "d_out": 192, "d_sae": d_sae, "widths": (8, d_sae), "activation": "topk", "k": 5}
-    coder = SparseCoder(CoderConfig.model_validate(config)).initialise(0, tied=True).eval()
+def sae(lm: LanguageModel, tokens: Tokens, d_sae: int = 24) -> HookedCoder:
+    """A random one of 1.mlp_out."""
+    config = CoderConfig(
+        reads=(192,), writes=(192,), d_sae=d_sae, widths=(8, d_sae), activation={"kind": "topk", "k": 5}
+    )
+    coder = SparseCoder(config).initialise(0, tied=True).eval()
     y = lm.read(torch.from_numpy(tokens.windows("train")[:4]), [WRITE])[WRITE][:, 1:].flatten(0, 1)
-    return Placed(coder.calibrate(y, y), WRITE, WRITE)
+    return hooked_at(raw_coder(coder, y, y), lm, tokens.windows("held_out"), WRITE, WRITE)
 
 
 def attribution_of(firing: list[list[int]]) -> Attribution:
@@ -60,7 +71,7 @@ def test_kl_and_ce_are_those_of_a_hook_by_hand(lm: LanguageModel, tokens: Tokens
     a = torch.randn(61, 3, generator=generator).relu()
     a[:20] = 0
     directions = torch.randn(2, 3, 192, generator=generator)
-    found = changes_along(lm, WRITE, window, kept, a, directions)
+    found = changes_along(lm, [WRITE], window, kept, a, directions)
     assert found.shape == (2, 2, 3, 61)
 
     clean = by_hand(lm, window, torch.zeros(192))[0, kept[0]].log_softmax(-1)
@@ -82,18 +93,17 @@ def test_nulls_are_as_large_at_the_same_positions(
     lm: LanguageModel, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is really added to y, caught on its way: only the direction differs."""
-    placed = sae(lm, tokens)
-    placed = placed._replace(coder=placed.coder.fold())
-    attribution = attribute(lm, tokens.windows("held_out"), placed, 64 * 4)
+    hooked = sae(lm, tokens)
+    [attribution] = attribute(lm, tokens.windows("held_out"), [hooked], 64 * 4)
     added: list[Tensor] = []
     shifted = ablation.shifted
-    monkeypatch.setattr(ablation, "shifted", lambda lm, site, by: added.append(by) or shifted(lm, site, by))
+    monkeypatch.setattr(ablation, "shifted", lambda lm, sites, by: added.append(by) or shifted(lm, sites, by))
     sample = Sample(np.array([3]), np.ones(1), np.array([11]))
     row = int(attribution.firing.tocsc()[:, [3]].nonzero()[0][0])
     ablation.ablate(
         lm,
         tokens.windows("held_out"),
-        placed,
+        hooked,
         attribution,
         sample,
         {row: [0]},
@@ -107,20 +117,19 @@ def test_nulls_are_as_large_at_the_same_positions(
     assert torch.allclose(length[[MATCHED, RANDOM]], length[[ABLATED, ABLATED]], rtol=1e-5)
     changed = by[:, length[0] > 0]
     cosine = torch.cosine_similarity
-    assert torch.allclose(cosine(changed[ABLATED], -placed.coder.W_dec[3]), torch.ones(1))
-    assert torch.allclose(cosine(changed[MATCHED], -placed.coder.W_dec[11]), torch.ones(1))
-    assert cosine(changed[RANDOM], -placed.coder.W_dec[3]).abs().max() < 0.3
+    assert torch.allclose(cosine(changed[ABLATED], -hooked.coder.W_dec[3]), torch.ones(1))
+    assert torch.allclose(cosine(changed[MATCHED], -hooked.coder.W_dec[11]), torch.ones(1))
+    assert cosine(changed[RANDOM], -hooked.coder.W_dec[3]).abs().max() < 0.3
 
 
 # --- the sample
 
 
-def test_dead_features_are_never_drawn_and_the_others_stand_for_their_ring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablation, "SAMPLE", 20)
+def test_dead_features_are_never_drawn_and_the_others_stand_for_their_ring() -> None:
     count = np.random.default_rng(1).integers(1, 1000, 200)
     count[::3] = 0
     count[20:27] = 0
-    sample = draw_sample(count, (20, 30, 200), np.random.default_rng(0))
+    sample = draw_sample(count, (20, 30, 200), np.random.default_rng(0), size=20)
     assert (count[sample.features] > 0).all()
     assert (count[sample.matched] > 0).all()
     assert (np.diff(sample.features) > 0).all()
@@ -138,11 +147,11 @@ def test_a_matched_feature_fires_as_often_and_is_another() -> None:
 
 
 def test_where_nothing_fires_nothing_is_measurable(lm: LanguageModel, tokens: Tokens) -> None:
-    placed = sae(lm, tokens)
+    hooked = sae(lm, tokens)
     with torch.no_grad():
-        placed.coder.b_enc.fill_(-1e6)
+        hooked.coder.b_enc.fill_(-1e6)
     with pytest.raises(NotMeasurable, match="none of the 24 features fires"):
-        intervention(lm, tokens.windows("held_out"), placed, 64 * 2)
+        evaluate(subject(lm, tokens.windows("held_out"), hooked, 64 * 2))
 
 
 def test_features_are_ablated_where_they_fire_in_different_documents(tokens: Tokens) -> None:
@@ -180,24 +189,17 @@ def test_ranks_are_spearmans_of_the_population_that_is_stood_for() -> None:
 
 
 @pytest.fixture(scope="module")
-def placed(trained: Run, lm: LanguageModel) -> Placed:
+def hooked(trained: Run, lm: LanguageModel, tokens: Tokens) -> HookedCoder:
     """The trained transcoder; latent 40 is dead."""
-    found = Placed.load(trained.coder, lm)
+    [found] = hook_all([trained.coder], lm, tokens.windows("held_out"))
     with torch.no_grad():
         found.coder.b_enc[40] = -1e6
     return found
 
 
 @pytest.fixture(scope="module")
-def small_sample() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ablation, "SAMPLE", 45)
-        yield
-
-
-@pytest.fixture(scope="module")
-def result(lm: LanguageModel, tokens: Tokens, placed: Placed, small_sample: None) -> Result:
-    return intervention(lm, tokens.windows("held_out"), placed, TOKENS)
+def result(lm: LanguageModel, tokens: Tokens, hooked: HookedCoder) -> Result:
+    return evaluate(subject(lm, tokens.windows("held_out"), hooked, TOKENS), sample_size=45)
 
 
 def test_every_prefix_has_every_score_with_a_null(result: Result) -> None:
@@ -247,9 +249,9 @@ def test_dead_features_are_counted_and_left_out(result: Result) -> None:
 
 
 def test_the_ends_of_the_ranking_are_the_extremes_of_the_attribution(
-    lm: LanguageModel, tokens: Tokens, placed: Placed, result: Result
+    lm: LanguageModel, tokens: Tokens, hooked: HookedCoder, result: Result
 ) -> None:
-    total = attribute(lm, tokens.windows("held_out"), placed, TOKENS).total
+    total = attribute(lm, tokens.windows("held_out"), [hooked], TOKENS)[0].total
     ends = result.details["attribution"]
     order = np.argsort(total)
     assert [row["feature"] for row in ends["bottom"]] == order[:10].tolist()
@@ -258,26 +260,25 @@ def test_the_ends_of_the_ranking_are_the_extremes_of_the_attribution(
     assert ends["top"][0]["effect"] <= ends["top"][0]["size"] + 1e-4
 
 
-def test_a_feature_that_writes_nothing_has_no_effect_and_nor_do_its_nulls(
-    lm: LanguageModel, tokens: Tokens, small_sample: None
-) -> None:
+def test_a_feature_that_writes_nothing_has_no_effect_and_nor_do_its_nulls(lm: LanguageModel, tokens: Tokens) -> None:
     """An SAE of which half the features have no decoder row."""
-    placed = sae(lm, tokens, d_sae=16)
+    hooked = sae(lm, tokens, d_sae=16)
     with torch.no_grad():
-        placed.coder.W_dec[::2] = 0
-    found = intervention(lm, tokens.windows("held_out"), placed, 64 * 8)
+        hooked.coder.W_dec[::2] = 0
+    found = evaluate(subject(lm, tokens.windows("held_out"), hooked, 64 * 8), sample_size=45)
     for row in found.details["ablated"]:
         effects = np.abs([row[name] for name in ("kl_mnat", "kl_random_mnat", "ce")])
         assert (effects < 1e-3).all() if row["feature"] % 2 == 0 else (effects > 1e-3).all()
 
 
 def test_the_same_question_has_the_same_answer_and_progress_counts_to_the_end(
-    lm: LanguageModel, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+    lm: LanguageModel, tokens: Tokens
 ) -> None:
-    monkeypatch.setattr(ablation, "SAMPLE", 8)
-    windows, placed = tokens.windows("held_out"), sae(lm, tokens)
+    windows, hooked = tokens.windows("held_out"), sae(lm, tokens)
     told: list[tuple[int, int]] = []
-    first, again = (intervention(lm, windows, placed, 64 * 2, lambda *done: told.append(done)) for _ in range(2))
+    first, again = (
+        evaluate(subject(lm, windows, hooked, 64 * 2), lambda *done: told.append(done), sample_size=8) for _ in range(2)
+    )
     assert [each.as_json() for each in first.scores] == [each.as_json() for each in again.scores]
     assert first.details == again.details
     told = told[: len(told) // 2]
@@ -285,26 +286,15 @@ def test_the_same_question_has_the_same_answer_and_progress_counts_to_the_end(
     assert [done for done, _ in told] == list(range(2, len(told) + 2))
 
 
-def test_a_coder_has_the_same_effects_folded_or_not(
-    lm: LanguageModel, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ablation, "SAMPLE", 8)
-    windows, placed = tokens.windows("held_out"), sae(lm, tokens)
-    assert abs(placed.coder.scale_out - 1) > 0.1
-    folded = placed._replace(coder=placed.coder.fold())
-    kl, of_folded = (intervention(lm, windows, each, 64 * 2).values("ablation KL (mnat)") for each in (placed, folded))
-    assert kl == pytest.approx(of_folded, rel=1e-2)
-
-
 def test_on_is_where_it_fires_and_after_is_behind(lm: LanguageModel, tokens: Tokens) -> None:
-    placed = sae(lm, tokens)
-    placed, windows = placed._replace(coder=placed.coder.fold()), tokens.windows("held_out")
-    attribution = attribute(lm, windows, placed, 64 * 4)
+    hooked = sae(lm, tokens)
+    windows = tokens.windows("held_out")
+    [attribution] = attribute(lm, windows, [hooked], 64 * 4)
     sample = Sample(np.array([2, 3]), np.ones(2), np.array([4, 5]))
     trials = {row: [0, 1] for row in range(4) if attribution.firing[[row]][:, [2, 3]].toarray().all()}
     assert trials
     effects = ablation.ablate(
-        lm, windows, placed, attribution, sample, trials, np.random.default_rng(0), lambda *_: None
+        lm, windows, hooked, attribution, sample, trials, np.random.default_rng(0), lambda *_: None
     )
     fired = attribution.firing[list(trials)][:, [2, 3]].toarray().sum(0)
     assert effects.positions[:, ON].tolist() == fired.tolist()

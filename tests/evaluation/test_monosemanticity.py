@@ -4,16 +4,17 @@ import json
 
 import numpy as np
 import pytest
+from coders import random_coder
 from scipy.sparse import csc_array
 
 from matryoshka.data.sections import TextConfig
 from matryoshka.data.tokens import Tokens, tokenise
-from matryoshka.evaluation.firings import Reading
 from matryoshka.evaluation.monosemanticity import MEASURES, RESIDUAL, RULE, TFIDF, measure, monosemanticity
-from matryoshka.evaluation.placed import Placed
-from matryoshka.evaluation.scores import Measure, NotMeasurable, Result
+from matryoshka.evaluation.shared.firings import TextFirings
 from matryoshka.lm.model import LanguageModel
 from matryoshka.run import Run
+from matryoshka.scores.result import Measure, NotMeasurable, Result
+from matryoshka.study.hooked import HookedCoder, hook_all
 
 WINDOWS, CONTEXT, D = 600, 65, 6
 GENRES = 2
@@ -24,7 +25,7 @@ SHARED, OWN = 50, 40
 VOCABULARY = [f" word{i}".encode() for i in range(SHARED + GENRES * OWN)]
 
 
-def text(seed: int = 0) -> Reading:
+def text(seed: int = 0) -> TextFirings:
     """A document every five windows, of one of two genres: half of its words are its genre's own. Word 4 often has
     word 5 after it. No feature yet."""
     generator = np.random.default_rng(seed)
@@ -36,7 +37,7 @@ def text(seed: int = 0) -> Reading:
     tokens[:, 1:][(tokens[:, :-1] == 4) & (generator.random((WINDOWS, CONTEXT - 1)) < 0.5)] = 5
     counted = np.ones(shape, dtype=bool)
     counted[:, 0] = False
-    return Reading(
+    return TextFirings(
         tokens=tokens,
         documents=documents,
         counted=counted,
@@ -52,12 +53,12 @@ GENRE = TEXT.documents // 2 % GENRES
 RANDOM = np.random.default_rng(1).random(TEXT.tokens.shape)
 
 
-def with_features(*fires: np.ndarray, reading: Reading = TEXT) -> Reading:
+def with_features(*fires: np.ndarray, reading: TextFirings = TEXT) -> TextFirings:
     """The text with features that fire there, in this order."""
     return reading._replace(firing=csc_array(np.stack([(f & reading.counted).ravel() for f in fires], 1)))
 
 
-def found(*fires: np.ndarray, reading: Reading = TEXT) -> Result:
+def found(*fires: np.ndarray, reading: TextFirings = TEXT) -> Result:
     return measure(with_features(*fires, reading=reading), (len(fires),), VOCABULARY)
 
 
@@ -179,23 +180,23 @@ def test_text_in_which_nothing_fires_often_enough_is_not_measurable() -> None:
 
 def test_windows_too_short_for_contexts_are_not_measurable(lm: LanguageModel, trained: Run) -> None:
     short = tokenise(TextConfig(context=16), lm.tokenizer, lm.bos, lm.separator, progress=False)
-    placed = Placed.load(trained.coder, lm)
+    windows = short.windows("held_out")
     with pytest.raises(NotMeasurable, match="windows of 16 tokens"):
-        monosemanticity(lm, short.windows("held_out"), placed, 1000)
+        monosemanticity(lm, windows, hook_all([trained.coder], lm, windows), 1000)
 
 
 @pytest.fixture(scope="module")
-def placed(lm: LanguageModel, trained: Run) -> Placed:
-    return Placed.load(trained.coder, lm)
+def hooked(lm: LanguageModel, tokens: Tokens, trained: Run) -> HookedCoder:
+    return hook_all([trained.coder], lm, tokens.windows("held_out"))[0]
 
 
 @pytest.fixture(scope="module")
-def result(lm: LanguageModel, tokens: Tokens, placed: Placed) -> Result:
-    return monosemanticity(lm, tokens.windows("held_out"), placed, READ)
+def result(lm: LanguageModel, tokens: Tokens, hooked: HookedCoder) -> Result:
+    return monosemanticity(lm, tokens.windows("held_out"), [hooked], READ)[0]
 
 
-def test_a_trained_transcoder_is_measured_at_every_prefix(result: Result, placed: Placed) -> None:
-    widths = placed.coder.config.widths
+def test_a_trained_transcoder_is_measured_at_every_prefix(result: Result, hooked: HookedCoder) -> None:
+    widths = hooked.coder.widths
     assert [(s.measure, s.width) for s in result.scores] == [(m, w) for w in widths for m in MEASURES]
     for score in result.scores:
         assert 0.4 < score.interval.low <= score.value <= score.interval.high < 1
@@ -215,12 +216,17 @@ def test_the_result_is_plain_json(result: Result) -> None:
     assert json.loads(json.dumps(result.details, allow_nan=False)) == result.details
 
 
-def test_measuring_again_gives_the_same_numbers(
-    lm: LanguageModel, tokens: Tokens, placed: Placed, result: Result
+def test_measuring_again_gives_the_same_numbers_beside_other_coders_too(
+    lm: LanguageModel, tokens: Tokens, hooked: HookedCoder, result: Result
 ) -> None:
     told: list[tuple[int, int]] = []
-    again = monosemanticity(lm, tokens.windows("held_out"), placed, READ, lambda *at: told.append(at))
+    windows = tokens.windows("held_out")
+    other = random_coder(lm, windows, "3.resid_post", "3.resid_post")
+    silent = random_coder(lm, windows, "0.mlp_in", "0.mlp_out", largest=0.0)
+    _, again, nothing = monosemanticity(lm, windows, [other, hooked, silent], READ, lambda *at: told.append(at))
     assert [s.value for s in again.scores] == [s.value for s in result.scores]
     assert again.details == result.details
     assert told == sorted(told)
-    assert told[-1] == (2 * (READ // 64),) * 2
+    assert told[-1][1] == 4 * (READ // 64)
+    assert not nothing.scores
+    assert "no latent fires at 16 positions" in (nothing.reason or "")

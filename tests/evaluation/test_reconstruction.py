@@ -4,16 +4,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from coders import hooked_at, subject
 from torch import Tensor
 
-from matryoshka.coder.coder import CoderConfig, SparseCoder
-from matryoshka.data.activations import RowFilter
+from matryoshka.coder.architecture import CoderConfig
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.data.rowfilter import RowFilter
 from matryoshka.data.tokens import Tokens, Windows
-from matryoshka.evaluation.held_out import activation_metrics
-from matryoshka.evaluation.placed import Placed
 from matryoshka.evaluation.reconstruction import evaluate
 from matryoshka.lm.model import LanguageModel
-from matryoshka.lm.sites import Site
+from matryoshka.lm.sites import Site, Wiring
+from matryoshka.scores.result import Result
+from matryoshka.study.hooked import HookedCoder
+from matryoshka.study.watch import activation_metrics
 
 READ, WRITE = Site("mlp_in", 2), Site("mlp_out", 2)
 TOKENS = 64 * 12
@@ -26,12 +29,11 @@ def spread(windows: Windows) -> Tensor:
 
 def coder(d_sae: int = 32, **fields: object) -> SparseCoder:
     config = {
-        "d_in": 192,
-        "d_out": 192,
+        "reads": (192,),
+        "writes": (192,),
         "d_sae": d_sae,
         "widths": (8, d_sae),
-        "activation": "topk",
-        "k": 4,
+        "activation": {"kind": "topk", "k": 4},
         **fields,
     }
     return SparseCoder(CoderConfig.model_validate(config)).initialise(0, tied=False).eval()
@@ -55,6 +57,14 @@ def constant(value: Tensor) -> SparseCoder:
     return made
 
 
+def coder_at(lm: LanguageModel, tokens: Tokens, coder: SparseCoder, read: Site, write: Site) -> HookedCoder:
+    return hooked_at(coder, lm, tokens.windows("held_out"), read, write)
+
+
+def measured(lm: LanguageModel, tokens: Tokens, hooked: HookedCoder) -> Result:
+    return evaluate(subject(lm, tokens.windows("held_out"), hooked, TOKENS))
+
+
 def kept_rows(lm: LanguageModel, tokens: Tokens, site: Site) -> Tensor:
     windows = tokens.windows("held_out")
     batch = spread(windows)
@@ -63,7 +73,7 @@ def kept_rows(lm: LanguageModel, tokens: Tokens, site: Site) -> Tensor:
 
 
 def test_a_perfect_coder_recovers_everything(lm: LanguageModel, tokens: Tokens) -> None:
-    results = evaluate(lm, tokens.windows("held_out"), Placed(perfect(), WRITE, WRITE), TOKENS)
+    results = measured(lm, tokens, coder_at(lm, tokens, perfect(), WRITE, WRITE))
     assert results.values("FVU") == pytest.approx([0, 0], abs=1e-10)
     for name in ("CE recovered", "CE recovered (zero)", "KL recovered", "KL recovered (zero)"):
         assert results.values(name) == pytest.approx([1, 1], abs=1e-4)
@@ -71,16 +81,44 @@ def test_a_perfect_coder_recovers_everything(lm: LanguageModel, tokens: Tokens) 
     assert results.values("cosine") == pytest.approx([1, 1], abs=1e-5)
 
 
+def test_a_coder_of_several_sites_is_spliced_in_at_all_of_them(lm: LanguageModel, tokens: Tokens) -> None:
+    """Perfect at both, all is recovered; zeros stand at both."""
+    sites, windows = [Site("mlp_out", 1), WRITE], tokens.windows("held_out")
+    config = CoderConfig(
+        reads=(384,), writes=(384,), d_sae=32, widths=(8, 32), activation={"kind": "topk", "k": 4}, skip=True
+    )
+    made = SparseCoder(config).eval()
+    assert made.W_skip is not None
+    wiring = Wiring.of(sites, sites)
+    hooked = HookedCoder(made, wiring, RowFilter.measure(lm, windows, wiring.sites))
+    made.W_skip.data = torch.eye(384)
+    result = measured(lm, tokens, hooked)
+    assert result.values("CE recovered (zero)")[-1] == pytest.approx(1, abs=1e-4)
+    assert result.details["write"] == "1.mlp_out + 2.mlp_out"
+
+    batch = spread(windows)
+    kept = hooked.keep(batch, lm.read(batch, sites))
+
+    def zeroed(y: Tensor) -> Tensor:
+        return torch.where(kept[..., None], 0, y)
+
+    with lm.replace(sites[0], zeroed), lm.replace(sites[1], zeroed):
+        logits = lm.logits(batch)[:, :-1]
+    scored = kept[:, :-1]
+    expected = F.cross_entropy(logits[scored], batch[:, 1:][scored]).item()
+    assert result.details["ce_zero"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_coder_that_writes_the_mean_has_fvu_1_and_recovers_nothing(lm: LanguageModel, tokens: Tokens) -> None:
     mean = kept_rows(lm, tokens, WRITE).double().mean(0).float()
-    results = evaluate(lm, tokens.windows("held_out"), Placed(constant(mean), WRITE, WRITE), TOKENS)
+    results = measured(lm, tokens, coder_at(lm, tokens, constant(mean), WRITE, WRITE))
     assert results.values("FVU") == pytest.approx([1, 1], abs=1e-5)
     assert results.values("CE recovered") == pytest.approx([0, 0], abs=1e-3)
     assert results.values("KL recovered") == pytest.approx([0, 0], abs=1e-3)
 
 
 def test_a_coder_that_writes_zeros_equals_zero_ablation(lm: LanguageModel, tokens: Tokens) -> None:
-    results = evaluate(lm, tokens.windows("held_out"), Placed(constant(torch.zeros(192)), WRITE, WRITE), TOKENS)
+    results = measured(lm, tokens, coder_at(lm, tokens, constant(torch.zeros(192)), WRITE, WRITE))
     assert results.values("CE") == pytest.approx([results.details["ce_zero"]] * 2, rel=1e-5)
     assert results.values("CE recovered (zero)") == pytest.approx([0, 0], abs=1e-3)
     assert results.details["ce_zero"] > results.details["ce_clean"]
@@ -89,12 +127,12 @@ def test_a_coder_that_writes_zeros_equals_zero_ablation(lm: LanguageModel, token
 def test_a_transcoder_is_spliced_in_at_the_site_it_writes(lm: LanguageModel, tokens: Tokens) -> None:
     """Against a splice by hand, with a plain hook on the module."""
     windows = tokens.windows("held_out")
-    placed = Placed(coder(), READ, WRITE)
-    results = evaluate(lm, windows, placed, TOKENS)
+    hooked = coder_at(lm, tokens, coder(), READ, WRITE)
+    results = measured(lm, tokens, hooked)
     batch = spread(windows)
     read = lm.read(batch, [READ, WRITE])
     kept = RowFilter.measure(lm, windows, [READ, WRITE])(batch, read)
-    y_hat = placed.coder.decode(placed.coder.encode(read[READ][kept]))[-1]
+    y_hat = hooked.coder.decode(hooked.coder.encode(read[READ][kept]))[-1]
 
     def hook(_module: object, _args: object, output: Tensor) -> Tensor:
         output = output.clone()
@@ -115,15 +153,15 @@ def test_a_transcoder_is_spliced_in_at_the_site_it_writes(lm: LanguageModel, tok
 
 def test_fvu_is_of_the_target_site_and_not_an_average_of_batches(lm: LanguageModel, tokens: Tokens) -> None:
     windows = tokens.windows("held_out")
-    placed = Placed(coder(), READ, WRITE)
-    results = activation_metrics(lm, windows, [placed], TOKENS)[0]
-    evaluated = evaluate(lm, windows, placed, TOKENS)
+    hooked = coder_at(lm, tokens, coder(), READ, WRITE)
+    results = activation_metrics(lm, windows, [hooked], TOKENS)[0]
+    evaluated = measured(lm, tokens, hooked)
     batch = spread(windows)
     read = lm.read(batch, [READ, WRITE])
     kept = RowFilter.measure(lm, windows, [READ, WRITE])(batch, read)
     x, y = read[READ][kept], read[WRITE][kept].double()
-    latents = placed.coder.encode(x)
-    for m, y_hat in enumerate(placed.coder.decode(latents).double()):
+    latents = hooked.coder.encode(x)
+    for m, y_hat in enumerate(hooked.coder.decode(latents).double()):
         expected = (y - y_hat).square().sum() / (y - y.mean(0)).square().sum()
         assert results["fvu"][m] == pytest.approx(expected.item(), rel=1e-5)
         assert evaluated.values("FVU")[m] == pytest.approx(expected.item(), rel=1e-5)
@@ -137,13 +175,13 @@ def test_fvu_is_of_the_target_site_and_not_an_average_of_batches(lm: LanguageMod
 def test_sums_are_apart_by_document_position_and_frequency(lm: LanguageModel, tokens: Tokens) -> None:
     """Each breakdown against a loop over rows."""
     windows = tokens.windows("held_out")
-    placed = Placed(coder(), READ, WRITE)
-    results = evaluate(lm, windows, placed, TOKENS)
+    hooked = coder_at(lm, tokens, coder(), READ, WRITE)
+    results = measured(lm, tokens, hooked)
     batch = spread(windows)
     read = lm.read(batch, [READ, WRITE])
     kept = RowFilter.measure(lm, windows, [READ, WRITE])(batch, read)
     x, y = read[READ][kept], read[WRITE][kept].double()
-    error = (y - placed.coder.decode(placed.coder.encode(x))[-1]).square().sum(1)
+    error = (y - hooked.coder.decode(hooked.coder.encode(x))[-1]).square().sum(1)
     scatter = (y - y.mean(0)).square().sum(1)
     document = torch.from_numpy(windows.documents(np.arange(12) * len(windows) // 12))[kept]
     position = torch.arange(64).expand(12, 64)[kept]
@@ -165,7 +203,7 @@ def test_sums_are_apart_by_document_position_and_frequency(lm: LanguageModel, to
 
 
 def test_histograms_count_every_token_and_every_latent(lm: LanguageModel, tokens: Tokens) -> None:
-    results = evaluate(lm, tokens.windows("held_out"), Placed(coder(), READ, WRITE), TOKENS)
+    results = measured(lm, tokens, coder_at(lm, tokens, coder(), READ, WRITE))
     histogram = results.details["l0_histogram"]
     assert sum(histogram) == results.details["tokens"]
     mean = sum(i * count for i, count in enumerate(histogram)) / sum(histogram)
@@ -179,7 +217,7 @@ def test_uncentred_explained_variance_is_fooled_by_a_mean(lm: LanguageModel, tok
     """A coder that writes the mean alone explains nothing, and yet most of resid_post's square."""
     site = Site("resid_post", 3)
     mean = kept_rows(lm, tokens, site).double().mean(0).float()
-    results = evaluate(lm, tokens.windows("held_out"), Placed(constant(mean), site, site), TOKENS)
+    results = measured(lm, tokens, coder_at(lm, tokens, constant(mean), site, site))
     y = kept_rows(lm, tokens, site).double()
     expected = 1 - ((y - y.mean(0)).square().sum() / y.square().sum()).item()
     assert results.values("uncentred explained variance")[-1] == pytest.approx(expected, abs=1e-4)
@@ -187,16 +225,16 @@ def test_uncentred_explained_variance_is_fooled_by_a_mean(lm: LanguageModel, tok
     assert expected > 0.02
 
 
-def test_what_is_left_out_is_neither_replaced_nor_scored(lm: LanguageModel, tokens: Tokens) -> None:
-    results = evaluate(lm, tokens.windows("held_out"), Placed(coder(), READ, WRITE), TOKENS)
+def test_what_is_left_out_is_neither_rehooked_nor_scored(lm: LanguageModel, tokens: Tokens) -> None:
+    results = measured(lm, tokens, coder_at(lm, tokens, coder(), READ, WRITE))
     rows = len(kept_rows(lm, tokens, WRITE))
     assert results.details["tokens"] <= rows < TOKENS
     assert results.details["tokens"] + results.details["tokens_left_out"] == TOKENS
 
 
 def test_measuring_does_not_disturb_training(lm: LanguageModel, tokens: Tokens) -> None:
-    training = coder(activation="batchtopk").train()
+    training = coder(activation={"kind": "batchtopk", "k": 4}).train()
     before = {name: value.clone() for name, value in training.state_dict().items()}
-    activation_metrics(lm, tokens.windows("held_out"), [Placed(training, READ, WRITE)], TOKENS)
+    activation_metrics(lm, tokens.windows("held_out"), [coder_at(lm, tokens, training, READ, WRITE)], TOKENS)
     assert training.training
     assert all(before[name].equal(value) for name, value in training.state_dict().items())

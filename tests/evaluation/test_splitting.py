@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from matryoshka.evaluation import splitting as module
-from matryoshka.evaluation.concepts import Example, LabelledText, Rows, is_test, read
-from matryoshka.evaluation.labels import shipped
-from matryoshka.evaluation.placed import Placed
-from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score
-from matryoshka.evaluation.splitting import JUMP, MOST, PARTS_F1, SPLITTING, splitting
+from matryoshka.data.tokens import Tokens
+from matryoshka.evaluation.shared.labelled import LabelledExample, LabelledText, is_test
+from matryoshka.evaluation.shared.labelled_rows import LabelledRows, encode_labelled, read_labelled
+from matryoshka.evaluation.shared.labels import shipped
+from matryoshka.evaluation.splitting import JUMP, MOST, PARTS_F1, SPLITTING, f1_curve, measure
 from matryoshka.lm.model import LanguageModel
 from matryoshka.run import Run
+from matryoshka.scores.result import Measure, NotMeasurable, Result, Score
+from matryoshka.study.hooked import hook_all
 
 D_SAE, FIRST = 80, 50
 GROUPS = [f"word {i // 3}" for i in range(600)]
@@ -20,7 +21,7 @@ YES = np.repeat(np.random.default_rng(0).random(200) < 0.4, 3)
 TEST = np.array([is_test(group) for group in GROUPS])
 
 
-def made(latents: dict[int, np.ndarray], density: float = 0.03, yes: np.ndarray = YES) -> Rows:
+def made(latents: dict[int, np.ndarray], density: float = 0.03, yes: np.ndarray = YES) -> LabelledRows:
     """Rows whose x tells the labels, with these latents among noise."""
     generator = np.random.default_rng(1)
     x = generator.standard_normal((len(yes), 6)).astype(np.float32)
@@ -29,8 +30,8 @@ def made(latents: dict[int, np.ndarray], density: float = 0.03, yes: np.ndarray 
     for column, values in latents.items():
         dense[:, column] = values
     paths = [("yes",) if label else (group,) for group, label in zip(GROUPS, yes, strict=True)]  # one concept alone
-    examples = tuple(Example(group, None, path, group) for group, path in zip(GROUPS, paths, strict=True))
-    return Rows(LabelledText("made", examples), x, x, sp.csr_array(dense.astype(np.float32)), TEST, 0)
+    examples = tuple(LabelledExample(group, None, path, group) for group, path in zip(GROUPS, paths, strict=True))
+    return LabelledRows(LabelledText("made", examples), x, x, sp.csr_array(dense.astype(np.float32)), TEST, 0)
 
 
 def fires_on(where: np.ndarray, seed: int = 5) -> np.ndarray:
@@ -55,7 +56,7 @@ def detail(result: Result, width: int) -> dict:
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_parts_of_a_concept_are_counted(n: int) -> None:
-    result = splitting([made(parts(n))], (D_SAE,))
+    result = measure([made(parts(n))], (D_SAE,))
     assert the(result, SPLITTING, D_SAE).value == n - 1
     assert the(result, PARTS_F1, D_SAE).value > 0.97
     assert sorted(detail(result, D_SAE)["latents"]) == list(range(FIRST, FIRST + n))
@@ -64,7 +65,7 @@ def test_the_parts_of_a_concept_are_counted(n: int) -> None:
 
 def test_latents_that_say_the_same_are_one_part() -> None:
     copies = {FIRST + i: fires_on(YES, seed=i) for i in range(4)}
-    assert the(splitting([made(copies)], (D_SAE,)), SPLITTING, D_SAE).value == 0
+    assert the(measure([made(copies)], (D_SAE,)), SPLITTING, D_SAE).value == 0
 
 
 def test_a_part_too_small_to_lift_f1_enough_does_not_count() -> None:
@@ -73,18 +74,23 @@ def test_a_part_too_small_to_lift_f1_enough_does_not_count() -> None:
     for share, expected in ((0.01, 0), (0.1, 1)):
         rest = np.repeat(np.isin(np.arange(200), words[:: round(1 / share)]), 3)
         latents = {FIRST: fires_on(YES & ~rest), FIRST + 1: fires_on(YES & rest)}
-        assert the(splitting([made(latents)], (D_SAE,)), SPLITTING, D_SAE).value == expected
+        assert the(measure([made(latents)], (D_SAE,)), SPLITTING, D_SAE).value == expected
     assert 0.01 < JUMP < 0.1
 
 
-def test_no_more_parts_than_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST", 2)
-    assert the(splitting([made(parts(4))], (D_SAE,)), SPLITTING, D_SAE).value == 1
+def test_no_more_parts_than_are_looked_for() -> None:
+    latents, groups = (
+        made(parts(4)).latents[~TEST],
+        [group for group, test in zip(GROUPS, TEST, strict=True) if not test],
+    )
+    whole = f1_curve(latents, YES[~TEST], groups)
+    assert len(whole) == 4
+    assert f1_curve(latents, YES[~TEST], groups, most=2) == whole[:2]
 
 
 def test_each_prefix_has_its_own_latents() -> None:
     """The first part alone lies within the small prefix."""
-    result = splitting([made(parts(2))], (FIRST + 1, D_SAE))
+    result = measure([made(parts(2))], (FIRST + 1, D_SAE))
     assert the(result, SPLITTING, FIRST + 1).value == 0
     assert detail(result, FIRST + 1)["latents"] == [FIRST]
     assert the(result, PARTS_F1, FIRST + 1).value < the(result, PARTS_F1, D_SAE).value - 0.1
@@ -92,26 +98,26 @@ def test_each_prefix_has_its_own_latents() -> None:
 
 
 def test_a_prefix_that_does_not_tell_a_concept_has_no_score_for_it() -> None:
-    result = splitting([made(parts(2))], (FIRST, D_SAE))
+    result = measure([made(parts(2))], (FIRST, D_SAE))
     assert {each.width for each in result.scores} == {D_SAE}
     assert not detail(result, FIRST)["told"]
     with pytest.raises(NotMeasurable, match="none of 1 concepts is told by this coder's latents"):
-        splitting([made(parts(2))], (FIRST,))
+        measure([made(parts(2))], (FIRST,))
 
 
 def test_dead_latents_split_nothing() -> None:
     with pytest.raises(NotMeasurable, match="none of 1 concepts"):
-        splitting([made({}, density=0)], (FIRST, D_SAE))
+        measure([made({}, density=0)], (FIRST, D_SAE))
 
 
 def test_chance_adds_no_part_to_a_whole_one() -> None:
-    assert the(splitting([made(parts(1))], (D_SAE,)), SPLITTING, D_SAE).null == 0
+    assert the(measure([made(parts(1))], (D_SAE,)), SPLITTING, D_SAE).null == 0
 
 
 def test_the_null_is_what_chance_adds_to_the_best_latent() -> None:
     """Beside a latent of half the concept stands its other half: by chance no part is found, and shuffled the two
     together tell little."""
-    result = splitting([made(parts(2))], (D_SAE,))
+    result = measure([made(parts(2))], (D_SAE,))
     splits = the(result, SPLITTING, D_SAE)
     assert (splits.value, splits.null) == (1, pytest.approx(0, abs=0.4))
     f1 = the(result, PARTS_F1, D_SAE)
@@ -124,7 +130,7 @@ def test_the_number_of_parts_is_not_found_on_test_rows() -> None:
     """The second part speaks on test rows alone: it lifts F1 there, and is not a part."""
     latents = parts(2)
     latents[FIRST + 1] = latents[FIRST + 1] * TEST
-    result = splitting([made(latents)], (D_SAE,))
+    result = measure([made(latents)], (D_SAE,))
     assert the(result, SPLITTING, D_SAE).value == 0
     assert detail(result, D_SAE)["latents"] == [FIRST]
 
@@ -135,30 +141,34 @@ def test_words_learnt_by_heart_are_no_parts() -> None:
     latents = {FIRST: fires_on(np.repeat(np.isin(np.arange(200), words[::2]), 3))}
     latents |= {i: fires_on(np.repeat(np.arange(200) == word, 3)) for i, word in enumerate(words[1::2])}
     yes = np.repeat(np.isin(np.arange(200), words), 3)
-    result = splitting([made(latents, yes=yes)], (D_SAE,))
+    result = measure([made(latents, yes=yes)], (D_SAE,))
     assert the(result, SPLITTING, D_SAE).value == 0
     assert detail(result, D_SAE)["latents"] == [FIRST]
 
 
 def test_f1_of_the_parts_is_of_test_rows() -> None:
-    result = splitting([made({FIRST: fires_on(YES & ~TEST)})], (D_SAE,))
+    result = measure([made({FIRST: fires_on(YES & ~TEST)})], (D_SAE,))
     assert detail(result, D_SAE)["f1"] == [pytest.approx(1, abs=0.02)]
     assert the(result, PARTS_F1, D_SAE).value == 0
 
 
 def test_the_same_rows_give_the_same_numbers_and_units() -> None:
-    first, second = (splitting([made(parts(2))], (FIRST, D_SAE)) for _ in range(2))
+    first, second = (measure([made(parts(2))], (FIRST, D_SAE)) for _ in range(2))
     assert first.details == second.details
     assert [each.as_json() for each in first.scores] == [each.as_json() for each in second.scores]
     assert the(first, SPLITTING, D_SAE).units == ("made/yes",)
 
 
-def test_a_trained_coder_splits_the_sets_that_it_tells_of(lm: LanguageModel, trained: Run) -> None:
-    placed = Placed.load(trained.coder, lm)
-    sets = [read(lm, placed, labelled) for labelled in shipped() if labelled.name == "number"]
-    widths = placed.coder.config.widths[1:]
+def test_a_trained_coder_splits_the_sets_that_it_tells_of(lm: LanguageModel, tokens: Tokens, trained: Run) -> None:
+    [hooked] = hook_all([trained.coder], lm, tokens.windows("held_out"))
+    sets = [
+        encode_labelled(hooked, read_labelled(lm, [hooked], labelled))
+        for labelled in shipped()
+        if labelled.name == "number"
+    ]
+    widths = hooked.coder.widths[1:]
     told: list[tuple[int, int]] = []
-    result = splitting(sets, widths, lambda done, total: told.append((done, total)))
+    result = measure(sets, widths, lambda done, total: told.append((done, total)))
     whole = the(result, SPLITTING, widths[-1])
     assert list(result.details["concepts"]) == ["number/plural", "number/singular"]
     assert "number/plural" in whole.units

@@ -17,15 +17,16 @@ from small_store import SILENT, WIDTHS, make_store
 
 from matryoshka import api
 from matryoshka.cli import main
-from matryoshka.coder.coder import CoderConfig, SparseCoder
+from matryoshka.coder.architecture import CoderConfig, JumpReLUConfig
+from matryoshka.coder.card import Card, ModelCard, SourceCard
+from matryoshka.coder.coder import SparseCoder
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.placed import Placed
-from matryoshka.evaluation.saved import load
-from matryoshka.evaluation.scores import NotMeasurable, Result
 from matryoshka.features import prompts
 from matryoshka.features import trials as shown_contexts
+from matryoshka.features.chat import ChatModel, Malformed
 from matryoshka.features.choice import Choice
-from matryoshka.features.endpoint import ChatModel, Cost, Endpoint, Malformed
+from matryoshka.features.collection import collected
+from matryoshka.features.endpoint import Cost, Endpoint
 from matryoshka.features.explain import _others, choose, explain, prepare
 from matryoshka.features.naming import name_by_rules
 from matryoshka.features.scoring import DETECTION, FUZZING, Explained, Judged, scores
@@ -33,8 +34,10 @@ from matryoshka.features.store import FeatureStore
 from matryoshka.features.trials import LEAST, LENGTH, TESTS, TRAINING, Context, Evidence, Trial
 from matryoshka.lm.model import LanguageModel
 from matryoshka.run import Run
-from matryoshka.training.config import Config
-from matryoshka.training.setup import open_tokens
+from matryoshka.scores.result import NotMeasurable, Result
+from matryoshka.scores.saved import load
+from matryoshka.study.hooked import HookedCoder
+from matryoshka.study.opening import studied
 
 WORDS = [
     " have", " by", " were", " which", " they", " this", " from", " had", " been", " them", " him", " unto", " upon",
@@ -51,9 +54,12 @@ def planted_coder(lm: LanguageModel) -> SparseCoder:
     """Feature i fires on WORDS[i] and nothing else: a linear readout of the token's embedding, which the first site
     is, and a threshold between this token and all others, whatever their positions."""
     embedding, d = lm.model.get_input_embeddings().weight, lm.info.d_model
-    config = CoderConfig(d_in=d, d_out=d, d_sae=24, widths=RINGS, activation="jumprelu", k=1)
-    sites = {"read": "0.resid_pre", "write": "0.resid_pre"}
-    coder = SparseCoder(config, {"model": "bundled", "context": 64, "dead_after_tokens": 1, **sites}).eval()
+    config = CoderConfig(reads=(d,), writes=(d,), d_sae=24, widths=RINGS, activation=JumpReLUConfig(k=1))
+    site = SourceCard(reads=("0.resid_pre",), writes=("0.resid_pre",))
+    model = ModelCard(name="bundled")
+    coder = SparseCoder(
+        config, Card(model=model, sources=(site,), context=64, prepend_bos=lm.bos is not None, origin="by hand")
+    ).eval()
     whiten = torch.linalg.inv(torch.cov(embedding.T) + 1e-4 * torch.eye(d))
     for i, word in enumerate(WORDS):
         token = lm.tokenizer(word, add_special_tokens=False)["input_ids"][-1]
@@ -74,7 +80,7 @@ def planted(trained: Run, lm: LanguageModel, tmp_path_factory: pytest.TempPathFa
     shutil.copytree(trained.path, run.path)
     shutil.rmtree(run.coder)
     planted_coder(lm).save(run.coder)
-    api.features(run.path, 80_000)
+    api.features(run.path, 80_000, text="bundled")
     return run
 
 
@@ -88,9 +94,8 @@ def run(planted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.fixture(scope="module")
-def placed(planted: Run, lm: LanguageModel) -> Placed:
-    found = Placed.load(planted.coder, lm)
-    return found._replace(coder=found.coder.fold())
+def hooked(planted: Run, lm: LanguageModel) -> HookedCoder:
+    return collected(planted, api.store(planted).about, lm)
 
 
 def explained(
@@ -100,9 +105,9 @@ def explained(
     wanted: Choice = EVERY,
     **settings: object,
 ) -> Result:
-    found = Placed.load(run.coder, lm)
+    hooked = collected(run, api.store(run).about, lm)
     asked = Endpoint(ChatModel("fake", server.url, **settings), run.path.parent / "answers", first_wait=0.01)  # pyright: ignore
-    return explain(prepare(api.store(run), lm, found._replace(coder=found.coder.fold()), asked, wanted))
+    return explain(prepare(api.store(run), lm, hooked, asked, wanted))
 
 
 def test_the_features_are_as_planted(planted: Run) -> None:
@@ -240,9 +245,9 @@ def test_the_other_explanation_is_another_text() -> None:
 
 
 @pytest.fixture(scope="module")
-def shown(planted: Run, lm: LanguageModel, placed: Placed) -> list[Evidence]:
+def shown(planted: Run, lm: LanguageModel, hooked: HookedCoder) -> list[Evidence]:
     store = api.store(planted)
-    known = shown_contexts.silence(store, lm, placed, range(22), 0)
+    known = shown_contexts.silence(store, lm, hooked, range(22), 0)
     return [shown_contexts.evidence(store[i], known, 0) for i in range(22)]
 
 
@@ -261,7 +266,7 @@ def test_tests_are_of_other_documents_and_windows(planted: Run, shown: list[Evid
 
 
 def test_where_it_fires_and_where_not(planted: Run, shown: list[Evidence], lm: LanguageModel) -> None:
-    windows = open_tokens(Config.load(planted.config_file).text, lm.vocabulary).windows("held_out")
+    windows = studied(planted.coder, "bundled").open_tokens(lm.vocabulary).windows("held_out")
     for each, word in zip(shown, WORDS, strict=False):
         token = lm.tokenizer(word, add_special_tokens=False)["input_ids"][-1]
         assert Counter(trial.right for trial in each.detection) == {True: TESTS, False: TESTS}
@@ -297,12 +302,12 @@ def test_neither_place_nor_number_of_marks_tells(shown: list[Evidence]) -> None:
     assert {trial.right for each in shown for trial in each.detection[:3]} == {True, False}, "in random order"
 
 
-def test_firing_is_what_was_collected(planted: Run, lm: LanguageModel, placed: Placed) -> None:
+def test_firing_is_what_was_collected(planted: Run, lm: LanguageModel, hooked: HookedCoder) -> None:
     store = api.store(planted)
     examples = [example for i in range(8) for example in store[i].groups[0].examples]
     text = store.windows(example.window for example in examples)
-    rows = torch.tensor([text[example.window] for example in examples])
-    fires = shown_contexts.firing(lm, placed, store.about, rows, [3, 0, 5])
+    rows = np.array([text[example.window] for example in examples])
+    fires = shown_contexts.firing(lm, hooked, rows, [3, 0, 5])
     for i in (3, 0, 5):
         known = {e.window: e.positions for group in store[i].groups for e in group.examples}
         for row, example in zip(fires[i], examples, strict=True):
@@ -332,8 +337,7 @@ def test_too_few_contexts(featured: Run, lm: LanguageModel, tmp_path: Path) -> N
     store, count = api.store(featured), api.store(featured).columns()["count"]
     rare = min((n, i) for i, n in enumerate(count) if n)[1]
     never = count.index(0)
-    found = Placed.load(featured.coder, lm)
-    coder = found._replace(coder=found.coder.fold())
+    coder = collected(featured, store.about, lm)
     asked = Endpoint(ChatModel("fake", "http://127.0.0.1:9"), tmp_path)
     with pytest.raises(NotMeasurable, match=r"none of 1 features has 3 contexts .* more --tokens"):
         prepare(store, lm, coder, asked, Choice([rare]))
@@ -411,12 +415,12 @@ def test_explanations_are_read_strictly() -> None:
 # --- what it costs, and what it asks again
 
 
-def test_the_cost_is_what_is_asked_then(run: Run, lm: LanguageModel, placed: Placed) -> None:
+def test_the_cost_is_what_is_asked_then(run: Run, lm: LanguageModel, hooked: HookedCoder) -> None:
     told: list[Cost] = []
     with FakeEndpoint(oracle) as server:
         for _ in range(2):
             asked = Endpoint(ChatModel("fake", server.url, concurrency=3), run.path.parent / "answers")
-            plan = prepare(api.store(run), lm, placed, asked, Choice(per_ring=2))
+            plan = prepare(api.store(run), lm, hooked, asked, Choice(per_ring=2))
             told.append(plan.cost)
             explain(plan)
         assert server.most_at_once <= 3
@@ -425,7 +429,7 @@ def test_the_cost_is_what_is_asked_then(run: Run, lm: LanguageModel, placed: Pla
         assert sent <= told[0].tokens_in <= 1.5 * sent
         assert told[0].tokens_out == 500 * told[0].requests
         assert told[1] == Cost(), "nothing is asked twice"
-        more = prepare(api.store(run), lm, placed, asked, Choice(per_ring=3)).cost
+        more = prepare(api.store(run), lm, hooked, asked, Choice(per_ring=3)).cost
         # the two more features, and four whose other explanation may be another one now
         assert 2 * 9 <= more.requests <= 2 * 9 + 4 * 4
         assert len(server.asked) == told[0].requests, "nothing is asked by counting"
@@ -551,7 +555,7 @@ def test_an_older_store_opens_and_is_brought_up_to_date_by_a_change(
 
 def test_collecting_anew_keeps_explanations(run: Run) -> None:
     api.store(run).explain({1: ("zyx", "gpt")})
-    api.features(run.path, 5000, overwrite=True)
+    api.features(run.path, 5000, overwrite=True, text="bundled")
     assert api.store(run).explanations() == {1: ("zyx", "gpt")}
     assert api.store(run).search("zyx") == [1]
 

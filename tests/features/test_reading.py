@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from matryoshka import api
+from matryoshka.coder.card import Card
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features.reading import reader
 from matryoshka.lm.model import LanguageModel
 from matryoshka.run import Run
-from matryoshka.training import setup
-from matryoshka.training.config import ModelSection
+from matryoshka.study.opening import Models
 
 
 @pytest.fixture
@@ -24,22 +24,26 @@ def run(featured: Run, tmp_path: Path) -> Run:
 
 def test_a_coder_that_has_changed_reads_no_texts(run: Run) -> None:
     about = api.store(run).about
-    read = reader(run, about, setup.open_lm)
+    read = reader(run, about, Models("cpu"))
     assert read("The people of the United States").firings
     coder = SparseCoder.load(run.path)
     coder.W_dec.data.mul_(2)
     coder.save(run.coder)
     with pytest.raises(MatryoshkaError, match="is not the one whose features were collected"):
-        reader(run, about, setup.open_lm)("The people")
+        reader(run, about, Models("cpu"))("The people")
 
 
-def test_texts_are_read_by_the_model_as_it_is_configured(run: Run) -> None:
-    run.config_file.write_text(run.config_file.read_text().replace("  dtype: auto\n", "  dtype: bfloat16\n"))
-    models = []
+def test_texts_are_read_by_the_model_as_the_card_says(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    coder = SparseCoder.load(run.path)
+    assert coder.card is not None
+    coder.card = coder.card.model_copy(update={"model": coder.card.model.model_copy(update={"dtype": "bfloat16"})})
+    coder.save(run.coder)
+    models, used = Models("cpu"), []
 
-    def open_lm(model: ModelSection) -> LanguageModel:
-        models.append(setup.open_lm(model))
-        return models[0]
+    def of(card: Card) -> LanguageModel:
+        used.append(Models.of(models, card))
+        return used[-1]
 
-    assert reader(run, api.store(run).about, open_lm)("The people of the United States").firings
-    assert [lm.dtype for lm in models] == [torch.bfloat16]
+    monkeypatch.setattr(models, "of", of)
+    assert reader(run, api.store(run).about, models)("The people of the United States").firings
+    assert [lm.dtype for lm in used] == [torch.bfloat16]

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from matryoshka.coder.latents import Latents, Pattern
-from matryoshka.features import summary as module
 from matryoshka.features.feature import BINS, edges
-from matryoshka.features.recording import Recording, Writer, join
 from matryoshka.features.relations import coactive
 from matryoshka.features.summary import AFTER, BEFORE, TOP_TOKENS, Summary, Wanted, summarise
+from matryoshka.study.recorder import CoderRows, Recorder
+from matryoshka.study.recording import Head, RecordedCoder, Recording
 
 CONTEXT, WINDOWS, FEATURES, VOCABULARY = 16, 40, 30, 12
 WIDTHS = (8, 16, 30)
@@ -28,7 +28,7 @@ def sparse(dense: np.ndarray) -> Latents:
 class Made:
     """A recording of random activations, and the dense table that it came from."""
 
-    def __init__(self, folder: Path, parts: int = 1) -> None:
+    def __init__(self, folder: Path) -> None:
         rng = np.random.default_rng(7)
         self.tokens = rng.integers(0, VOCABULARY, (WINDOWS, CONTEXT))
         self.documents = np.sort(rng.integers(0, 17, WINDOWS * CONTEXT)).reshape(WINDOWS, CONTEXT)
@@ -45,18 +45,16 @@ class Made:
             table[half * CONTEXT :, :10] = table[: half * CONTEXT, :10]
         fires[:, 20] = fires[:, 2] & (rng.random(WINDOWS * CONTEXT) < 0.3)  # 2 covers 20
         self.dense = (values * fires * self.kept.reshape(-1, 1)).astype(np.float32)
-        folders = [folder / str(i) for i in range(parts)]
-        for i, each in enumerate(folders):
-            part = slice(i * WINDOWS // parts, (i + 1) * WINDOWS // parts)
-            writer = Writer(each, {"part": i}, CONTEXT, FEATURES)
-            for start in range(part.start, part.stop, 3):
-                chosen = slice(start, min(start + 3, part.stop))
-                rows = self.dense.reshape(WINDOWS, CONTEXT, FEATURES)[chosen][self.kept[chosen]]
-                writer.append(self.tokens[chosen], self.documents[chosen], self.kept[chosen], sparse(rows))
-            writer.commit()
-            writer.close()
-        join(folders[0], folders[1:])
-        self.recording = Recording(folders[0], CONTEXT, FEATURES)
+        head = Head(of={}, context=CONTEXT, total=WINDOWS, coders={"coder": FEATURES}, columns={})
+        recorder = Recorder(folder / "recording", head)
+        for start in range(0, WINDOWS, 3):
+            chosen = slice(start, start + 3)
+            rows = self.dense.reshape(WINDOWS, CONTEXT, FEATURES)[chosen][self.kept[chosen]]
+            made = CoderRows(self.kept[chosen], np.zeros_like(self.kept[chosen]), sparse(rows))
+            recorder.append(self.tokens[chosen], self.documents[chosen], {"coder": made})
+        recorder.commit()
+        recorder.close()
+        self.recording = RecordedCoder(Recording(folder / "recording"), "coder")
 
     def places(self, f: int) -> np.ndarray:
         return np.flatnonzero(self.dense[:, f])
@@ -73,9 +71,8 @@ def made(tmp_path: Path) -> Made:
 
 
 @pytest.fixture(params=[8_000_000, 400], ids=["one block", "many blocks"])
-def parts(made: Made, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Summary]:
-    monkeypatch.setattr(module, "BLOCK_ENTRIES", request.param)
-    found = list(summarise(made.recording, Wanted(top=4, groups=3, members=3)))
+def parts(made: Made, request: pytest.FixtureRequest) -> list[Summary]:
+    found = list(summarise(made.recording, Wanted(top=4, groups=3, members=3), at_once=request.param))
     assert (len(found) > 1) == (request.param == 400)
     assert np.concatenate([each.first + np.arange(len(each.count)) for each in found]).tolist() == list(range(FEATURES))
     return found
@@ -195,12 +192,6 @@ def test_examples_carry_all_activations_of_their_window(made: Made, parts: list[
     assert seen > 200
 
 
-def test_shares_of_several_processes_join_to_the_same_recording(made: Made, tmp_path: Path) -> None:
-    joined = Made(tmp_path / "joined", parts=3).recording
-    for name in ("tokens", "documents", "counts", "indices", "values"):
-        assert (getattr(joined, name) == getattr(made.recording, name)).all()
-
-
 def test_cofiring_is_counted_over_all_tokens(made: Made, parts: list[Summary]) -> None:
     fires = made.dense > 0
     both = fires.T.astype(np.int64) @ fires
@@ -230,27 +221,10 @@ def test_cofiring_is_counted_over_all_tokens(made: Made, parts: list[Summary]) -
     assert some  # the case occurs
 
 
-def test_dense_features_are_sampled_evenly_over_the_pass(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRINGS", 20)
-    part = next(summarise(made.recording))
+def test_dense_features_are_sampled_evenly_over_the_pass(made: Made) -> None:
+    part = next(summarise(made.recording, sampled=20))
     own = part.sample.places[part.sample.offsets[0] : part.sample.offsets[1]]
     places = made.places(0)
     assert len(own) == 20
     assert set(own) <= set(places)
     assert np.abs(np.searchsorted(places, own) / len(places) - (np.arange(20) + 0.5) / 20).max() < 0.01
-
-
-@pytest.mark.parametrize("d_sae", [65_536, 65_537])
-def test_dictionaries_of_any_size_are_recorded_exactly(d_sae: int, tmp_path: Path) -> None:
-    features = torch.tensor([0, 40_000, d_sae - 1, 3])
-    latents = Latents(Pattern(features, torch.tensor([0, 3, 4]), d_sae), torch.tensor([1.0, 2.0, 3.0, 0.0]))
-    writer = Writer(tmp_path / "wide", {}, 3, d_sae)
-    table = np.array([[5, 6, 7]])
-    writer.append(table, table, np.array([[False, True, True]]), latents)
-    writer.commit()
-    writer.close()
-    recording = Recording(tmp_path / "wide", 3, d_sae)
-    assert recording.indices.tolist() == [0, 40_000, d_sae - 1]  # what does not fire is no entry
-    assert recording.features_of(torch.tensor([2, 1], dtype=torch.int32)).tolist() == [d_sae - 1, 40_000]
-    assert recording.counts.tolist() == [-1, 3, 0]
-    assert recording.rows == 2

@@ -321,7 +321,7 @@ def test_what_is_replaced_or_derived_is_the_same_when_going_on_from_its_layer(
         return 2 * x + 1
 
     def derived() -> Tensor:
-        return tiny.gradient(ids, site, lambda logits: logits[..., 3].square().sum())
+        return tiny.gradient(ids, [site], lambda logits: logits[..., 3].square().sum())[site]
 
     slope = derived()
     with tiny.replace(site, changed):
@@ -369,13 +369,22 @@ def test_a_gradient_is_what_finite_differences_say_at_every_site(folders: dict, 
         for step in (direction / 1000, -direction / 1000):  # large enough for the norms, which compute in float32
             with lm.replace(site, lambda x, step=step: x + step):
                 ends.append(metric(lm.logits(ids)).item())
-        slope = lm.gradient(ids, site, metric)
+        slope = lm.gradient(ids, [site], metric)[site]
         assert (slope * direction).sum().item() == pytest.approx((ends[0] - ends[1]) * 500, rel=5e-3), site
+
+
+def test_gradients_at_several_sites_are_those_of_a_change_at_all_of_them(tiny: LanguageModel, ids: Tensor):
+    sites = [Site("mlp_out", 0), Site("mlp_out", 1)]
+    together = tiny.gradient(ids, sites, lambda logits: logits[..., 3].square().sum())
+    assert list(together) == sites
+    for site in sites:
+        alone = tiny.gradient(ids, [site], lambda logits: logits[..., 3].square().sum())[site]
+        assert torch.allclose(together[site], alone, rtol=1e-4, atol=1e-6)
 
 
 def test_a_gradient_leaves_nothing_behind(tiny: LanguageModel, ids: Tensor):
     site, before = Site("mlp_out", 0), tiny.logits(ids)
-    slope = tiny.gradient(ids, site, lambda logits: logits[..., 3].sum())
+    slope = tiny.gradient(ids, [site], lambda logits: logits[..., 3].sum())[site]
     assert slope.shape == tiny.read(ids, [site])[site].shape
     assert slope.count_nonzero() > 0
     assert not slope.requires_grad

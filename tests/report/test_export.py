@@ -43,10 +43,9 @@ def store(tmp_path: Path) -> FeatureStore:
 
 
 @pytest.fixture
-def folder(store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("matryoshka.report.export.WINDOWS", 5)
+def folder(store: FeatureStore, tmp_path: Path) -> Path:
     folder = tmp_path / "page"
-    export(store, "a </script> run", folder)
+    export(store, "a </script> run", folder, windows_a_file=5)
     return folder
 
 

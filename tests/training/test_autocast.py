@@ -5,11 +5,13 @@ import logging
 import pytest
 import torch
 
-from matryoshka.coder.coder import CoderConfig, SparseCoder
+from matryoshka.coder.architecture import CoderConfig
+from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.kernels import cpu
-from matryoshka.data.activations import Batch
-from matryoshka.lm.sites import Site
-from matryoshka.training.config import CoderSection, Plan, TrainingSection
+from matryoshka.data.stream import Batch
+from matryoshka.lm.sites import Site, Wiring
+from matryoshka.training.plan import Plan
+from matryoshka.training.recipe import CoderSection, TrainingSection
 from matryoshka.training.trainee import Trainee
 
 SITE = Site.parse("0.mlp_out")
@@ -17,9 +19,10 @@ SITE = Site.parse("0.mlp_out")
 
 def trainee(autocast: str) -> Trainee:
     section = CoderSection(read=str(SITE), d_sae=64, k=4)
-    config = CoderConfig(d_in=16, d_out=16, d_sae=64, widths=(16, 64), activation="batchtopk", k=4)
+    config = CoderConfig(reads=(16,), writes=(16,), d_sae=64, widths=(16, 64), activation={"kind": "batchtopk", "k": 4})
     coder = SparseCoder(config).initialise(0, tied=True)
-    return Trainee(Plan("coder", section, SITE, SITE, config), coder, TrainingSection(autocast=autocast), 10)
+    plan = Plan("coder", section, Wiring.of([SITE], [SITE]), config)
+    return Trainee(plan, coder, TrainingSection(autocast=autocast), 10)
 
 
 def test_bfloat16_is_taken_where_the_processor_has_it_and_float32_with_one_line_elsewhere(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from matryoshka import api, cli
-from matryoshka.training.config import Config
+from matryoshka.training.recipe import Config
 
 CONFIGS = {
     "a wide coder": {"coder": {"d_sae": 12_288}, "training": {"batch": 1024, "tokens": 4096}},
@@ -26,7 +26,7 @@ TRAIN = """
 import json, re, sys
 from pathlib import Path
 from matryoshka import api
-from matryoshka.training.config import Config
+from matryoshka.training.recipe import Config
 api.train(Config.build(json.loads(sys.argv[1])), sys.argv[2])
 print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]))
 """

@@ -1,11 +1,9 @@
-"""Learning rates, and decoder rows that stay on the unit sphere."""
+"""Learning rates."""
 
 import pytest
-import torch
-from torch import nn
 
-from matryoshka.training.config import TrainingSection
-from matryoshka.training.optim import learning_rate, normalise_rows, project_rows
+from matryoshka.training.optim import learning_rate
+from matryoshka.training.recipe import TrainingSection
 
 
 def rates(steps: int, **fields: object) -> list[float]:
@@ -34,22 +32,3 @@ def test_shares_and_steps_mean_the_same() -> None:
 def test_decay_never_begins_before_warm_up_ends() -> None:
     values = rates(10, warm_up=5, decay="linear", decay_start=0)
     assert max(values) == 1.0
-
-
-def test_the_projected_gradient_is_orthogonal_to_unit_rows() -> None:
-    W_dec = nn.Parameter(nn.functional.normalize(torch.randn(7, 5, dtype=torch.float64)))
-    gradient = torch.randn(7, 5, dtype=torch.float64)
-    W_dec.grad = gradient.clone()
-    project_rows(W_dec)
-    assert W_dec.grad is not None
-    assert (W_dec.grad * W_dec).sum(1).abs().max() < 1e-12
-    rejected = gradient - (gradient * W_dec).sum(1, keepdim=True) * W_dec
-    torch.testing.assert_close(W_dec.grad, rejected.detach())
-
-
-def test_normalised_rows_keep_their_direction() -> None:
-    rows = torch.randn(7, 5)
-    normalised = rows.clone()
-    normalise_rows(normalised)
-    torch.testing.assert_close(normalised.norm(dim=1), torch.ones(7))
-    torch.testing.assert_close(normalised, nn.functional.normalize(rows))

@@ -18,8 +18,9 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.config import merged
 from matryoshka.errors import MatryoshkaError
 from matryoshka.run import Run
+from matryoshka.study.opening import read_card
 from matryoshka.training import checkpoint
-from matryoshka.training.config import Config
+from matryoshka.training.recipe import Config
 from matryoshka.training.trainee import Trainee
 
 TINY = {
@@ -76,12 +77,18 @@ def test_a_run_learns_and_holds_all_that_it_should(whole: Run) -> None:
     assert len(results.values("FVU")) == len(results.values("CE")) == 5
     coder = SparseCoder.load(whole.path)
     torch.testing.assert_close(coder.W_dec.norm(dim=1), torch.ones(512))
-    assert coder.metadata["read"] == "1.mlp_in"
+    assert coder.card is not None
+    (source,) = coder.card.sources
+    assert (source.reads, source.writes) == (("1.mlp_in",), ("1.mlp_out",))
 
 
 def test_dead_latents_are_counted_and_the_counters_are_saved(whole: Run) -> None:
-    coder = SparseCoder.load(whole.path)
-    dead = coder.dead(600).double().mean().item()
+    counters = load_file(whole.checkpoints / "step_20" / "coder.safetensors")["dead.tokens_since_fired"]
+    card = read_card(whole.coder)
+    assert card.trained is not None
+    assert card.trained.dead_after_tokens == 600
+    assert card.trained.dead == tuple((counters >= 600).nonzero().flatten().tolist())
+    dead = len(card.trained.dead) / 512
     assert 0 < dead < 1
     assert api.results(whole).values("dead")[-1] == dead == records(whole)[-2]["dead"]
 
@@ -169,11 +176,25 @@ def test_one_of_several_coders_equals_the_same_coder_alone(whole: Run, tmp_path:
     assert same_weights(members["k=8"].coder, alone.coder)
 
 
+def test_the_section_itself_may_be_one_of_several(whole: Run, tmp_path: Path) -> None:
+    run = api.train(config(variants=({}, {"k": 8})), tmp_path / "run")
+    members = {member.path.name: member for member in run.trained()}
+    assert members.keys() == {"unchanged", "k=8"}
+    assert same_weights(members["unchanged"].coder, whole.coder)
+    assert records(members["unchanged"]) == records(whole)
+    for member in members.values():
+        results = api.results(member)
+        assert len(results.values("FVU")) == len(results.values("CE")) == 5
+    assert api.results(members["unchanged"]).values("FVU") == api.results(whole).values("FVU")
+    assert l0(members["k=8"]) > 1.5 * l0(members["unchanged"])
+
+
 def test_several_layers_are_read_in_one_pass(tmp_path: Path) -> None:
     variants = ({"read": "0.mlp_in", "write": "0.mlp_out"}, {"read": "1.resid_post", "write": "2.resid_post"})
     run = api.train(config(variants=variants), tmp_path / "layers")
-    read = {SparseCoder.load(member.path).metadata["read"] for member in run.members()}
-    assert read == {"0.mlp_in", "1.resid_post"}
+    cards = [read_card(member.coder) for member in run.members()]
+    assert {card.sources[0].reads for card in cards} == {("0.mlp_in",), ("1.resid_post",)}
+    assert {card.sources[0].writes for card in cards} == {("0.mlp_out",), ("2.resid_post",)}
 
 
 def test_training_from_a_cache_equals_live_training(whole: Run, tmp_path: Path) -> None:
@@ -224,7 +245,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_facts(tmp_path: Path, monkeypa
 
     def poison(self: Trainee, batch: Any, number: int, measure: bool) -> None:
         if number == 9:
-            batch.activations[self.plan.write][0, 0] = float("inf")
+            batch.activations[self.plan.wiring.writes[0]][0, 0] = float("inf")
         step(self, batch, number, measure)
 
     monkeypatch.setattr(Trainee, "step", poison)

@@ -10,13 +10,17 @@ from interpreted import DEVICE, fast, interpret
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from matryoshka.coder import kernels
-from matryoshka.coder.coder import CoderConfig, SparseCoder
-from matryoshka.data.activations import Batch
-from matryoshka.lm.sites import Site
-from matryoshka.training import dead, optim
-from matryoshka.training.config import CoderSection, TrainingSection
-from matryoshka.training.optim import Adam, learning_rate, normalise_rows, project_rows
-from matryoshka.training.plan import Plan
+from matryoshka.coder.architecture import CoderConfig, TopKConfig
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.coder.metrics import Meter
+from matryoshka.data.stream import Batch
+from matryoshka.lm.info import describe
+from matryoshka.lm.sites import Site, Wiring
+from matryoshka.training import checkpoint
+from matryoshka.training.dead import REFRESH
+from matryoshka.training.optim import Adam, learning_rate, total_norm
+from matryoshka.training.plan import Plan, plan
+from matryoshka.training.recipe import CoderSection, Config, TrainingSection
 from matryoshka.training.trainee import Trainee
 
 READ, WRITE = Site.parse("0.mlp_in"), Site.parse("0.mlp_out")
@@ -34,14 +38,17 @@ def batch(seed, rows=64, device="cpu"):
     return Batch({READ: x.to(device), WRITE: y.to(device)}, torch.arange(rows))
 
 
-def make(activation="batchtopk", device="cpu", **training):
+def make(activation="batchtopk", device="cpu", refresh=REFRESH, **training):
     section = CoderSection(read=str(READ), write=str(WRITE), d_sae=D_SAE, k=K, activation=activation)
-    config = CoderConfig(d_in=D_IN, d_out=D_OUT, d_sae=D_SAE, widths=WIDTHS, activation=activation, k=K)
-    coder = SparseCoder(config).initialise(0, tied=False)
-    first = batch(0)
-    coder.calibrate(first.activations[READ], first.activations[WRITE])
+    config = CoderConfig(
+        reads=(D_IN,), writes=(D_OUT,), d_sae=D_SAE, widths=WIDTHS, activation={"kind": activation, "k": K}
+    )
+    coder = SparseCoder(config).initialise(0, tied=False).to(device)
     values = {"autocast": "off", "lr": 1e-2, "dead_after_tokens": 65, "warm_up": 2, **training}
-    return Trainee(Plan("coder", section, READ, WRITE, config), coder.to(device), TrainingSection(**values), 30)
+    one = Plan("coder", section, Wiring.of([READ], [WRITE]), config)
+    trainee = Trainee(one, coder, TrainingSection(**values), 30, refresh)
+    trainee.calibrate(batch(0, device=device))
+    return trainee
 
 
 @pytest.fixture
@@ -50,16 +57,17 @@ def on_triton(monkeypatch):
     if fast is None:
         pytest.skip("Triton is not installed")
     interpret(monkeypatch)
-    monkeypatch.setattr(kernels, "_load", lambda _: fast)
-    return DEVICE
+    with kernels.using(fast):
+        yield DEVICE
 
 
-def dense_step(coder, optimiser, section, step, x, y):
-    """The step written out densely: every prefix decoded anew, autograd through everything, plain Adam."""
-    y = coder.scale_out * y
-    pre = coder.inputs(x) @ coder.W_enc + coder.b_enc
+def dense_step(coder, scaling, silent, optimiser, section, step, x, y):
+    """The step written out densely: every prefix decoded anew, autograd through everything, plain Adam. `silent`:
+    tokens since each latent fired."""
+    y = scaling.scale_out * y
+    pre = (scaling.scale_in * x - scaling.b_in) @ coder.W_enc + coder.b_enc
     values = pre.relu().flatten()
-    if coder.config.activation == "batchtopk":
+    if coder.config.activation.kind == "batchtopk":
         top = values.topk(K * len(x))
         latents = torch.zeros_like(values).scatter(0, top.indices, top.values).view_as(pre)
     else:
@@ -67,7 +75,7 @@ def dense_step(coder, optimiser, section, step, x, y):
         latents = torch.zeros_like(pre).scatter(1, top.indices, top.values)
     y_hat = torch.stack([latents[:, :n] @ coder.W_dec[:n] + coder.b_dec for n in WIDTHS])
     loss = ((y - y_hat).square().sum((1, 2)) / (y - y.mean(0)).square().sum()).mean()
-    gone = coder.tokens_since_fired >= section.dead_after_tokens
+    gone = silent >= section.dead_after_tokens
     if gone.any():
         residual = (y - y_hat[-1]).detach()
         candidates = torch.where(gone, pre, 0).relu()
@@ -83,37 +91,37 @@ def dense_step(coder, optimiser, section, step, x, y):
     optimiser.step()
     with torch.no_grad():
         coder.W_dec /= coder.W_dec.norm(dim=1, keepdim=True)
-        coder.tokens_since_fired += len(x)
-        coder.tokens_since_fired[(latents > 0).any(0)] = 0
+        silent += len(x)
+        silent[(latents > 0).any(0)] = 0
 
 
 @pytest.mark.parametrize("largest_norm", [1e-2, 1e2])
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])
-def test_steps_are_those_of_the_dense_formulas(activation, largest_norm, monkeypatch):
-    report = follow_the_dense_formulas(make(activation, clip=largest_norm), 12, monkeypatch)
+def test_steps_are_those_of_the_dense_formulas(activation, largest_norm):
+    report = follow_the_dense_formulas(make(activation, refresh=1, clip=largest_norm), 12)
     assert report["dead"] > 0
 
 
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])
-def test_steps_on_tritons_kernels_are_those_of_the_dense_formulas(activation, on_triton, monkeypatch):
-    trainee = make(activation, on_triton, clip=1e-2)
-    trainee.coder.tokens_since_fired[::5] = 65  # in two steps none dies
-    follow_the_dense_formulas(trainee, 2, monkeypatch)
+def test_steps_on_tritons_kernels_are_those_of_the_dense_formulas(activation, on_triton):
+    trainee = make(activation, on_triton, refresh=1, clip=1e-2)
+    trainee.dead.tokens_since_fired[::5] = 65  # in two steps none dies
+    follow_the_dense_formulas(trainee, 2)
 
 
-def follow_the_dense_formulas(trainee, steps, monkeypatch):
+def follow_the_dense_formulas(trainee, steps):
     """Weights after some steps with every term, dead latents and clipping at work."""
-    monkeypatch.setattr(dead, "REFRESH", 1)
-    device = trainee.coder.W_enc.device
-    plain = copy.deepcopy(trainee.coder)
+    device = trainee.coder.device
+    plain, silent = copy.deepcopy(trainee.coder), trainee.dead.tokens_since_fired.clone()
     optimiser = torch.optim.Adam(plain.parameters(), betas=trainee.section.betas)
     for step in range(steps):
         data = batch(step, device=device)
         trainee.step(data, step, measure=step == steps - 1)
-        dense_step(plain, optimiser, trainee.section, step, data.activations[READ], data.activations[WRITE])
+        x, y = data.of(trainee.plan.wiring)
+        dense_step(plain, trainee.scaling, silent, optimiser, trainee.section, step, x, y)
         for (name, ours), theirs in zip(trainee.coder.named_parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5, msg=f"{name} after step {step}")
-    assert torch.equal(trainee.coder.tokens_since_fired, plain.tokens_since_fired)
+    assert torch.equal(trainee.dead.tokens_since_fired, silent)
     report = trainee.report(steps)
     assert report["aux"] > 0
     assert report["l0"] == pytest.approx(K)
@@ -159,10 +167,11 @@ def test_a_step_on_tritons_kernels_asks_nothing_but_how_many_exceed_a_threshold(
 def test_on_a_gpu_the_constraint_of_unit_rows_is_one_launch_each_way(on_triton, monkeypatch):
     launches = []
     monkeypatch.setattr(fast.launch, "run", lambda kernel, grid, *_, **__: launches.append((kernel.fn.__name__, grid)))
-    W_dec = torch.nn.Parameter(torch.ones(600, D_OUT, device=on_triton))
-    W_dec.grad = torch.ones_like(W_dec)
-    project_rows(W_dec)
-    normalise_rows(W_dec)
+    config = CoderConfig(reads=(D_IN,), writes=(D_OUT,), d_sae=600, widths=(600,), activation={"kind": "relu"})
+    coder = SparseCoder(config).to(on_triton)
+    coder.W_dec.grad = torch.ones_like(coder.W_dec)
+    coder.keep_gradients_on_the_sphere()
+    coder.normalise_rows()
     assert launches == [("_project_rows", (600,)), ("_normalise_rows", (600,))]
 
 
@@ -201,30 +210,45 @@ def test_no_gradient_and_no_latent_is_ever_dense_over_the_batch(monkeypatch):
 # dead latents
 
 
+def test_dead_latents_are_those_silent_for_that_many_tokens():
+    dead = make(dead_after_tokens=100).dead
+    assert not dead.now.any(), "a new coder has none"
+    dead.tokens_since_fired[:4] = torch.tensor([0, 99, 100, 5000])
+    assert dead.now.nonzero().flatten().tolist() == [2, 3]
+
+
+def test_the_counters_of_dead_latents_are_part_of_a_checkpoint(tmp_path):
+    trainee, other = make(), make()
+    trainee.dead.tokens_since_fired[3] = 777
+    checkpoint.save(tmp_path, 5, [trainee], {})
+    assert checkpoint.load(tmp_path / "step_5", [other]) == {"step": 5}
+    assert other.dead.now.nonzero().flatten().tolist() == [3]
+    assert trainee.folded().state_dict().keys() == SparseCoder(trainee.coder.config).state_dict().keys()
+
+
 def test_the_dead_are_listed_now_and_then_and_leave_at_once():
     trainee = make()
-    coder, counter = trainee.coder, trainee.coder.tokens_since_fired
+    coder, counter = trainee.coder, trainee.dead.tokens_since_fired
     counter[[3, 5]] = 65
-    assert trainee.dead.part(coder, 0).index.tolist() == [3, 5]
+    assert trainee.dead.part(coder, 0).subset.index.tolist() == [3, 5]
     counter[7] = 65
     counter[5] = 0
-    for step in range(1, dead.REFRESH):
+    for step in range(1, REFRESH):
         part = trainee.dead.part(coder, step)
-        assert part.index.tolist() == [3, 5]
+        assert part.subset.index.tolist() == [3, 5]
         assert part.still.tolist() == [True, False]
-    assert trainee.dead.part(coder, dead.REFRESH).index.tolist() == [3, 7]
+    assert trainee.dead.part(coder, REFRESH).subset.index.tolist() == [3, 7]
 
 
 def test_one_that_fires_again_no_longer_reconstructs_or_learns():
-    trainee = make()
-    coder = trainee.coder
+    coder = make().coder
     index, x = torch.tensor([3, 5]), normal(20, D_IN, seed=1)
-    part = dead.gather(coder, index, torch.tensor([True, False]))
-    alone = dead.gather(coder, index[:1], torch.tensor([True]))
-    torch.testing.assert_close(part.reconstruct(x, 99), alone.reconstruct(x, 99))
-    part.reconstruct(x, 99).sum().backward()
-    assert not part.encoder.grad[1].any()
-    assert part.encoder.grad[0].any()
+    still = torch.tensor([True, False])
+    both, alone = coder.subset(index), coder.subset(index[:1])
+    torch.testing.assert_close(both.reconstruct(x, still, 99), alone.reconstruct(x, still[:1], 99))
+    both.reconstruct(x, still, 99).sum().backward()
+    assert not both.encoder.grad[1].any()
+    assert both.encoder.grad[0].any()
 
 
 def test_without_dead_latents_there_is_no_such_term():
@@ -238,8 +262,7 @@ def test_without_dead_latents_there_is_no_such_term():
 
 
 @pytest.mark.parametrize("largest", [0.1, 1e3])
-def test_adam_is_adam_after_clipping_whatever_the_memory_layout(largest, monkeypatch):
-    monkeypatch.setattr(optim, "DOT_LIMIT", 8)  # fewer than the numbers of a weight
+def test_adam_is_adam_after_clipping_whatever_the_memory_layout(largest):
     start = normal(7, 5, seed=0)
     ours = [torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.T.contiguous().T)]
     theirs = [torch.nn.Parameter(start.clone()) for _ in range(2)]
@@ -248,11 +271,89 @@ def test_adam_is_adam_after_clipping_whatever_the_memory_layout(largest, monkeyp
     for step in range(3):
         for a, b in zip(ours, theirs, strict=True):
             a.grad, b.grad = torch.empty_like(a).copy_(normal(7, 5, seed=step)), normal(7, 5, seed=step)
+        in_parts = total_norm([p.grad for p in ours], dot_limit=8)  # fewer than the numbers of a weight
         norm = torch.nn.utils.clip_grad_norm_(theirs, largest)
+        torch.testing.assert_close(in_parts, norm)
         torch.testing.assert_close(mine.step(1e-2), norm)
         plain.step()
         assert [p.grad for p in ours] == [None, None]
         torch.testing.assert_close(ours, theirs)
+
+
+# several sites
+
+NARROW, WIDE = Site.parse("1.mlp_out"), Site.parse("2.resid_post")
+
+
+def two_sites(seed, rows=256, sizes=(6, 14)):
+    """Tokens with a few of 24 features on, which both sites see: each with a scale and a mean of its own."""
+    on = torch.rand(rows, 24, generator=torch.Generator().manual_seed(seed)) < 0.1
+    magnitudes = on * (1 + 0.2 * normal(rows, 24, seed=seed + 50_000))
+    narrow = 0.02 * magnitudes @ normal(24, sizes[0], seed=1) + 0.03
+    wide = 500 * magnitudes @ normal(24, sizes[1], seed=2) - 300 * normal(1, sizes[1], seed=3)
+    return Batch({NARROW: narrow, WIDE: wide}, torch.arange(rows))
+
+
+def train(one, steps=150):
+    """A trainee of the plan that has learned from both sites, and its folded coder before that."""
+    coder = SparseCoder(one.coder).initialise(0, tied=one.wiring.reads == one.wiring.writes)
+    trainee = Trainee(one, coder, TrainingSection(lr=1e-2, autocast="off", dead_after_tokens=5000), steps)
+    trainee.calibrate(two_sites(0, 2048, one.coder.reads))
+    before = trainee.folded()
+    for step in range(steps):
+        trainee.step(two_sites(step + 1, sizes=one.coder.reads), step, measure=False)
+    assert trainee.bad_step.item() < 0
+    return trainee, before
+
+
+@torch.no_grad()
+def fvu_of_sites(coder, wiring):
+    """Of the whole dictionary at each written site, on tokens that nobody has seen."""
+    x, y = two_sites(10_000, 2048, coder.config.reads).of(wiring)
+    latents, meter = coder.encode(x), Meter(coder.config)
+    meter.update(y, coder.decode(latents), latents)
+    return [of_prefixes[-1] for of_prefixes in meter.fvu_of_sites()]
+
+
+@pytest.fixture(scope="module")
+def crosscoder():
+    """(trainee, its folded coder before training) of one source that reads and writes both sites."""
+    config = CoderConfig(reads=(6, 14), writes=(6, 14), d_sae=48, widths=(12, 48), activation=TopKConfig(k=4))
+    section = CoderSection(read=(str(NARROW), str(WIDE)), d_sae=48, k=4, activation="topk")
+    return train(Plan("coder", section, Wiring.of([NARROW, WIDE], [NARROW, WIDE]), config))
+
+
+def test_a_crosscoder_learns_both_of_its_sites(crosscoder):
+    trainee, before = crosscoder
+    wiring = trainee.plan.wiring
+    starts, ends = fvu_of_sites(before, wiring), fvu_of_sites(trainee.folded(), wiring)
+    assert len(starts) == len(ends) == 2
+    for start, end in zip(starts, ends, strict=True):
+        assert end < 0.25 * start
+
+
+def test_a_folded_crosscoder_is_the_trained_one_at_both_sites(crosscoder):
+    trainee, _ = crosscoder
+    x, y = two_sites(10_000).of(trainee.plan.wiring)
+    scaling, folded = trainee.scaling, trainee.folded()
+    inner, latents = trainee.coder.encode(scaling.x(x)), folded.encode(x)
+    for name, weights in folded.state_dict().items():
+        assert torch.isfinite(weights).all(), name
+    ours = folded.decode(latents).split((6, 14), dim=-1)
+    theirs = trainee.coder.decode(inner).split((6, 14), dim=-1)
+    assert scaling.scale_out[0] > 1000 * scaling.scale_out[1]
+    for site, of_trained, scale, target in zip(ours, theirs, scaling.scale_out, y.split((6, 14), dim=-1), strict=True):
+        left = site - of_trained / scale
+        assert left.norm(dim=-1).max() < 1e-3 * (target - target.mean(0)).norm(dim=-1).mean()
+
+
+def test_a_crosscoder_planned_from_a_configuration_trains():
+    coder = {"read": [str(NARROW), str(WIDE)], "d_sae": 64, "widths": [16, 64], "k": 4, "activation": "topk"}
+    (one,) = plan(Config.build({"coder": coder}), describe("bundled"))
+    trainee, before = train(one, steps=40)
+    assert trainee.coder.config.d_in == 2 * 192
+    for start, end in zip(fvu_of_sites(before, one.wiring), fvu_of_sites(trainee.folded(), one.wiring), strict=True):
+        assert end < 0.5 * start
 
 
 # memory

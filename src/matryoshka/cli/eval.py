@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from matryoshka.cli.flags import add_runs
+from matryoshka.cli.flags import add_device, add_runs, add_text, count
 from matryoshka.cli.tables import console, new_table
+from matryoshka.defaults import EVALUATION_TOKENS
 from matryoshka.evaluation.table import EVALUATIONS
 from matryoshka.run import Run
 
 if TYPE_CHECKING:
-    from matryoshka.report.comparison import Cell, Entry
+    from matryoshka.report.cells import Cell
+    from matryoshka.scores.comparison import Entry
 
 SUMMARY = "Measure the coders of runs and compare them: a table, and a report beside it."
 
@@ -24,6 +26,14 @@ def define(parser: argparse.ArgumentParser) -> None:
     """The runs, which evaluations, and where the report goes."""
     add_runs(parser)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of: {', '.join(EVALUATIONS)}")
+    parser.add_argument(
+        "--tokens",
+        type=count,
+        metavar="N",
+        default=EVALUATION_TOKENS,
+        help="held-out tokens to measure on [%(default)s]",
+    )
+    add_text(parser)
     parser.add_argument(
         "--labels", type=Path, nargs="+", default=[], metavar="FILE", help="labelled text of yours as well (JSONL)"
     )
@@ -35,6 +45,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="measure anew what is measured already")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -42,9 +53,18 @@ def run(arguments: argparse.Namespace) -> None:
     runs = [Run.open(path) for path in arguments.runs]
 
     from matryoshka import api
-    from matryoshka.report.comparison import tidy
+    from matryoshka.scores.comparison import tidy
 
-    evaluated = api.evaluate(runs, arguments.only, arguments.labels, arguments.out, arguments.overwrite)
+    evaluated = api.evaluate(
+        runs,
+        arguments.only,
+        arguments.labels,
+        arguments.out,
+        arguments.overwrite,
+        arguments.tokens,
+        arguments.text,
+        arguments.device,
+    )
     if arguments.json:
         print(json.dumps(tidy(evaluated.entries), indent=2))
     else:
@@ -54,13 +74,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _show_entries(entries: "Sequence[Entry]") -> None:
     """What several coders scored: a row a coder or recipe; then how they differ, or of a single coder its prefixes."""
-    from matryoshka.report import comparison
+    from matryoshka.report import cells
+    from matryoshka.scores import comparison
 
     heads = comparison.columns(entries)
-    rows = {
-        comparison.counted(entry): [_cell(comparison.cell(entry.scores(column))) for column in heads]
-        for entry in entries
-    }
+    rows = {cells.counted(entry): [_cell(cells.cell(entry.scores(column))) for column in heads] for entry in entries}
     _show_wrapped("", [column.head for column in heads], rows)
     if len(entries) > 1:
         _show_differences(entries)
@@ -69,7 +87,7 @@ def _show_entries(entries: "Sequence[Entry]") -> None:
             "prefix",
             [column.head for column in heads],
             {
-                f"first {n:,}": [Text(comparison.cell(entries[0].scores(column, n)).value) for column in heads]
+                f"first {n:,}": [Text(cells.cell(entries[0].scores(column, n)).value) for column in heads]
                 for n in widths
             },
         )
@@ -102,16 +120,17 @@ def _show_wrapped(corner: str, heads: Sequence[str], rows: Mapping[str, Sequence
 
 
 def _show_differences(entries: "Sequence[Entry]") -> None:
-    from matryoshka.report import comparison
+    from matryoshka.report import cells
+    from matryoshka.scores import comparison
 
     noise = 0
     for entry, of_entry in groupby(comparison.differences(entries), key=lambda difference: difference.entry):
         title = f"{entry.label}, against {entries[0].label}"
         table = new_table(title, "score", "difference", "detectable", "verdict")
         for difference in of_entry:
-            noise += bool(difference.found and difference.found.inside_noise)
-            value, interval, detectable = comparison.numbers(difference)
-            shown = _cell(comparison.Cell(value, interval, ""))
+            noise += difference.inside_noise
+            value, interval, detectable = cells.numbers(difference)
+            shown = _cell(cells.Cell(value, interval, ""))
             table.add_row(difference.column.head, shown, detectable, comparison.verdict(difference))
         console.print(table)
     if noise:

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from matryoshka.cli.flags import add_run, count
+from matryoshka.cli.flags import add_device, add_run, count
 from matryoshka.cli.tables import console, new_table
 from matryoshka.errors import MatryoshkaError
+from matryoshka.features.chat import ChatModel
 from matryoshka.features.choice import Choice
-from matryoshka.features.endpoint import ChatModel, Cost
+from matryoshka.features.endpoint import Cost
 from matryoshka.run import Run
 
 if TYPE_CHECKING:
-    from matryoshka.evaluation.scores import Result
     from matryoshka.features.naming import Named
+    from matryoshka.scores.result import Result
 
 SUMMARY = "Explain features: by rules, or by a chat model whose explanations are tested."
 
@@ -60,6 +61,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     add("--price-in", type=float, metavar="X", help="price of a million tokens sent, to say what it will cost")
     add("--price-out", type=float, metavar="X", help="price of a million tokens answered")
     add("--yes", action="store_true", help="do not ask whether to go on")
+    add_device(parser)
 
 
 def _temperature(text: str) -> float | None:
@@ -87,7 +89,8 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.concurrency,
         )
         choice = Choice(arguments.features, arguments.per_ring, arguments.seed)
-        for path, result in api.explain(studied, model, choice, partial(_agree, arguments)).items():
+        agree = partial(_agree, arguments)
+        for path, result in api.explain(studied, model, choice, agree, arguments.device).items():
             _show_explained(path, result)
     print(f"\nlook at them: matryoshka serve {arguments.run}")
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from matryoshka.config import sections
-from matryoshka.training.config import Config, TokensConfig
+from matryoshka.training.recipe import Config, TokensConfig
 
 SHORT = {
     "model.name": "--model",
@@ -41,6 +41,18 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
 
 
+def add_text(parser: argparse.ArgumentParser) -> None:
+    """Another text than the one that the coder's card knows."""
+    parser.add_argument(
+        "--text", metavar="SOURCE", help="a text, in place of the one trained on: a file, folder or data set"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where language model and coders live."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto: cuda where there is one")
+
+
 def count(text: str) -> int:
     """A whole number, also written 2e6 or 2_000_000."""
     number = float(text)
@@ -59,7 +71,8 @@ def add_flags(parser: argparse.ArgumentParser, config: type[TokensConfig] = Conf
         if dotted in RECIPE_ONLY:
             continue
         names = [f"--{dotted}", *([SHORT[dotted]] if dotted in SHORT else [])]
-        several = get_origin(field.annotation) is tuple
+        kinds = (field.annotation, *get_args(field.annotation))
+        several = any(get_origin(kind) is tuple for kind in kinds)
         groups[dotted.rpartition(".")[0]].add_argument(
             *names,
             dest=dotted,

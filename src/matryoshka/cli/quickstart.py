@@ -11,7 +11,7 @@ from rich.text import Text
 
 from matryoshka.cli.tables import console, show_features, show_run
 from matryoshka.defaults import PORT
-from matryoshka.training.config import Config
+from matryoshka.training.recipe import Config
 
 if TYPE_CHECKING:
     from matryoshka.features.feature import Example, Feature

@@ -2,7 +2,7 @@
 
 import argparse
 
-from matryoshka.cli.flags import add_runs
+from matryoshka.cli.flags import add_device, add_runs
 from matryoshka.defaults import PORT
 from matryoshka.run import Run
 
@@ -13,6 +13,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     """The runs, and the port."""
     add_runs(parser)
     parser.add_argument("--port", type=int, default=PORT, help="port on this machine, 0 for any [%(default)s]")
+    add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -21,4 +22,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from matryoshka import api
 
-    api.serve(runs, arguments.port, lambda address: print(f"{address}  (Ctrl-C ends it)", flush=True))
+    api.serve(runs, arguments.port, _say_where, arguments.device)
+
+
+def _say_where(address: str) -> None:
+    print(f"{address}  (Ctrl-C ends it)", flush=True)

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from matryoshka.cli.flags import add_run, count
+from matryoshka.cli.flags import add_device, add_run, add_text, count
 from matryoshka.cli.tables import console, new_table
 from matryoshka.defaults import PROMPT, STEERED_TOKENS, STRENGTH, TEMPERATURE
 from matryoshka.run import Run
 
 if TYPE_CHECKING:
-    from matryoshka.evaluation.steering import Steered
+    from matryoshka.interventions.steering import Steered
 
 SUMMARY = "Let the model write with a feature held high, beside what it writes without."
 
@@ -32,6 +32,8 @@ def define(parser: argparse.ArgumentParser) -> None:
     add("--tokens", type=count, metavar="N", default=STEERED_TOKENS, help="tokens to write [%(default)s]")
     add("--temperature", type=float, metavar="X", default=TEMPERATURE, help="0: the likeliest token [%(default)s]")
     add("--seed", type=int, metavar="N", default=0, help="of the tokens drawn [%(default)s]")
+    add_text(parser)
+    add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -48,6 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.tokens,
         arguments.temperature,
         arguments.seed,
+        arguments.text,
+        arguments.device,
     )
     _show_steered(steered)
 

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from matryoshka.evaluation.scores import Result
     from matryoshka.features.store import FeatureStore
     from matryoshka.run import Run
+    from matryoshka.scores.result import Result
 
 console = Console(highlight=False)
 
@@ -34,7 +34,7 @@ def show_run(run: "Run") -> None:
 def _show_results(name: str, results: "Result") -> None:
     """One coder's reconstruction of held-out text, a row a prefix."""
     from matryoshka.evaluation.reconstruction import CE, CE_MEAN, CE_ZERO, DEAD, FVU, KL_MEAN, L0, SILENT
-    from matryoshka.report.comparison import shown
+    from matryoshka.report.cells import shown
 
     about, measures = results.details, (FVU, CE, CE_ZERO, CE_MEAN, KL_MEAN)
     table = new_table(name, "latents", *(measure.name for measure in measures))
@@ -42,10 +42,11 @@ def _show_results(name: str, results: "Result") -> None:
     for width, *scores in zip(about["widths"], *columns, strict=True):
         table.add_row(f"first {width:,}", *(shown(score.value, score.measure) for score in scores))
     console.print(table)
-    l0, dead, silent = (results.of(measure.name)[-1].value for measure in (L0, DEAD, SILENT))
+    l0, silent = (results.of(measure.name)[-1].value for measure in (L0, SILENT))
+    dead = [score.value for score in results.scores if score.measure == DEAD]
     console.print(
         f"{about['read']} → {about['write']} of {about['model']}: L0 {l0:.1f},"
-        f" dead {dead:.1%}, silent on these tokens {silent:.1%}\n"
+        f"{f' dead {dead[-1]:.1%},' if dead else ''} silent on these tokens {silent:.1%}\n"
         f"{about['tokens']:,} held-out tokens ({about['tokens_left_out']:,} BOS and sink positions left out);"
         f" CE clean {about['ce_clean']:.4f}, mean-ablated {about['ce_mean']:.4f},"
         f" zero-ablated {about['ce_zero']:.4f}",
@@ -69,8 +70,9 @@ def show_features(store: "FeatureStore") -> None:
         table.add_row(str(ring), f"{end - first:,}", median, *(f"{count:,}" for count in counts))
     console.print(table)
     split = about.split.replace("_", "-")
+    bad = f"; {about.tokens_not_finite:,} were NaN or Inf" if about.tokens_not_finite else ""
     console.print(
         f"{about.tokens:,} tokens of {about.documents:,} documents ({about.text}, {split} split);"
-        f" left out {about.tokens_left_out:,}: {about.left_out}\nfeatures: {store.path}",
+        f" left out {about.tokens_left_out:,}: {about.left_out}{bad}\nfeatures: {store.path}",
         soft_wrap=True,
     )

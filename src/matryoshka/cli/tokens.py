@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from matryoshka.cli.flags import add_flags, overrides
 from matryoshka.cli.tables import console, new_table
 from matryoshka.config import merged, read_yaml
-from matryoshka.training.config import TokensConfig
+from matryoshka.training.recipe import TokensConfig
 
 if TYPE_CHECKING:
     from matryoshka.data.tokens import Tokens

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from matryoshka.cli.flags import add_flags, overrides
 from matryoshka.cli.tables import console, new_table, show_run
-from matryoshka.training.config import Config
+from matryoshka.training.recipe import Config
 
 if TYPE_CHECKING:
     from matryoshka.training.memory import Item

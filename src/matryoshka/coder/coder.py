@@ -1,67 +1,38 @@
-"""The sparse coder: SAE, transcoder and skip transcoder in one class.
+"""The sparse coder: SAE, transcoder, skip transcoder and crosscoder in one class.
 
-    x' = scale_in · x − b_in
-    pre = x' W_enc + b_enc                                    [batch, d_sae]
+    pre = x W_enc + b_enc                                     [batch, d_sae]
     latents = activation(pre)                                 sparse
-    ŷ'_m = b_dec + Σ_{j < n_m} latents_j W_dec[j] (+ x' W_skip)   one reconstruction for each prefix n_m of `widths`
-    ŷ_m = ŷ'_m / scale_out
+    ŷ_m = b_dec + Σ_{j < n_m} latents_j W_dec[j] (+ x W_skip)     one reconstruction for each prefix n_m of `widths`
 
-An SAE reads and writes the same site; a transcoder's d_in and d_out may differ. A plain SAE has widths == (d_sae,).
-The scales are constants that make E‖·‖² = d at both ends, b_in the mean of x'; both are estimated once from the first
-activations (`calibrate`). Callers see raw units; `fold` moves the constants into the weights.
+x are the activations at the sites that are read, side by side, y those at the sites that are written: a row of W_dec is
+all that a latent writes. An SAE reads and writes one site; a transcoder's d_in and d_out may differ. A plain SAE has
+widths == (d_sae,). What is saved and loaded is in raw units; in training a `Scaling` stands around it.
 """
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from matryoshka.coder import io
-from matryoshka.coder.activations import build
+from matryoshka.coder.architecture import CoderConfig, check_ascending
+from matryoshka.coder.card import Card
 from matryoshka.coder.kernels import operations
 from matryoshka.coder.latents import Latents
-from matryoshka.coder.names import ActivationName
-from matryoshka.coder.nesting import check_ascending, nested_decode, nested_errors
+from matryoshka.coder.nesting import nested_decode, nested_errors
+from matryoshka.coder.nonlinearity import build
 from matryoshka.coder.sparse import pre_activations
+from matryoshka.coder.subset import Subset
 from matryoshka.errors import MatryoshkaError
-
-Size = Annotated[int, Field(ge=1, lt=2**31)]
-
-
-class CoderConfig(BaseModel):
-    """What a coder's tensors look like; with the weights it is all that a coder is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    d_in: Size
-    d_out: Size
-    d_sae: Size
-    widths: tuple[int, ...]
-    activation: ActivationName
-    k: Size
-    bandwidth: Annotated[float, Field(gt=0)] = 0.1
-    skip: bool = False
-
-    @model_validator(mode="after")
-    def _fits(self) -> "CoderConfig":
-        try:
-            check_ascending(self.widths, self.d_sae)
-        except MatryoshkaError as error:
-            raise ValueError(str(error)) from None
-        if self.widths[-1] != self.d_sae or self.k > self.d_sae:
-            raise ValueError(f"widths {self.widths} must end with, and k {self.k} not exceed, d_sae {self.d_sae}")
-        return self
 
 
 class Forward(NamedTuple):
-    """One training forward pass, in scaled units."""
+    """One training forward pass."""
 
-    inputs: Float[Tensor, "batch d_in"]
+    x: Float[Tensor, "batch d_in"]
     y: Float[Tensor, "batch d_out"]
     selected: Latents
     """The pattern with pre-activations as values."""
@@ -70,19 +41,16 @@ class Forward(NamedTuple):
     """‖y − ŷ_m‖² of every prefix, mean over the batch."""
     residual: Float[Tensor, "batch d_out"]
     """y − ŷ of the whole dictionary, without a gradient."""
+    bias: Float[Tensor, " d_out"]
+    """What is written where no latent is active."""
 
 
 class SparseCoder(nn.Module):
-    """See the module's docstring. `metadata` says what it was trained on (model, sites …) and is saved along."""
+    """See the module's docstring. `card` says what it is of; None in a coder that nobody has placed anywhere."""
 
-    b_in: Tensor
-    scale_in: Tensor
-    scale_out: Tensor
-    tokens_since_fired: Tensor
-
-    def __init__(self, config: CoderConfig, metadata: dict[str, Any] | None = None) -> None:
+    def __init__(self, config: CoderConfig, card: Card | None = None) -> None:
         super().__init__()
-        self.config, self.metadata = config, dict(metadata or {})
+        self.config, self.card = config, card
         d_in, d_out, d_sae = config.d_in, config.d_out, config.d_sae
         # each latent's encoder weights lie together in memory, as its decoder weights do
         self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in).T)
@@ -90,11 +58,7 @@ class SparseCoder(nn.Module):
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_out))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.W_skip = nn.Parameter(torch.zeros(d_in, d_out)) if config.skip else None
-        self.activation = build(config.activation, config.k, d_sae, config.bandwidth)
-        self.register_buffer("b_in", torch.zeros(d_in))
-        self.register_buffer("scale_in", torch.ones(()))
-        self.register_buffer("scale_out", torch.ones(()))
-        self.register_buffer("tokens_since_fired", torch.zeros(d_sae, dtype=torch.int64))
+        self.activation = build(config.activation, d_sae)
 
     @torch.no_grad()
     def initialise(self, seed: int, tied: bool) -> "SparseCoder":
@@ -113,68 +77,42 @@ class SparseCoder(nn.Module):
         return self
 
     @torch.no_grad()
-    def calibrate(self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]) -> "SparseCoder":
-        """Fix the constants from the first activations: scales, b_in, and the start of b_dec and of thresholds."""
-        x, y = x.to(self.W_enc.dtype), y.to(self.W_dec.dtype)
-        for name, values in (("read", x), ("written", y)):
-            power = values.double().square().sum(-1).mean()
-            if not (torch.isfinite(power) and power > 0):
-                raise MatryoshkaError(f"cannot scale the {name} activations: their mean squared norm is {power.item()}")
-            (self.scale_in if name == "read" else self.scale_out).fill_((values.shape[1] / power).sqrt().item())
-        self.b_in.copy_(self.scale_in * x.mean(0))
-        self.b_dec.copy_(self.scale_out * y.mean(0))
-        self.activation.calibrate(self._pre(self.inputs(x)))
+    def calibrate(self, x: Float[Tensor, "batch d_in"], y_mean: Float[Tensor, " d_out"]) -> "SparseCoder":
+        """Start b_dec at the targets' mean, and thresholds from the first activations."""
+        self.b_dec.copy_(y_mean)
+        self.activation.calibrate(self._pre(x))
         return self
 
-    def inputs(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        """Raw activations scaled and centred: x' of the module's docstring."""
-        return x.to(self.W_enc.dtype) * self.scale_in - self.b_in
-
     @torch.no_grad()
-    def _pre(self, inputs: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
+    def _pre(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         # it only selects, so under autocast it may be bfloat16
-        return operations(inputs).product(inputs, self.W_enc, self.b_enc)
+        return operations(x).product(x, self.W_enc, self.b_enc)
 
-    def _select(self, inputs: Float[Tensor, "batch d_in"]) -> Latents:
-        return pre_activations(inputs, self.W_enc, self.b_enc, self.activation.select(self._pre(inputs)))
-
-    def reconstruct(
-        self, latents: Latents, inputs: Tensor | None, widths: Sequence[int]
-    ) -> Float[Tensor, "prefix batch d_out"]:
-        """`decode` in scaled units, from scaled and centred `inputs`."""
-        y_hat = nested_decode(latents, self.W_dec, widths) + self.b_dec
-        if self.W_skip is None:
-            return y_hat
-        if inputs is None:
-            raise MatryoshkaError("a skip transcoder decodes from its latents and its input: decode(latents, x)")
-        return y_hat + (inputs @ self.W_skip).to(y_hat.dtype)
+    def _select(self, x: Float[Tensor, "batch d_in"]) -> Latents:
+        return pre_activations(x, self.W_enc, self.b_enc, self.activation.select(self._pre(x)))
 
     def forward(
         self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], widths: Sequence[int] | None = None
     ) -> Forward:
-        """The training pass on raw `x` and `y`; the prefixes of `widths` (default: the coder's own) are its errors."""
-        inputs, y = self.inputs(x), y.to(self.W_dec.dtype) * self.scale_out
-        selected = self._select(inputs)
+        """The training pass; the prefixes of `widths` (default: the coder's own) are its errors."""
+        selected = self._select(x)
         latents = self.activation.activate(selected)
-        errors, residual = self.errors(latents, y, inputs, widths or self.config.widths)
-        return Forward(inputs, y, selected, latents, errors, residual)
+        errors, residual = self.errors(latents, x, y, widths or self.widths)
+        return Forward(x, y, selected, latents, errors, residual, self.b_dec)
 
     def errors(
         self,
         latents: Latents,
+        x: Float[Tensor, "batch d_in"],
         y: Float[Tensor, "batch d_out"],
-        inputs: Float[Tensor, "batch d_in"],
         widths: Sequence[int],
     ) -> tuple[Float[Tensor, " prefix"], Float[Tensor, "batch d_out"]]:
-        """`Forward.errors` and `Forward.residual` of these latents, in scaled units."""
-        target = y - self.b_dec
-        if self.W_skip is not None:
-            target = target - (inputs @ self.W_skip).to(y.dtype)
-        return nested_errors(latents, self.W_dec, target, widths)
+        """`Forward.errors` and `Forward.residual` of these latents."""
+        return nested_errors(latents, self.W_dec, self.to_explain(x, y), widths)
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Latents:
-        """Sparse latents of raw activations (in eval mode: by the inference threshold)."""
-        return self.activation.activate(self._select(self.inputs(x)))
+        """Sparse latents of activations (in eval mode: by the inference threshold)."""
+        return self.activation.activate(self._select(x.to(self.dtype)))
 
     def decode(
         self,
@@ -182,45 +120,84 @@ class SparseCoder(nn.Module):
         x: Float[Tensor, "batch d_in"] | None = None,
         widths: Sequence[int] | None = None,
     ) -> Float[Tensor, "prefix batch d_out"]:
-        """One reconstruction in raw units for each prefix of `widths` (default: the coder's own). A skip coder needs
-        `x`."""
+        """One reconstruction for each prefix of `widths` (default: the coder's own). A skip coder needs `x`."""
         if widths is not None:
             check_ascending(widths, self.config.d_sae)
-        inputs = None if x is None else self.inputs(x)
-        return self.reconstruct(latents, inputs, widths or self.config.widths) / self.scale_out
+        y_hat = nested_decode(latents, self.W_dec, widths or self.widths) + self.b_dec
+        if self.W_skip is None:
+            return y_hat
+        if x is None:
+            raise MatryoshkaError("a skip transcoder decodes from its latents and its input: decode(latents, x)")
+        return y_hat + (x.to(self.dtype) @ self.W_skip).to(y_hat.dtype)
 
-    def dead(self, after_tokens: int) -> Bool[Tensor, " d_sae"]:
-        """Latents that did not fire in the last `after_tokens` tokens of training."""
-        return self.tokens_since_fired >= after_tokens
+    # --- what others may know of the weights, and do to them: nobody else touches a parameter
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.W_dec.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.W_dec.dtype
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The nested prefixes, ascending to d_sae."""
+        return self.config.widths
+
+    def decoder_rows(self, features: Int[Tensor, " n"] | None = None) -> Float[Tensor, "n d_out"]:
+        """What one unit of each of these latents (default: of all) adds to the reconstruction; without a gradient."""
+        rows = self.W_dec.detach()
+        return rows if features is None else rows[features]
 
     @torch.no_grad()
-    def fold(self) -> "SparseCoder":
-        """A copy with the constants moved into the weights: scales 1, b_in 0, decoder rows unchanged, the same
-        function.
+    def contribution(self, latents: Latents, slope: Float[Tensor, "batch d_out"]) -> Float[Tensor, " entries"]:
+        """a ⟨slope, W_dec[f]⟩ of every entry: how far each active latent moves the reconstruction along `slope`, one
+        direction a row."""
+        slope = slope.to(self.dtype)
+        return latents.values * operations(slope).dots(slope, self.W_dec, latents.rows, latents.indices)
 
-        Its latents are the old ones divided by scale_out, so that they times W_dec are in the raw units of the target.
-        """
-        coder = copy.deepcopy(self)
-        unit = 1 / self.scale_out
-        coder.b_enc.copy_((self.b_enc - self.b_in @ self.W_enc) * unit)
-        coder.W_enc.copy_(self.W_enc * self.scale_in * unit)
-        coder.b_dec.copy_(self.b_dec * unit)
-        if coder.W_skip is not None and self.W_skip is not None:
-            coder.b_dec -= self.b_in @ self.W_skip * unit
-            coder.W_skip.copy_(self.W_skip * self.scale_in * unit)
-        coder.activation.rescale(unit.item())
-        coder.config = self.config.model_copy(update={"bandwidth": self.config.bandwidth * unit.item()})
-        coder.b_in.zero_()
-        coder.scale_in.fill_(1)
-        coder.scale_out.fill_(1)
-        return coder
+    def to_explain(
+        self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]
+    ) -> Float[Tensor, "batch d_out"]:
+        """y − b_dec (− x W_skip): what latents times decoder rows are to add up to."""
+        rest = y.to(self.dtype) - self.b_dec
+        return rest if self.W_skip is None else rest - (x.to(self.dtype) @ self.W_skip).to(rest.dtype)
+
+    def subset(self, index: Int[Tensor, " n"]) -> Subset:
+        """Copies of some latents' weights: a small dense coder of their own, which learns apart."""
+        whole = (self.W_enc.T, self.b_enc, self.W_dec)
+        return Subset(index, *(weights.detach()[index].requires_grad_() for weights in whole))
+
+    @torch.no_grad()
+    def add_gradients(self, subset: Subset) -> None:
+        """Add what a subset has learned to the gradients of the latents that it is of, after the backward pass."""
+        parts = (subset.encoder, subset.biases, subset.decoder)
+        wholes = (_gradient(self.W_enc).T, _gradient(self.b_enc), _gradient(self.W_dec))
+        for whole, part in zip(wholes, parts, strict=True):
+            whole[subset.index] += _gradient(part)
+
+    @torch.no_grad()
+    def keep_gradients_on_the_sphere(self) -> None:
+        """Remove from W_dec's gradient what would change its rows' norms: the part parallel to each (unit) row."""
+        if self.W_dec.grad is not None:
+            operations(self.W_dec).project_rows_(self.W_dec.grad, self.W_dec)
+
+    @torch.no_grad()
+    def normalise_rows(self) -> None:
+        """Bring decoder rows back to norm 1; to be called AFTER the optimiser's step, which leaves the sphere."""
+        operations(self.W_dec).normalise_rows_(self.W_dec)
+
+    # --- on disk
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and weights.safetensors into `folder`, which is replaced as a whole or not at all.
 
         Raises MatryoshkaError if something other than a coder lies there.
         """
-        io.save(Path(folder), self.config.model_dump(), self.metadata, self.state_dict())
+        io.save(Path(folder), self.config, self.card, self.state_dict())
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "SparseCoder":
@@ -228,10 +205,16 @@ class SparseCoder(nn.Module):
 
         Raises MatryoshkaError where there is none, or where its files are damaged or foreign.
         """
-        config, metadata, tensors = io.load(Path(path), CoderConfig)
-        coder = cls(config, metadata)
+        config, card, tensors = io.load(Path(path))
+        coder = cls(config, card)
         if (dtype := tensors["W_enc"].dtype if "W_enc" in tensors else torch.float32).is_floating_point:
             coder.to(dtype)
         io.check_tensors(f"{path}: the weights", coder.state_dict(), tensors)
         coder.load_state_dict(tensors)
         return coder.to(device).eval()
+
+
+def _gradient(weights: Tensor) -> Tensor:
+    if weights.grad is None:
+        raise RuntimeError("there are no gradients yet: add them after the backward pass")
+    return weights.grad

@@ -1,72 +1,140 @@
 """A coder on disk: a folder with `config.json` and `weights.safetensors`. Nothing is ever unpickled."""
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from matryoshka.coder.architecture import CoderConfig
+from matryoshka.coder.card import Card
+from matryoshka.config import Section
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import replaced_folder
 
+Kind = TypeVar("Kind", bound=Section)
+
 FORMAT = "matryoshka-coder"
-VERSION = 1
-FILES = {"config.json", "weights.safetensors"}
-Config = TypeVar("Config", bound=BaseModel)
+VERSION = 2
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+NUMBERS = re.compile(r"\[\n\s*(-?\d[\d\s,.eE+-]*?)\n\s*\]")
+"""An indented list of numbers; within a string no line ends."""
 
 
-def save(folder: Path, config: dict[str, Any], metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def save(folder: Path, config: CoderConfig, card: Card | None, tensors: dict[str, Tensor]) -> None:
     """Write both files; a coder that lies there already is replaced in one rename, anything else is refused."""
     folder = folder.resolve()
-    if folder.exists() and (not folder.is_dir() or {file.name for file in folder.iterdir()} - FILES):
+    if folder.exists() and (not folder.is_dir() or {file.name for file in folder.iterdir()} - {CONFIG, WEIGHTS}):
         raise MatryoshkaError(f"{folder}: holds something other than a coder; give a new folder to save one in")
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "coder": config.model_dump(mode="json"),
+        "card": None if card is None else card.model_dump(mode="json"),
+    }
     with replaced_folder(folder) as new:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new / "weights.safetensors")
-        content = {"format": FORMAT, "version": VERSION, **config, "metadata": metadata}
-        (new / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new / WEIGHTS)
+        (new / CONFIG).write_text(_json(content) + "\n", encoding="utf-8")
 
 
-def load(path: Path, config_type: type[Config]) -> tuple[Config, dict[str, Any], dict[str, Tensor]]:
-    """(config, metadata, tensors) of the coder in `path` or `path/coder`."""
+def load(path: Path) -> tuple[CoderConfig, Card | None, dict[str, Tensor]]:
+    """(config, card, tensors) of the coder in `path` or `path/coder`.
+
+    Raises MatryoshkaError where there is none, or where a file is damaged, foreign or of another version.
+    """
+    folder = _folder(path)
+    config, card = _described(folder)
+    try:
+        return config, card, load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise MatryoshkaError(f"{folder / WEIGHTS}: missing or damaged ({error})") from None
+
+
+def load_card(path: Path) -> tuple[CoderConfig, Card | None]:
+    """(config, card) of the coder in `path` or `path/coder`, without its weights; raises as `load` does."""
+    return _described(_folder(path))
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 in hex of the stored weights' bytes: what labels and results belong to, the same on every device."""
+    file = _folder(path) / WEIGHTS
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise MatryoshkaError(f"{file}: missing or damaged ({error})") from None
+
+
+def _folder(path: Path) -> Path:
     folder = path / "coder" if (path / "coder").is_dir() else path
-    file = folder / "config.json"
-    if not file.is_file():
+    if not (folder / CONFIG).is_file():
         raise MatryoshkaError(
             f"{path}: no coder here; expected a run, or a folder with config.json and weights.safetensors"
         )
+    return folder
+
+
+def _described(folder: Path) -> tuple[CoderConfig, Card | None]:
+    file = folder / CONFIG
+    content = _object(file)
+    if content.get("format") != FORMAT:
+        raise MatryoshkaError(f"{file}: not a coder of matryoshka (its format is not {FORMAT!r})")
+    if content.get("version") != VERSION:
+        raise MatryoshkaError(
+            f"{file}: coder format version {content.get('version')}; this matryoshka reads version {VERSION}"
+            " (older ones are not in raw units: train anew)"
+        )
+    if unknown := content.keys() - {"format", "version", "coder", "card"}:
+        raise MatryoshkaError(f"{file}: unknown field {min(unknown)!r}")
+    config = _section(CoderConfig, content.get("coder"), f"{file}: coder")
+    card = None if content.get("card") is None else _section(Card, content["card"], f"{file}: card")
+    if card is not None and card.trained is not None and max(card.trained.dead, default=0) >= config.d_sae:
+        raise MatryoshkaError(f"{file}: card.trained.dead: latent {max(card.trained.dead)} of {config.d_sae:,}")
+    return config, card
+
+
+def _object(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not isinstance(content.get("metadata", {}), dict):
-            raise MatryoshkaError(f"{file}: damaged, not an object with metadata")
-        if content.pop("format", None) != FORMAT:
-            raise MatryoshkaError(f"{file}: not a coder of matryoshka (its format is not {FORMAT!r})")
-        if (version := content.pop("version", None)) != VERSION:
-            raise MatryoshkaError(f"{file}: coder format version {version}; this matryoshka reads version {VERSION}")
-        metadata = content.pop("metadata", {})
-        config = config_type.model_validate(content)
-        tensors = load_file(folder / "weights.safetensors")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise MatryoshkaError(f"{file}: cannot be read ({error.strerror})") from None
+    except (RecursionError, ValueError) as error:
         raise MatryoshkaError(f"{file}: damaged, not a JSON object ({error})") from None
+    if not isinstance(content, dict):
+        raise MatryoshkaError(f"{file}: damaged, not a JSON object")
+    return content
+
+
+def _section(kind: type[Kind], values: object, where: str) -> Kind:
+    try:
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise MatryoshkaError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (SafetensorError, OSError) as error:
-        raise MatryoshkaError(f"{folder / 'weights.safetensors'}: missing or damaged ({error})") from None
-    return config, metadata, tensors
+        place = ".".join(map(str, (where, *first["loc"])))
+        what = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
+        raise MatryoshkaError(" ".join(f"{place}: {what}".split())) from None
 
 
-def check_tensors(where: str, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+def _json(content: dict[str, Any]) -> str:
+    """Indented, but for lists of numbers, which may be long: one line each."""
+    plain = json.dumps(content, indent=2, ensure_ascii=False)
+    return NUMBERS.sub(lambda match: "[" + " ".join(match[1].split()) + "]", plain)
+
+
+def check_tensors(where: str, expected: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
     """Refuse, by name, tensors that are missing, unknown or of another shape or dtype than `expected`."""
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
+    for name in sorted(expected.keys() | stored.keys()):
+        if name not in stored:
             raise MatryoshkaError(f"{where} lack {name}")
         if name not in expected:
             raise MatryoshkaError(f"{where} hold an unknown tensor {name}")
         for what in ("shape", "dtype"):
-            want, got = (getattr(tensors[name], what) for tensors in (expected, found))
+            want, got = (getattr(tensors[name], what) for tensors in (expected, stored))
             if want != got:
                 shown = [list(x) if what == "shape" else x for x in (got, want)]
                 raise MatryoshkaError(f"{where}: {name} has {what} {shown[0]}, expected {shown[1]}")

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from matryoshka.coder.names import ConventionName
+from matryoshka.coder.architecture import ConventionName
 
 Target = Float[Tensor, "batch d_out"]
 Scalar = Float[Tensor, ""]

@@ -6,7 +6,6 @@ cumulative sum: M prefixes cost what one costs, forward and backward.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -14,31 +13,6 @@ from torch import Tensor
 
 from matryoshka.coder.latents import Latents
 from matryoshka.coder.sparse import prefix_errors, ring_sums
-from matryoshka.errors import MatryoshkaError
-
-
-def resolve_widths(widths: Sequence[int | float], d_sae: int) -> tuple[int, ...]:
-    """Widths as numbers of latents: whole numbers as they are, fractions (floats in (0, 1]) of `d_sae`; () is (d_sae,).
-
-    Raises MatryoshkaError unless they ascend strictly and end with d_sae.
-    """
-    if not widths:
-        return (d_sae,)
-    bad = [w for w in widths if isinstance(w, float) and not 0 < w <= 1]
-    if bad:
-        raise MatryoshkaError(f"coder.widths: {bad[0]} is neither a whole number nor a fraction in (0, 1]")
-    resolved = tuple(round(w * d_sae) if isinstance(w, float) else int(w) for w in widths)
-    check_ascending(resolved, d_sae)
-    if resolved[-1] != d_sae:
-        raise MatryoshkaError(f"coder.widths must end with coder.d_sae = {d_sae}, got {list(resolved)}")
-    return resolved
-
-
-def check_ascending(widths: Sequence[int], d_sae: int) -> None:
-    """Raise MatryoshkaError unless `widths` ascend strictly within 1 … d_sae."""
-    bounds = (0, *widths)
-    if len(bounds) < 2 or any(a >= b for a, b in pairwise(bounds)) or widths[-1] > d_sae:
-        raise MatryoshkaError(f"coder.widths must ascend strictly from at least 1 to {d_sae}, got {list(widths)}")
 
 
 def random_widths(m: int, d_sae: int, generator: torch.Generator) -> tuple[int, ...]:

@@ -37,11 +37,11 @@ def pre_activations(
 
 class _PreActivations(Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, W_enc: Tensor, b_enc: Tensor, pattern: Pattern, found: Tensor) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, W_enc: Tensor, b_enc: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, W_enc)
         ctx.pattern = pattern
-        if found.dtype == W_enc.dtype:
-            return found.clone()
+        if values.dtype == W_enc.dtype:
+            return values.clone()
         by = pattern.by_latent
         exact = operations(inputs).dots(inputs, W_enc.T, by.rows, by.indices) + b_enc[by.indices]
         return torch.empty_like(exact).scatter_(0, by.order, exact)

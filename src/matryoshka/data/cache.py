@@ -16,12 +16,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from matryoshka.data.activations import Chunk, LiveChunks, permutation
+from matryoshka.data.rowfilter import RowCounts, RowFilter
+from matryoshka.data.stream import Chunk, LiveChunks, permutation
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import replaced_folder
 from matryoshka.lm.sites import Site
 
-VERSION = 1
+VERSION = 2
 
 
 def write(
@@ -51,7 +52,7 @@ def write(
             file = new / f"chunk_{index}.safetensors"
             tensors = {str(site): x.contiguous() for site, x in chunk.activations.items()}
             save_file({**tensors, "positions": chunk.positions.contiguous()}, file)
-            shards.append({"file": file.name, "sha256": _checksum(file), "left_out": chunk.left_out})
+            shards.append({"file": file.name, "sha256": _checksum(file), **chunk.counts._asdict()})
             progress(index + 1)
         index = {
             "format": "matryoshka-activations",
@@ -59,6 +60,8 @@ def write(
             **identity,
             "seed": seed,
             "sites": [str(site) for site in live.sites],
+            "bos": live.keep.bos,
+            "largest_norms": {str(site): norm for site, norm in live.keep.largest.items()},
             "shards": shards,
         }
         (new / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -81,7 +84,14 @@ class CachedChunks:
                 )
         if missing := [str(site) for site in sites if str(site) not in self.index["sites"]]:
             raise MatryoshkaError(f"{folder}: holds {', '.join(self.index['sites'])}; lacks {', '.join(missing)}")
+        largest = {Site.parse(site): norm for site, norm in self.index["largest_norms"].items()}
+        self._keep = RowFilter(self.index["bos"], largest)
         self._proved: set[int] = set()
+
+    @property
+    def keep(self) -> RowFilter:
+        """As it was measured when the cache was written."""
+        return self._keep
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -101,7 +111,7 @@ class CachedChunks:
         except (OSError, SafetensorError) as error:
             raise MatryoshkaError(f"{file}: missing or damaged ({error})") from None
         self._proved.add(number)
-        return Chunk(activations, positions, shard["left_out"])
+        return Chunk(activations, positions, RowCounts(*(shard[name] for name in RowCounts._fields)))
 
 
 def _checksum(file: Path) -> str:

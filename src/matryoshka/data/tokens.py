@@ -272,9 +272,9 @@ def _read_meta(folder: Path) -> Meta:
         raise MatryoshkaError(f"{file}: damaged, or written by another version: {what}") from error
     for name, size in meta.bytes.items():
         path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            there = "is missing" if found is None else f"has {found:,} bytes"
+        actual = path.stat().st_size if path.is_file() else None
+        if actual != size:
+            there = "is missing" if actual is None else f"has {actual:,} bytes"
             raise MatryoshkaError(f"{path}: damaged tokens: the file {there}, expected {size:,} bytes")
     return meta
 

@@ -6,8 +6,7 @@ of ("s", "stone"), "animal" of ("animal", "dog")), and for every prefix of the d
 
 1. probe: logistic regression on y, at the WRITTEN site, of training groups; its direction is the concept's. A concept
    whose probe has an F1 below MIN_PROBE_F1 on test groups is left out, for every coder of the site alike, and counted
-2. main latents: one after another, as long as the F1 of a probe of them grows by more than F1_JUMP on training rows of
-   CHILDREN that neither they nor the probe were chosen by
+2. main latents: one after another, as long as they help on CHILDREN that they were not chosen by (`main_latents`)
 3. absorption (`carried`) on the test rows of the concept that the probe says yes to; mean over rows, then over concepts
 
 The null takes other latents that fire as often for the main ones: the score of a dictionary that has no latent for the
@@ -33,39 +32,35 @@ Where SAEBench 0.6 is unsound, this departs from it:
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from jaxtyping import Bool, Float, Int
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.carried import ABSORBERS, SHARE, Absorbed, Direction, absorbed
-from matryoshka.evaluation.concepts import Rows
-from matryoshka.evaluation.placed import Placed
-from matryoshka.evaluation.probes import (
+from matryoshka.evaluation.shared.carried import ABSORBERS, SHARE, Absorbed, Direction, absorbed
+from matryoshka.evaluation.shared.labelled import LabelledText
+from matryoshka.evaluation.shared.labelled_rows import LabelledRows
+from matryoshka.evaluation.shared.main_latents import main_latents
+from matryoshka.evaluation.shared.probes import (
     Probe,
-    Step,
     as_dense,
     f1,
-    f1_left_out,
-    fit,
     fit_activations,
-    folds,
-    forward,
     take,
 )
-from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, score
+from matryoshka.evaluation.subject import Subject
 from matryoshka.progress import Progress, silent
+from matryoshka.scores.result import Measure, NotMeasurable, Result, Score, score
+from matryoshka.study.hooked import HookedCoder
 
 MIN_PROBE_F1 = 0.6
 MIN_TOLD = 0.5
 """Share of the concepts that the language model has to tell for absorption to be measurable."""
 MIN_TRAIN, MIN_TEST, MIN_CHILDREN = 10, 4, 2
 """Rows of a concept in each half, children of it in training, and as many of others: with fewer it is not tried."""
-F1_JUMP = 0.03
-MAX_MAIN = 10
 DRAWS = 20
 """Of other latents for the null."""
 EXAMPLES = 10
@@ -79,6 +74,7 @@ FULL = Measure(
     unit="concept",
     null=_NULL,
     percent=True,
+    of_target=True,
 )
 FRACTION = Measure(
     "absorption fraction",
@@ -88,6 +84,7 @@ FRACTION = Measure(
     unit="concept",
     null=_NULL,
     percent=True,
+    of_target=True,
 )
 MAIN_F1 = Measure(
     "F1 of main latents",
@@ -103,8 +100,20 @@ CARRIED = Measure(
     unit="concept",
     null=_NULL,
     headline=False,
+    of_target=True,
 )
 MEASURES = (FULL, FRACTION, MAIN_F1, CARRIED)
+READS_LABELS = False
+
+
+def evaluate(subject: Subject, progress: Progress = silent, text: LabelledText | None = None) -> Result:
+    """Full absorption, absorption fraction and the main latents' F1 of every prefix, of first letters, or of the
+    concepts of `text`; `progress` counts concepts, first their probes and then their latents.
+
+    Raises MatryoshkaError where no concept of the labelled text has children; NotMeasurable where the language model
+    does not tell enough of them, or no latent fires on any.
+    """
+    return measure(subject.rows(text or subject.letters, progress), subject.hooked, progress)
 
 
 class Concept(NamedTuple):
@@ -116,7 +125,7 @@ class Concept(NamedTuple):
     probe_f1: float
 
 
-class Prefix(NamedTuple):
+class FirstLatents(NamedTuple):
     """The first latents of a dictionary, on all rows."""
 
     width: int
@@ -126,7 +135,7 @@ class Prefix(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Example:
+class AbsorbedRow:
     """Of the rows that are fully absorbed: the first of each path and latent."""
 
     path: str
@@ -146,7 +155,7 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Found:
+class ConceptAbsorption:
     """One concept in one prefix, as the result's details show it."""
 
     main: list[int]
@@ -154,40 +163,40 @@ class Found:
     null: Values
     carried_by_all: float
     """By all latents of the prefix; the rest is the reconstruction's error."""
-    examples: list[Example]
+    examples: list[AbsorbedRow]
 
 
-def absorption(rows: Rows, placed: Placed, progress: Progress = silent) -> Result:
-    """Full absorption, absorption fraction and the main latents' F1 of every prefix; `progress` counts concepts, first
-    their probes and then their latents.
+def measure(rows: LabelledRows, hooked: HookedCoder, progress: Progress = silent) -> Result:
+    """The same of text that has been read."""
+    concepts = _concepts(rows, progress)
+    told = [concept for concept in concepts if concept.probe_f1 >= MIN_PROBE_F1]
+    if len(told) < MIN_TOLD * len(concepts):
+        raise NotMeasurable(_not_told(rows, hooked, concepts))
 
-    Raises MatryoshkaError where no concept of the labelled text has children; NotMeasurable where the language model
-    does not tell enough of them, or no latent fires on any.
-    """
-    tried = _with_children(rows)
-    concepts = []
+    prefixes, (W_dec, target) = _prefixes(rows, hooked), _decoder(rows, hooked)
+    absorption: dict[str, list[ConceptAbsorption | None]] = {}
+    for concept in told:
+        counted = rows.test & concept.labels & (concept.probe.scores(rows.y) > 0)
+        direction = Direction.of(concept.probe.direction, W_dec, target[counted])
+        absorption[concept.name] = [_measure(rows, concept, prefix, counted, direction) for prefix in prefixes]
+        progress(len(concepts) + len(absorption), len(concepts) + len(told))
+    scores = tuple(_scores(rows.labelled.name, prefixes, absorption))
+    if not scores:
+        raise NotMeasurable(f"{rows.labelled.name}: no latent of this coder fires with any of {len(told)} concepts")
+    return Result(scores, _details(rows, concepts, prefixes, absorption))
+
+
+def _concepts(rows: LabelledRows, progress: Progress) -> list[Concept]:
+    """Those that are tried, and their probes; half of the way."""
+    tried, concepts = _with_children(rows), []
     for name, labels in tried.items():
         probe = fit_activations(rows.y[~rows.test], labels[~rows.test])
         concepts.append(Concept(name, labels, probe, f1(probe.scores(rows.y[rows.test]), labels[rows.test])))
         progress(len(concepts), 2 * len(tried))
-    told = [each for each in concepts if each.probe_f1 >= MIN_PROBE_F1]
-    if len(told) < MIN_TOLD * len(concepts):
-        raise NotMeasurable(_not_told(rows, placed, concepts))
-
-    prefixes, (W_dec, target) = _prefixes(rows, placed), _decoder(rows, placed)
-    found: dict[str, list[Found | None]] = {}
-    for concept in told:
-        counted = rows.test & concept.labels & (concept.probe.scores(rows.y) > 0)
-        direction = Direction.of(concept.probe.direction, W_dec, target[counted])
-        found[concept.name] = [_measure(rows, concept, prefix, counted, direction) for prefix in prefixes]
-        progress(len(concepts) + len(found), len(concepts) + len(told))
-    scores = tuple(_scores(rows.labelled.name, prefixes, found))
-    if not scores:
-        raise NotMeasurable(f"{rows.labelled.name}: no latent of this coder fires with any of {len(told)} concepts")
-    return Result(scores, _details(rows, concepts, prefixes, found))
+    return concepts
 
 
-def _with_children(rows: Rows) -> dict[str, Bool[np.ndarray, " n"]]:
+def _with_children(rows: LabelledRows) -> dict[str, Bool[np.ndarray, " n"]]:
     """The concepts that have children, and enough rows on either side of either half."""
     paths = [example.path for example in rows.labelled.examples]
     parents = sorted({"/".join(path[:depth]) for path in paths for depth in range(1, len(path))})
@@ -200,47 +209,51 @@ def _with_children(rows: Rows) -> dict[str, Bool[np.ndarray, " n"]]:
 
     def enough(side: Bool[np.ndarray, " n"]) -> bool:
         train = side & ~rows.test
-        found = len(set(children[train])), np.count_nonzero(train), np.count_nonzero(side & rows.test)
-        return all(number >= least for number, least in zip(found, (MIN_CHILDREN, MIN_TRAIN, MIN_TEST), strict=True))
+        counts = len(set(children[train])), np.count_nonzero(train), np.count_nonzero(side & rows.test)
+        return all(number >= least for number, least in zip(counts, (MIN_CHILDREN, MIN_TRAIN, MIN_TEST), strict=True))
 
-    found = {name: every[name] for name in parents if enough(every[name]) and enough(~every[name])}
-    if not found:
+    tried = {name: every[name] for name in parents if enough(every[name]) and enough(~every[name])}
+    if not tried:
         raise NotMeasurable(
             f"{rows.labelled.name}: absorption needs {MIN_TRAIN} rows of {MIN_CHILDREN} children to train on and"
             f" {MIN_TEST} to test with, of a concept and of others: none of {len(parents)} concepts has so many"
         )
-    return found
+    return tried
 
 
-def _not_told(rows: Rows, placed: Placed, concepts: Sequence[Concept]) -> str:
-    told = sum(each.probe_f1 >= MIN_PROBE_F1 for each in concepts)
-    best = sorted(concepts, key=lambda each: each.probe_f1, reverse=True)
+def _not_told(rows: LabelledRows, hooked: HookedCoder, concepts: Sequence[Concept]) -> str:
+    where = " + ".join(map(str, hooked.wiring.writes))
+    told = sum(concept.probe_f1 >= MIN_PROBE_F1 for concept in concepts)
+    best = sorted(concepts, key=lambda concept: concept.probe_f1, reverse=True)
     return (
-        f"{rows.labelled.name}: the language model does not tell these concepts at {placed.write}: probes of {told} of"
+        f"{rows.labelled.name}: the language model does not tell these concepts at {where}: probes of {told} of"
         f" {len(concepts)} have an F1 ≥ {MIN_PROBE_F1}, {MIN_TOLD:.0%} are needed"
-        f" ({', '.join(f'{each.name} {each.probe_f1:.2f}' for each in best)})"
+        f" ({', '.join(f'{concept.name} {concept.probe_f1:.2f}' for concept in best)})"
     )
 
 
-def _prefixes(rows: Rows, placed: Placed) -> list[Prefix]:
-    parts = [(width, rows.latents[:, :width]) for width in placed.coder.config.widths]
-    return [Prefix(width, part, np.bincount(part.indices, minlength=width)) for width, part in parts]
+def _prefixes(rows: LabelledRows, hooked: HookedCoder) -> list[FirstLatents]:
+    parts = [(width, rows.latents[:, :width]) for width in hooked.coder.widths]
+    return [FirstLatents(width, part, np.bincount(part.indices, minlength=width)) for width, part in parts]
 
 
-def _decoder(rows: Rows, placed: Placed) -> tuple[Float[np.ndarray, "d_sae d_out"], Float[np.ndarray, "n d_out"]]:
-    """W_dec in raw units, and what latents × W_dec are to add up to: y − b_dec − x W_skip."""
-    coder = placed.coder.fold()
-    W_dec, b_dec = (each.detach().float().cpu().numpy() for each in (coder.W_dec, coder.b_dec))
-    skipped = 0 if coder.W_skip is None else rows.x @ coder.W_skip.detach().float().cpu().numpy()
-    return W_dec, rows.y - b_dec - skipped
+@torch.no_grad()
+def _decoder(
+    rows: LabelledRows, hooked: HookedCoder
+) -> tuple[Float[np.ndarray, "d_sae d_out"], Float[np.ndarray, "n d_out"]]:
+    """W_dec, and what latents × W_dec are to add up to: y − b_dec − x W_skip."""
+    coder = hooked.coder
+    x, y = (torch.from_numpy(part).to(coder.device) for part in (rows.x, rows.y))
+    W_dec, target = (part.float().cpu().numpy() for part in (coder.decoder_rows(), coder.to_explain(x, y)))
+    return W_dec, target
 
 
 # --- one concept in one prefix
 
 
 def _measure(
-    rows: Rows, concept: Concept, prefix: Prefix, counted: Bool[np.ndarray, " n"], direction: Direction
-) -> Found | None:
+    rows: LabelledRows, concept: Concept, prefix: FirstLatents, counted: Bool[np.ndarray, " n"], direction: Direction
+) -> ConceptAbsorption | None:
     """None if the prefix has no latent that fires more with the concept than without."""
     children = ["/".join(example.path) for example in rows.labelled.examples]
     train = np.flatnonzero(~rows.test)
@@ -249,17 +262,20 @@ def _measure(
         return None
     latents, whole = prefix.latents[counted], direction.whole.sum()
 
-    def values(chosen: Int[np.ndarray, " chosen"], found: Absorbed) -> Values:
+    def values(chosen: Int[np.ndarray, " chosen"], rows_absorbed: Absorbed) -> Values:
         main_f1 = f1(take(prefix.latents[rows.test], chosen).sum(1), concept.labels[rows.test])
         return Values(
-            float(found.full.mean()), float(found.fraction.mean()), main_f1, float(found.by_main.sum() / whole)
+            float(rows_absorbed.full.mean()),
+            float(rows_absorbed.fraction.mean()),
+            main_f1,
+            float(rows_absorbed.by_main.sum() / whole),
         )
 
     real = absorbed(latents, direction, main)
     random = np.random.default_rng(0)
     stand_ins = [as_dense(prefix.counts, main, random) for _ in range(DRAWS)]
-    nulls = [astuple(values(each, absorbed(latents, direction, each))) for each in stand_ins]
-    return Found(
+    nulls = [astuple(values(others, absorbed(latents, direction, others))) for others in stand_ins]
+    return ConceptAbsorption(
         main.tolist(),
         values(main, real),
         Values(*np.mean(nulls, axis=0).tolist()),
@@ -268,32 +284,10 @@ def _measure(
     )
 
 
-def main_latents(
-    latents: sp.csr_array, labels: Bool[np.ndarray, " n"], children: Sequence[str]
-) -> Int[np.ndarray, " main"]:
-    """The latents of a concept, best first, from training rows alone: as many as help on children left out.
-
-    `children`: what each row is in particular, be it of the concept or not. Empty if no latent fires more with the
-    concept than without.
-    """
-    parts, main, best = folds(children, labels), np.empty(0, dtype=np.int64), np.full(2, -np.inf)
-    every = forward(latents, labels)
-    others = zip(*(forward(latents[~part], labels[~part]) for part in parts), strict=False)
-    for step, without in islice(zip(every, others, strict=False), MAX_MAIN):
-        # the first says whether as many latents help that were chosen without the children they are to help on, the
-        # second whether these very latents do: that of a left-out child would not
-        same = [Step(step.latents, fit(take(latents[~part], step.latents), labels[~part])) for part in parts]
-        reached = np.array([f1_left_out(latents, labels, parts, steps) for steps in (without, same)])
-        if (reached <= best + F1_JUMP).any():
-            break
-        main, best = step.latents, reached
-    return main
-
-
-def _examples(found: Absorbed, whole: Float[np.ndarray, " rows"], paths: list[str]) -> list[Example]:
-    first: dict[tuple[str, int], Example] = {}
-    for i in np.flatnonzero(found.full).tolist():
-        example = Example(paths[i], int(found.latent[i]), float(found.by_latent[i] / whole[i]))
+def _examples(real: Absorbed, whole: Float[np.ndarray, " rows"], paths: list[str]) -> list[AbsorbedRow]:
+    first: dict[tuple[str, int], AbsorbedRow] = {}
+    for i in np.flatnonzero(real.full).tolist():
+        example = AbsorbedRow(paths[i], int(real.latent[i]), float(real.by_latent[i] / whole[i]))
         first.setdefault((example.path, example.latent), example)
     return list(first.values())[:EXAMPLES]
 
@@ -301,13 +295,15 @@ def _examples(found: Absorbed, whole: Float[np.ndarray, " rows"], paths: list[st
 # --- all concepts
 
 
-def _scores(labelled: str, prefixes: Sequence[Prefix], found: Mapping[str, list[Found | None]]) -> Iterator[Score]:
+def _scores(
+    labelled: str, prefixes: Sequence[FirstLatents], absorption: Mapping[str, list[ConceptAbsorption | None]]
+) -> Iterator[Score]:
     for i, prefix in enumerate(prefixes):
-        here = {f"{labelled}/{name}": each[i] for name, each in found.items()}
-        with_latents = {name: each for name, each in here.items() if each is not None}
+        here = {f"{labelled}/{name}": prefixed[i] for name, prefixed in absorption.items()}
+        with_latents = {name: concept for name, concept in here.items() if concept is not None}
         if with_latents:
             values, nulls = (
-                np.array([astuple(getattr(each, which)) for each in with_latents.values()])
+                np.array([astuple(getattr(concept, which)) for concept in with_latents.values()])
                 for which in ("values", "null")
             )
             for measure, of_measure, null in zip(MEASURES, values.T, nulls.mean(0), strict=True):
@@ -315,25 +311,31 @@ def _scores(labelled: str, prefixes: Sequence[Prefix], found: Mapping[str, list[
 
 
 def _details(
-    rows: Rows, concepts: Sequence[Concept], prefixes: Sequence[Prefix], found: Mapping[str, list[Found | None]]
+    rows: LabelledRows,
+    concepts: Sequence[Concept],
+    prefixes: Sequence[FirstLatents],
+    absorption: Mapping[str, list[ConceptAbsorption | None]],
 ) -> dict[str, Any]:
     widths = [str(prefix.width) for prefix in prefixes]
     return {
         "rows": len(rows.test),
         "dropped": rows.dropped,
-        "never_fired": {str(each.width): int((each.counts == 0).sum()) for each in prefixes},
+        "never_fired": {str(prefix.width): int((prefix.counts == 0).sum()) for prefix in prefixes},
         "without_latents": {
-            width: [name for name, each in found.items() if each[i] is None] for i, width in enumerate(widths)
+            width: [name for name, prefixed in absorption.items() if prefixed[i] is None]
+            for i, width in enumerate(widths)
         },
-        "not_told": {each.name: each.probe_f1 for each in concepts if each.name not in found},
+        "not_told": {concept.name: concept.probe_f1 for concept in concepts if concept.name not in absorption},
         "concepts": {
-            each.name: {
-                "probe_f1": each.probe_f1,
+            concept.name: {
+                "probe_f1": concept.probe_f1,
                 "prefixes": {
-                    width: asdict(one) for width, one in zip(widths, found[each.name], strict=True) if one is not None
+                    width: asdict(one)
+                    for width, one in zip(widths, absorption[concept.name], strict=True)
+                    if one is not None
                 },
             }
-            for each in concepts
-            if each.name in found
+            for concept in concepts
+            if concept.name in absorption
         },
     }

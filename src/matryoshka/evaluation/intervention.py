@@ -1,7 +1,7 @@
 """What features do to the model's predictions: all ranked to first order, some of every ring really ablated.
 
-    1. the attribution of every latent on all windows, one backward pass each          (evaluation/attribution.py)
-    2. a sample of living features ablated in a few windows, beside changes that are as large  (evaluation/ablation.py)
+    1. the attribution of every latent on all windows, one backward pass each       (interventions/attribution.py)
+    2. a sample of living features ablated in a few windows, beside changes that are as large  (shared/ablation.py)
     3. the ranking of 1 against what 2 found in the same windows
 
 Scores of a prefix are means over its living features: a sampled one stands for living / sampled of its ring.
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from matryoshka.data.tokens import Windows
-from matryoshka.evaluation.ablation import (
+from matryoshka.evaluation.shared.ablation import (
     ABLATED,
     AFTER,
     MATCHED,
     ON,
     RANDOM,
+    SAMPLE,
     WINDOWS,
     Effects,
     Sample,
@@ -28,11 +28,10 @@ from matryoshka.evaluation.ablation import (
     draw_sample,
     draw_trials,
 )
-from matryoshka.evaluation.attribution import Attribution, attribute
-from matryoshka.evaluation.placed import Placed
-from matryoshka.evaluation.scores import Measure, Result, Score, score
-from matryoshka.lm.model import LanguageModel
+from matryoshka.evaluation.subject import Subject
+from matryoshka.interventions.attribution import Attribution, attribute
 from matryoshka.progress import Progress, silent
+from matryoshka.scores.result import Measure, Result, Score, score
 
 AS_LARGE = "an equal change along the decoder row of another feature that fires as often"
 KL_RATIO = Measure(
@@ -43,6 +42,7 @@ KL_RATIO = Measure(
     unit="feature",
     null=AS_LARGE,
     paired=False,
+    of_target=True,
 )
 KL_ON = Measure(
     "ablation KL (mnat)",
@@ -52,6 +52,7 @@ KL_ON = Measure(
     unit="feature",
     null=AS_LARGE,
     paired=False,
+    of_target=True,
     headline=False,
 )
 CE_ON = Measure(
@@ -62,6 +63,7 @@ CE_ON = Measure(
     unit="feature",
     null=AS_LARGE,
     paired=False,
+    of_target=True,
     headline=False,
 )
 RANKING = Measure(
@@ -72,6 +74,7 @@ RANKING = Measure(
     unit="feature",
     null="what one in twenty permutations of the features reaches",
     paired=False,
+    of_target=True,
 )
 KL_AFTER = Measure(
     "ablation KL after (mnat)",
@@ -81,6 +84,7 @@ KL_AFTER = Measure(
     unit="feature",
     null=AS_LARGE,
     paired=False,
+    of_target=True,
     headline=False,
 )
 CE_AFTER = Measure(
@@ -91,9 +95,11 @@ CE_AFTER = Measure(
     unit="feature",
     null=AS_LARGE,
     paired=False,
+    of_target=True,
     headline=False,
 )
 MEASURES = (KL_RATIO, KL_ON, CE_ON, RANKING, KL_AFTER, CE_AFTER)
+READS_LABELS = False
 
 PERMUTATIONS = 1000
 RANKED = 3
@@ -102,20 +108,17 @@ SHOWN = 10
 """Features at either end of the ranking, in the details."""
 
 
-def intervention(
-    lm: LanguageModel, windows: Windows, placed: Placed, tokens: int, progress: Progress = silent
-) -> Result:
+def evaluate(subject: Subject, progress: Progress = silent, sample_size: int = SAMPLE) -> Result:
     """Effects of ablated features, and how well attribution foretells them; `progress` counts windows.
 
     Details: both ends of the ranking of all features, the numbers of every ablated one, the other nulls.
     Raises NotMeasurable if no feature fires.
     """
-    placed = placed._replace(coder=placed.coder.fold().eval())
-    widths, generator = placed.coder.config.widths, np.random.default_rng(0)
-    attribution = attribute(lm, windows, placed, tokens, progress)
-    sample = draw_sample(attribution.fired, widths, generator)
+    lm, windows, widths, generator = subject.lm, subject.windows, subject.widths, np.random.default_rng(0)
+    attribution = subject.own("attribution", lambda coders: attribute(lm, windows, coders, subject.tokens, progress))
+    sample = draw_sample(attribution.fired, widths, generator, sample_size)
     trials = draw_trials(attribution, sample, windows, generator)
-    effects = ablate(lm, windows, placed, attribution, sample, trials, generator, progress)
+    effects = ablate(lm, windows, subject.hooked, attribution, sample, trials, generator, progress)
     details = {
         "windows": len(attribution.windows),
         "windows_a_feature": WINDOWS,
@@ -128,7 +131,7 @@ def intervention(
 
 
 def _scores(sample: Sample, effects: Effects, widths: Sequence[int]) -> Iterator[Score]:
-    kl, ce = (1000 * each / np.maximum(1, effects.positions) for each in (effects.kl, effects.ce))
+    kl, ce = (1000 * sums / np.maximum(1, effects.positions) for sums in (effects.kl, effects.ce))
     for width in widths:
         inside = sample.features < width
         for measure, means, place in ((KL_ON, kl, ON), (CE_ON, ce, ON), (KL_AFTER, kl, AFTER), (CE_AFTER, ce, AFTER)):
@@ -196,8 +199,8 @@ def _other_nulls(sample: Sample, effects: Effects, widths: Sequence[int]) -> dic
     random = 1000 * effects.kl[RANDOM, :, ON] / effects.positions[:, ON]
 
     def by_width(value: Callable[[Bool[np.ndarray, " n"]], float]) -> list[float | None]:
-        used = [sample.features < width for width in widths]
-        return [float(value(each)) if each.sum() >= RANKED else None for each in used]
+        prefixes = [sample.features < width for width in widths]
+        return [float(value(used)) if used.sum() >= RANKED else None for used in prefixes]
 
     return {
         "kl_random_mnat": by_width(lambda used: np.average(random[used], weights=sample.weight[used])),

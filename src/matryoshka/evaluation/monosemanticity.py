@@ -7,7 +7,8 @@
 A token feature has a high rule AUC and may follow anything; a topic has no rule and much alike before it; a feature of
 many unrelated tokens has neither. So a low number alone is no verdict.
 
-1. one pass of the language model over held-out text; where each latent fires is kept, and one layer's residual
+1. one pass of the language model over held-out text, for all coders; where each latent fires is recorded, and one
+   layer's residual
 2. documents fall into a training and a test half by a hash; rules and means are learnt on one, every AUC is measured on
    the other
 3. of each ring FEATURES latents are drawn from those that fire often enough in both halves. The silent and the rare are
@@ -29,13 +30,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Float16, Int
 
 from matryoshka.data.tokens import Windows
-from matryoshka.evaluation.contexts import SHORTEST, Contexts
-from matryoshka.evaluation.firings import FEATURES, Reading, middle, read
-from matryoshka.evaluation.placed import Placed, window_count
-from matryoshka.evaluation.rules import Ngrams, Rule, describe, rule_auc
-from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, finite, score
+from matryoshka.evaluation.shared.contexts import SHORTEST, Contexts
+from matryoshka.evaluation.shared.firings import FEATURES, TextFirings, middle, read_firings
+from matryoshka.evaluation.shared.rules import Ngrams, Rule, describe, rule_auc
+from matryoshka.evaluation.subject import Subject
 from matryoshka.lm.model import LanguageModel
 from matryoshka.progress import Progress, silent
+from matryoshka.scores.result import Measure, NotMeasurable, Result, Score, finite, score
+from matryoshka.study.hooked import HookedCoder
+from matryoshka.study.reader import spread_windows
 
 FIRINGS = 16
 """Positions in each half at which a latent must fire to be drawn."""
@@ -75,29 +78,53 @@ MEASURES = (RULE, TFIDF, RESIDUAL)
 _NAMES = [measure.name for measure in MEASURES]
 
 
-def monosemanticity(
-    lm: LanguageModel, windows: Windows, placed: Placed, tokens: int, progress: Progress = silent
-) -> Result:
-    """Rule AUC, TF-IDF AUC and residual AUC of every prefix, on `tokens` tokens of `windows`.
+READS_LABELS = False
+FIRING_TOKENS = 131_072
+"""Tokens, at least, where a number of firings of single latents is needed."""
 
-    `progress` counts windows, each twice: half of the way is the language model's. Raises NotMeasurable if no latent
-    fires often enough, or the windows are too short for contexts.
+
+def evaluate(subject: Subject, progress: Progress = silent) -> Result:
+    """Rule AUC, TF-IDF AUC and residual AUC of every prefix, on FIRING_TOKENS at least.
+
+    Raises NotMeasurable if no latent fires often enough, or the windows are too short for contexts.
+    """
+    lm, windows, tokens = subject.lm, subject.windows, max(subject.tokens, FIRING_TOKENS)
+    result = subject.own("monosemanticity", lambda coders: monosemanticity(lm, windows, coders, tokens, progress))
+    if result.reason is not None:
+        raise NotMeasurable(result.reason)
+    return result
+
+
+def monosemanticity(
+    lm: LanguageModel, windows: Windows, coders: Sequence[HookedCoder], tokens: int, progress: Progress = silent
+) -> list[Result]:
+    """Rule AUC, TF-IDF AUC and residual AUC of every prefix of each coder, on `tokens` tokens of `windows`, which the
+    language model reads once; a Result that says why, where no latent of a coder fires often enough.
+
+    `progress` counts windows, those that are read and as many for the measuring of each coder. Raises NotMeasurable if
+    the windows are too short for contexts.
     """
     if windows.context // 2 < SHORTEST:
         raise NotMeasurable(f"monosemanticity: windows of {windows.context} tokens, it needs {2 * SHORTEST} or more")
-    count = window_count(windows, tokens)
-    reading = read(lm, windows, placed, tokens, lambda done, _: progress(done, 2 * count))
-    result = measure(
-        reading,
-        placed.coder.config.widths,
-        lm.token_bytes,
-        lambda done, total: progress(count + done * count // total, 2 * count),
-    )
-    return Result(result.scores, {**result.details, "residual site": str(middle(lm))})
+    count = len(spread_windows(windows, tokens))
+    whole = (1 + len(coders)) * count
+    texts = read_firings(lm, windows, coders, tokens, lambda done, _: progress(done, whole))
+    results = []
+    for number, (hooked, text) in enumerate(zip(coders, texts, strict=True), start=1):
+
+        def update(done: int, total: int, before: int = number * count) -> None:
+            progress(before + done * count // total, whole)
+
+        try:
+            result = measure(text, hooked.coder.widths, lm.token_bytes, update)
+            results.append(Result(result.scores, {**result.details, "residual site": str(middle(lm))}))
+        except NotMeasurable as reason:
+            results.append(Result((), reason=str(reason)))
+    return results
 
 
 def measure(
-    reading: Reading, widths: Sequence[int], vocabulary: Sequence[bytes], progress: Progress = silent
+    reading: TextFirings, widths: Sequence[int], vocabulary: Sequence[bytes], progress: Progress = silent
 ) -> Result:
     """The same of a text that has been read: steps 2 to 4. `progress` counts latents."""
     firings = np.stack([reading.firing.T @ reading.half(test).ravel().astype(np.int64) for test in (False, True)])
@@ -110,14 +137,14 @@ def measure(
         )
     yardsticks = _Yardsticks(reading)
     halves = [np.flatnonzero(reading.half(test)) for test in (False, True)]
-    found, null, chance = [], [], []
+    real, null, chance = [], [], []
     for i, latent in enumerate(drawn.latents.tolist()):
         generator = np.random.default_rng(latent)
-        found.append(yardsticks(reading.firings(latent), generator))
+        real.append(yardsticks(reading.firings(latent), generator))
         null.append(yardsticks(_highest(reading.projections[:, i], halves, firings[:, latent]), generator))
         chance.append(yardsticks(_anywhere(halves, firings[:, latent], generator), generator))
         progress(i + 1, len(drawn.latents))
-    aucs, null_aucs, chance_aucs = (np.stack([each.aucs for each in side]) for side in (found, null, chance))
+    aucs, null_aucs, chance_aucs = (np.stack([measured.aucs for measured in side]) for side in (real, null, chance))
     details = {
         "tokens": int(reading.counted.sum()),
         "documents": [len(np.unique(reading.documents[reading.half(test)])) for test in (False, True)],
@@ -125,8 +152,8 @@ def measure(
         **_distribution(widths, drawn, aucs),
         "chance": _means(widths, drawn, chance_aucs),
         "latents": [
-            _row(latent, int(firings[:, latent].sum()), each, vocabulary)
-            for latent, each in zip(drawn.latents.tolist(), found, strict=True)
+            _row(latent, int(firings[:, latent].sum()), measured, vocabulary)
+            for latent, measured in zip(drawn.latents.tolist(), real, strict=True)
         ],
     }
     return Result(tuple(_scores(widths, drawn, aucs, null_aucs)), details)
@@ -163,7 +190,7 @@ def _often_enough(firings: Int[np.ndarray, "halves d_sae"]) -> Bool[np.ndarray, 
 # --- what is measured of them
 
 
-class Found(NamedTuple):
+class Yardsticked(NamedTuple):
     """What the yardsticks say of one set of firings."""
 
     rule: Rule
@@ -193,17 +220,17 @@ def _anywhere(
 class _Yardsticks:
     """The three AUCs of whatever fires at some positions of a text."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: TextFirings) -> None:
         self.tokens = reading.tokens
         self.train, self.test = (reading.half(test) for test in (False, True))
         self.ngrams, self.contexts = Ngrams(reading.tokens, self.train), Contexts(reading)
 
-    def __call__(self, firing: Int[np.ndarray, " firings"], generator: np.random.Generator) -> Found:
+    def __call__(self, firing: Int[np.ndarray, " firings"], generator: np.random.Generator) -> Yardsticked:
         rule, _ = self.ngrams.best(firing[self.train.ravel()[firing]])
         fires = np.zeros(self.tokens.size, dtype=bool)
         fires[firing] = True
         auc = rule_auc(rule, self.tokens, fires.reshape(self.tokens.shape), self.test)
-        return Found(rule, np.array([auc, *self.contexts.alike(firing, generator)]))
+        return Yardsticked(rule, np.array([auc, *self.contexts.alike(firing, generator)]))
 
 
 def _scores(
@@ -269,6 +296,6 @@ def _means(
     return {name: [finite(mean) for mean in row] for name, row in zip(_NAMES, means, strict=True)}
 
 
-def _row(latent: int, firings: int, found: Found, vocabulary: Sequence[bytes]) -> dict[str, Any]:
-    aucs = dict(zip(_NAMES, map(finite, found.aucs.tolist()), strict=True))
-    return {"latent": latent, "firings": firings, "rule": describe(found.rule, vocabulary), **aucs}
+def _row(latent: int, firings: int, measured: Yardsticked, vocabulary: Sequence[bytes]) -> dict[str, Any]:
+    aucs = dict(zip(_NAMES, map(finite, measured.aucs.tolist()), strict=True))
+    return {"latent": latent, "firings": firings, "rule": describe(measured.rule, vocabulary), **aucs}

@@ -20,28 +20,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from matryoshka.evaluation.concepts import Rows
-from matryoshka.evaluation.probes import (
+from matryoshka.evaluation.shared.labelled_rows import LabelledRows
+from matryoshka.evaluation.shared.probes import (
     Probe,
     as_dense,
     auc,
     balanced_accuracy,
     fit,
     fit_activations,
-    folds,
     most_different,
     take,
 )
-from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, score
+from matryoshka.evaluation.shared.tasks import Task, measurable
+from matryoshka.evaluation.subject import Subject
 from matryoshka.progress import Progress, silent
+from matryoshka.scores.result import Measure, Result, Score, score
 
 KS = (1, 2, 5)
-LEAST_GROUPS = 3
-"""Words or documents of a concept, and of its opposite, in each half."""
-LEAST_AUC = 0.7
-"""Of a dense probe, below which a site does not tell of a concept."""
 DRAWS = 10
 """Of other latents for the null."""
 
@@ -70,83 +67,15 @@ AUC = {k: _told(f"probe AUC, k = {k}", _AUC, f"a logistic regression on {k} late
 DENSE_ACCURACY = _told("probe accuracy, dense", _ACCURACY, "a logistic regression on the activations that are read")
 DENSE_AUC = _told("probe AUC, dense", _AUC, "a logistic regression on the activations that are read")
 MEASURES = (*ACCURACY.values(), *AUC.values(), DENSE_ACCURACY, DENSE_AUC)
+READS_LABELS = True
 
 
-class Task(NamedTuple):
-    """One concept against the rest of its set."""
+def evaluate(subject: Subject, progress: Progress = silent) -> Result:
+    """Balanced accuracy and AUC of k-sparse probes for each prefix, in all labelled text; `progress` counts concepts.
 
-    name: str
-    """set/concept"""
-    rows: Rows
-    labels: Bool[np.ndarray, " n"]
-
-    @property
-    def train_groups(self) -> list[str]:
-        """The word or document of each training row."""
-        examples = zip(self.rows.labelled.examples, self.rows.test, strict=True)
-        return [example.group for example, test in examples if not test]
-
-
-class Tasks(NamedTuple):
-    """The concepts that can be probed for at this site, and how many cannot."""
-
-    tasks: list[Task]
-    rare: int
-    """In fewer than LEAST_GROUPS words or documents of a half, or in all but so few."""
-    untold: list[str]
-    """Those that a dense probe of x does not find."""
-
-
-def measurable(sets: Sequence[Rows], opposites: bool = False) -> Tasks:
-    """The concepts of these sets that a dense probe finds. Raises NotMeasurable if there is none.
-
-    Of two concepts that are each other's opposite (plural, singular) only the first, unless `opposites`: a probe tells
-    both alike, and one observation is not to be counted twice.
+    Raises NotMeasurable if no concept is one that this site tells of.
     """
-    candidates, rare = [], 0
-    for rows in sets:
-        for task in _different(rows, opposites):
-            if enough := _enough_groups(task):
-                candidates.append(task)
-            rare += not enough
-    aucs = {task.name: _left_out_auc(task) for task in candidates}
-    found = Tasks(
-        [task for task in candidates if aucs[task.name] >= LEAST_AUC],
-        rare,
-        [name for name, value in aucs.items() if value < LEAST_AUC],
-    )
-    if not found.tasks:
-        best = f"the best is {max(aucs, key=aucs.__getitem__)} with {max(aucs.values()):.2f}" if aucs else "none"
-        raise NotMeasurable(
-            f"no concept has {LEAST_GROUPS} words or documents in each half and a dense probe's AUC of {LEAST_AUC} or"
-            f" more: of {len(aucs)} with enough of them, {best}"
-        )
-    return found
-
-
-def _different(rows: Rows, opposites: bool) -> Iterator[Task]:
-    """The concepts of a set; of two that hold of the same rows, the first."""
-    seen: set[bytes] = set()
-    for name, labels in rows.labelled.concepts().items():
-        if labels.tobytes() not in seen:
-            yield Task(f"{rows.labelled.name}/{name}", rows, labels)
-        seen |= {labels.tobytes()} if opposites else {labels.tobytes(), (~labels).tobytes()}
-
-
-def _enough_groups(task: Task) -> bool:
-    groups = [example.group for example in task.rows.labelled.examples]
-    sides = [side for _, *side in set(zip(groups, task.rows.test.tolist(), task.labels.tolist(), strict=True))]
-    return all(sides.count([test, label]) >= LEAST_GROUPS for test in (False, True) for label in (False, True))
-
-
-def _left_out_auc(task: Task) -> float:
-    """Of a dense probe, on each part of the training rows when fitted to the others."""
-    train = ~task.rows.test
-    x, labels = task.rows.x[train], task.labels[train]
-    scores = np.zeros(len(labels))
-    for left_out in folds(task.train_groups, labels):
-        scores[left_out] = fit_activations(x[~left_out], labels[~left_out]).scores(x[left_out])
-    return auc(scores, labels)
+    return measure(subject.all_rows(progress), subject.widths, progress)
 
 
 class Told(NamedTuple):
@@ -164,7 +93,7 @@ class Few(NamedTuple):
     null: Told
 
 
-class Found(NamedTuple):
+class ProbedConcept(NamedTuple):
     """What is told of one concept: by all of x, by k coordinates of x, and by k latents of each prefix."""
 
     dense: Told
@@ -172,23 +101,20 @@ class Found(NamedTuple):
     prefixes: list[dict[int, Few]]
 
 
-def probing(sets: Sequence[Rows], widths: Sequence[int], progress: Progress = silent) -> Result:
-    """Balanced accuracy and AUC of k-sparse probes for each prefix; `progress(done, total)` counts concepts.
-
-    Raises NotMeasurable if no concept of these sets is one that this site tells of.
-    """
+def measure(sets: Sequence[LabelledRows], widths: Sequence[int], progress: Progress = silent) -> Result:
+    """The same of text that has been read."""
     tasks, rare, untold = measurable(sets)
-    found = []
+    probed = []
     for task in tasks:
-        found.append(Found(_dense(task), _coordinates(task), [_few(task, width) for width in widths]))
-        progress(len(found), len(tasks))
+        probed.append(ProbedConcept(_dense(task), _coordinates(task), [_few(task, width) for width in widths]))
+        progress(len(probed), len(tasks))
     details = {
-        "concepts": [_row(task, each, widths) for task, each in zip(tasks, found, strict=True)],
+        "concepts": [_row(task, concept, widths) for task, concept in zip(tasks, probed, strict=True)],
         "left_out": {"rare": rare, "not_told_at_the_site": untold},
         "dropped": {rows.labelled.name: rows.dropped for rows in sets},
         "silent": {rows.labelled.name: _silent(rows, widths) for rows in sets},
     }
-    return Result(tuple(_scores([task.name for task in tasks], found, widths)), details)
+    return Result(tuple(_scores([task.name for task in tasks], probed, widths)), details)
 
 
 def _dense(task: Task) -> Told:
@@ -208,12 +134,12 @@ def _few(task: Task, width: int) -> dict[int, Few]:
     fires = np.bincount(latents[train].indices, minlength=width)
     generator = np.random.default_rng([width, *task.name.encode()])
     others = [as_dense(fires, chosen, generator) for _ in range(DRAWS)]
-    found = {}
+    few = {}
     for k in KS:
-        nulls = [_tell(task, take(latents, each[:k])) for each in others]
+        nulls = [_tell(task, take(latents, other[:k])) for other in others]
         null = Told(*(float(np.mean(values)) for values in zip(*nulls, strict=True)))
-        found[k] = Few(chosen[:k], _tell(task, take(latents, chosen[:k])), null)
-    return found
+        few[k] = Few(chosen[:k], _tell(task, take(latents, chosen[:k])), null)
+    return few
 
 
 def _tell(task: Task, x: Float[np.ndarray, "n d"], fit: Callable[..., Probe] = fit) -> Told:
@@ -226,37 +152,37 @@ def _tell(task: Task, x: Float[np.ndarray, "n d"], fit: Callable[..., Probe] = f
 # --- what is reported
 
 
-def _scores(names: Sequence[str], found: Sequence[Found], widths: Sequence[int]) -> Iterator[Score]:
+def _scores(names: Sequence[str], probed: Sequence[ProbedConcept], widths: Sequence[int]) -> Iterator[Score]:
     for i, width in enumerate(widths):
         for k in KS:
-            few = [each.prefixes[i][k] for each in found]
+            few = [concept.prefixes[i][k] for concept in probed]
             for measure, field in ((ACCURACY[k], "accuracy"), (AUC[k], "auc")):
-                null = float(np.mean([getattr(each.null, field) for each in few]))
-                yield score(measure, width, names, [getattr(each.told, field) for each in few], null=null)
-    yield score(DENSE_ACCURACY, widths[-1], names, [each.dense.accuracy for each in found])
-    yield score(DENSE_AUC, widths[-1], names, [each.dense.auc for each in found])
+                null = float(np.mean([getattr(probe.null, field) for probe in few]))
+                yield score(measure, width, names, [getattr(probe.told, field) for probe in few], null=null)
+    yield score(DENSE_ACCURACY, widths[-1], names, [concept.dense.accuracy for concept in probed])
+    yield score(DENSE_AUC, widths[-1], names, [concept.dense.auc for concept in probed])
 
 
-def _row(task: Task, found: Found, widths: Sequence[int]) -> dict[str, Any]:
+def _row(task: Task, probed: ProbedConcept, widths: Sequence[int]) -> dict[str, Any]:
     """One concept, as JSON."""
     return {
         "concept": task.name,
         "rows": len(task.labels),
         "share": float(task.labels.mean()),
         "test_rows": int(task.rows.test.sum()),
-        "dense": found.dense._asdict(),
-        "coordinates": {str(k): told._asdict() for k, told in found.coordinates.items()},
+        "dense": probed.dense._asdict(),
+        "coordinates": {str(k): told._asdict() for k, told in probed.coordinates.items()},
         "prefixes": {
             str(width): {
                 str(k): {"latents": few.latents.tolist(), **few.told._asdict(), "null": few.null._asdict()}
                 for k, few in prefix.items()
             }
-            for width, prefix in zip(widths, found.prefixes, strict=True)
+            for width, prefix in zip(widths, probed.prefixes, strict=True)
         },
     }
 
 
-def _silent(rows: Rows, widths: Sequence[int]) -> dict[str, int]:
+def _silent(rows: LabelledRows, widths: Sequence[int]) -> dict[str, int]:
     """Latents of each prefix that fire on no row of a set, and so are in no probe."""
     fired = np.unique(rows.latents.indices)
     return {str(width): width - int(np.searchsorted(fired, width)) for width in widths}

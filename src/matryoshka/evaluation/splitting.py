@@ -23,11 +23,12 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Bool, Int
 
-from matryoshka.evaluation.concepts import Rows
-from matryoshka.evaluation.probes import f1, f1_left_out, folds, forward, take
-from matryoshka.evaluation.probing import Task, measurable
-from matryoshka.evaluation.scores import Measure, NotMeasurable, Result, Score, score
+from matryoshka.evaluation.shared.labelled_rows import LabelledRows
+from matryoshka.evaluation.shared.probes import f1, f1_left_out, folds, forward, take
+from matryoshka.evaluation.shared.tasks import Task, measurable
+from matryoshka.evaluation.subject import Subject
 from matryoshka.progress import Progress, silent
+from matryoshka.scores.result import Measure, NotMeasurable, Result, Score, score
 
 JUMP = 0.03
 MOST = 10
@@ -50,6 +51,15 @@ PARTS_F1 = Measure(
     headline=False,
 )
 MEASURES = (SPLITTING, PARTS_F1)
+READS_LABELS = True
+
+
+def evaluate(subject: Subject, progress: Progress = silent) -> Result:
+    """Parts beyond the first of each concept of all labelled text, for each prefix; `progress` counts concepts.
+
+    Raises NotMeasurable if no concept is one that this site, or any prefix, tells of.
+    """
+    return measure(subject.all_rows(progress), subject.widths, progress)
 
 
 class Split(NamedTuple):
@@ -66,7 +76,7 @@ class Split(NamedTuple):
         return self.curve[-1] if self.curve else 0.0
 
 
-class Found(NamedTuple):
+class SplitConcept(NamedTuple):
     """A concept at one prefix."""
 
     split: Split
@@ -78,46 +88,45 @@ class Found(NamedTuple):
     @property
     def told(self) -> bool:
         """Better than by shuffled latents."""
-        return self.split.reached > max(each.reached for each in self.shuffled)
+        return self.split.reached > max(split.reached for split in self.shuffled)
 
 
-def splitting(sets: Sequence[Rows], widths: Sequence[int], progress: Progress = silent) -> Result:
-    """Parts beyond the first of each concept, for each prefix; `progress(done, total)` counts concepts.
-
-    Raises NotMeasurable if no concept of these sets is one that this site, or any prefix, tells of.
-    """
+def measure(sets: Sequence[LabelledRows], widths: Sequence[int], progress: Progress = silent) -> Result:
+    """The same of text that has been read."""
     # the latents that speak for a concept and those that speak for its opposite are not the same
     tasks, rare, untold = measurable(sets, opposites=True)
-    found: dict[str, list[Found]] = {}
+    concepts: dict[str, list[SplitConcept]] = {}
     for task in tasks:
-        found[task.name] = [_found(task, width) for width in widths]
-        progress(len(found), len(tasks))
+        concepts[task.name] = [_of_prefix(task, width) for width in widths]
+        progress(len(concepts), len(tasks))
     scores = [
-        each
+        score
         for i, width in enumerate(widths)
-        for each in _scores(width, {name: prefixes[i] for name, prefixes in found.items() if prefixes[i].told})
+        for score in _scores(width, {name: prefixes[i] for name, prefixes in concepts.items() if prefixes[i].told})
     ]
     if not scores:
         raise NotMeasurable(f"none of {len(tasks)} concepts is told by this coder's latents better than by chance")
     details = {
         "concepts": {
-            name: {str(width): _row(each) for width, each in zip(widths, prefixes, strict=True)}
-            for name, prefixes in found.items()
+            name: {str(width): _row(concept) for width, concept in zip(widths, prefixes, strict=True)}
+            for name, prefixes in concepts.items()
         },
         "left_out": {"rare": rare, "not_told_at_the_site": untold},
     }
     return Result(tuple(scores), details)
 
 
-def _found(task: Task, width: int) -> Found:
+def _of_prefix(task: Task, width: int) -> SplitConcept:
     labels, groups = task.labels[~task.rows.test], task.train_groups
     latents = task.rows.latents[~task.rows.test][:, :width]
     generator = np.random.default_rng([width, *task.name.encode()])
     shuffled = [latents[_shuffle(groups, labels, generator)] for _ in range(SHUFFLES)]
     best = next((step.latents.tolist() for step in forward(latents, labels)), [])
-    chance = [_curve(_with(each, best, latents), labels, groups) for each in shuffled]
-    return Found(
-        _split(task, latents), [_split(task, each) for each in shuffled], [_beyond_first(curve) for curve in chance]
+    chance = [f1_curve(_with(others, best, latents), labels, groups) for others in shuffled]
+    return SplitConcept(
+        _split(task, latents),
+        [_split(task, others) for others in shuffled],
+        [_beyond_first(curve) for curve in chance],
     )
 
 
@@ -125,7 +134,7 @@ def _split(task: Task, latents: sp.csr_array) -> Split:
     """With these latents on the training rows, and the true ones on the test rows."""
     test = task.rows.test
     labels = task.labels[~test]
-    curve = _curve(latents, labels, task.train_groups)
+    curve = f1_curve(latents, labels, task.train_groups)
     steps = list(islice(forward(latents, labels), len(curve)))
     if not steps:
         return Split(curve, np.empty(0, dtype=np.int64), 0.0)
@@ -133,11 +142,14 @@ def _split(task: Task, latents: sp.csr_array) -> Split:
     return Split(curve, parts, f1(probe.scores(take(task.rows.latents[test], parts)), task.labels[test]))
 
 
-def _curve(latents: sp.csr_array, labels: Bool[np.ndarray, " n"], groups: Sequence[str]) -> list[float]:
-    """F1 of one latent, two …, while it grows by more than JUMP: each row's score is of a probe not fitted to it."""
+def f1_curve(
+    latents: sp.csr_array, labels: Bool[np.ndarray, " n"], groups: Sequence[str], most: int = MOST
+) -> list[float]:
+    """F1 of one latent, two … up to `most`, while it grows by more than JUMP: each row's score is of a probe not fitted
+    to it."""
     parts = folds(groups, labels)
     curve: list[float] = []
-    for steps in islice(zip(*(forward(latents[~part], labels[~part]) for part in parts), strict=False), MOST):
+    for steps in islice(zip(*(forward(latents[~part], labels[~part]) for part in parts), strict=False), most):
         value = f1_left_out(latents, labels, parts, steps)
         if value <= (curve[-1] if curve else 0.0) + JUMP:
             break
@@ -173,32 +185,32 @@ def _with(latents: sp.csr_array, best: Sequence[int], true: sp.csr_array) -> sp.
 
 
 def _entries(latents: sp.csr_array, kept: Bool[np.ndarray, " entries"]) -> sp.csr_array:
-    found = latents.copy()
-    found.data = found.data * kept
-    found.eliminate_zeros()
-    return found
+    left = latents.copy()
+    left.data = left.data * kept
+    left.eliminate_zeros()
+    return left
 
 
 # --- what is reported
 
 
-def _scores(width: int, found: dict[str, Found]) -> Iterator[Score]:
-    if not found:
+def _scores(width: int, concepts: dict[str, SplitConcept]) -> Iterator[Score]:
+    if not concepts:
         return
-    splits = [each.split for each in found.values()]
-    chance = np.mean([each.chance for each in found.values()])
-    shuffled = np.mean([[split.test_f1 for split in each.shuffled] for each in found.values()])
-    yield score(SPLITTING, width, found, [_beyond_first(each.curve) for each in splits], null=float(chance))
-    yield score(PARTS_F1, width, found, [each.test_f1 for each in splits], null=float(shuffled))
+    splits = [concept.split for concept in concepts.values()]
+    chance = np.mean([concept.chance for concept in concepts.values()])
+    shuffled = np.mean([[split.test_f1 for split in concept.shuffled] for concept in concepts.values()])
+    yield score(SPLITTING, width, concepts, [_beyond_first(split.curve) for split in splits], null=float(chance))
+    yield score(PARTS_F1, width, concepts, [split.test_f1 for split in splits], null=float(shuffled))
 
 
-def _row(found: Found) -> dict[str, Any]:
+def _row(concept: SplitConcept) -> dict[str, Any]:
     """One concept at one prefix, as JSON."""
     return {
-        "told": found.told,
-        "latents": found.split.latents.tolist(),
-        "f1": found.split.curve,
-        "test_f1": found.split.test_f1,
-        "shuffled_f1": [each.reached for each in found.shuffled],
-        "splitting_by_chance": found.chance,
+        "told": concept.told,
+        "latents": concept.split.latents.tolist(),
+        "f1": concept.split.curve,
+        "test_f1": concept.split.test_f1,
+        "shuffled_f1": [split.reached for split in concept.shuffled],
+        "splitting_by_chance": concept.chance,
     }

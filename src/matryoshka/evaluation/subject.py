@@ -1,56 +1,121 @@
-"""What every evaluation is given: a coder in its place in a language model, and text."""
+"""What every evaluation is given: a coder on a text; and what coders that are measured together share."""
 
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 from matryoshka.data.tokens import Windows
-from matryoshka.evaluation import concepts, spelling
-from matryoshka.evaluation.concepts import Activations, LabelledText, Rows
-from matryoshka.evaluation.labels import shipped
-from matryoshka.evaluation.placed import Placed
-from matryoshka.evaluation.scores import NotMeasurable
+from matryoshka.evaluation.shared import spelling
+from matryoshka.evaluation.shared.labelled import LabelledText
+from matryoshka.evaluation.shared.labelled_rows import (
+    LabelledActivations,
+    LabelledRows,
+    encode_labelled,
+    read_labelled,
+)
+from matryoshka.evaluation.shared.labels import shipped
 from matryoshka.lm.model import LanguageModel
-from matryoshka.lm.sites import Site
 from matryoshka.progress import Progress
+from matryoshka.scores.result import NotMeasurable
+from matryoshka.study.hooked import HookedCoder
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What an evaluation is given: a coder in its place in a language model, and text."""
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Coders of one language model that are measured together on one text, and what has been read once for all."""
 
     lm: LanguageModel
     windows: Windows
     """Held-out text."""
-    placed: Placed
+    coders: Sequence[HookedCoder]
     tokens: int
-    """How much of it to measure on."""
+    """How much of the text to measure on."""
     labels: tuple[LabelledText, ...] = ()
     """The user's own, beside those that come with the package."""
-    read: dict[tuple[str, Site, Site], Activations] = field(default_factory=dict)
-    """What the language model has read of labelled text, by its name and the sites."""
+    _made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """The coder's prefixes."""
-        return self.placed.coder.config.widths
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` makes, made when it is asked for first."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
-    def rows(self, text: LabelledText, progress: Progress) -> Rows:
-        """Labelled text read through the language model and the coder: by the model once for all coders of its
-        sites."""
-        key = (text.name, self.placed.read, self.placed.write)
-        if key not in self.read:
-            self.read[key] = concepts.activations(self.lm, self.placed.read, self.placed.write, text, progress)
-        return concepts.encode(self.placed.coder, self.read[key])
+    def subjects(self) -> list["Subject"]:
+        """One for each coder, in their order."""
+        return [Subject(self, i) for i in range(len(self.coders))]
 
     @cached_property
     def letters(self) -> LabelledText:
         """The first-letter task, in words of the model's own. Raises NotMeasurable where it has too few."""
         return spelling.first_letters(self.lm)
 
-    def all_rows(self, progress: Progress) -> list[Rows]:
-        """Every labelled text: what comes with the package, the first letters where there are words, the user's."""
+    def texts(self) -> list[LabelledText]:
+        """Every labelled text: what comes with the package, the user's, the first letters where there are words."""
         texts = [*shipped(), *self.labels]
         with suppress(NotMeasurable):
             texts.append(self.letters)
-        return [self.rows(text, progress) for text in texts]
+        return texts
+
+    def read(self, text: LabelledText, progress: Progress) -> LabelledActivations:
+        """Labelled text read through the language model, once for all coders."""
+        return self.once(("labelled", text.name), lambda: read_labelled(self.lm, self.coders, text, progress))
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One coder on one text."""
+
+    bench: Bench
+    number: int
+    """Of the coder, among those of the bench."""
+
+    @property
+    def hooked(self) -> HookedCoder:
+        """The coder where it belongs in the language model."""
+        return self.bench.coders[self.number]
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The language model."""
+        return self.bench.lm
+
+    @property
+    def windows(self) -> Windows:
+        """Held-out text."""
+        return self.bench.windows
+
+    @property
+    def tokens(self) -> int:
+        """How much of it to measure on."""
+        return self.bench.tokens
+
+    @property
+    def labels(self) -> tuple[LabelledText, ...]:
+        """The user's own, beside those that come with the package."""
+        return self.bench.labels
+
+    @property
+    def letters(self) -> LabelledText:
+        """The first-letter task. Raises NotMeasurable where the model has too few words."""
+        return self.bench.letters
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The coder's prefixes."""
+        return self.hooked.coder.widths
+
+    def own(self, key: Hashable, measure: Callable[[Sequence[HookedCoder]], Sequence[T]]) -> T:
+        """This coder's part of what is measured of all coders of the bench at once."""
+        return self.bench.once(key, lambda: measure(self.bench.coders))[self.number]
+
+    def rows(self, text: LabelledText, progress: Progress) -> LabelledRows:
+        """Labelled text through the language model and the coder."""
+        return encode_labelled(self.hooked, self.bench.read(text, progress))
+
+    def all_rows(self, progress: Progress) -> list[LabelledRows]:
+        """Every labelled text."""
+        return [self.rows(text, progress) for text in self.bench.texts()]

@@ -1,7 +1,7 @@
 """The coders of runs taken through the evaluations of the table.
 
-    measured(member, …)  results of one coder: a saved one if it still answers what is asked
-    recipes(members, …)  which of them are the same recipe with other seeds
+    measured(members, …)  results of coders: saved ones that still answer what is asked, the others measured together
+    recipes(members, …)   which of them are the same recipe with other seeds
 
 Each result is saved as soon as it is there: an interrupted suite goes on with the evaluation that it was in.
 """
@@ -9,67 +9,60 @@ Each result is saved as soon as it is there: an interrupted suite goes on with t
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from matryoshka.coder.coder import SparseCoder
+from matryoshka.coder.card import Card
+from matryoshka.coder.io import fingerprint
+from matryoshka.config import read_yaml
 from matryoshka.data.tokens import Windows
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation import concepts, spelling
-from matryoshka.evaluation.concepts import Activations, LabelledText
-from matryoshka.evaluation.identity import fingerprint
-from matryoshka.evaluation.labels import shipped
-from matryoshka.evaluation.placed import Placed
-from matryoshka.evaluation.saved import load, save
-from matryoshka.evaluation.scores import NotMeasurable, Result
-from matryoshka.evaluation.subject import Subject
+from matryoshka.evaluation.shared import labelled as labelled_text
+from matryoshka.evaluation.shared import spelling
+from matryoshka.evaluation.shared.labelled import LabelledText
+from matryoshka.evaluation.shared.labels import shipped
+from matryoshka.evaluation.subject import Bench, Subject
 from matryoshka.evaluation.table import Evaluation, evaluations
-from matryoshka.lm.model import LanguageModel, describe, load_vocabulary
-from matryoshka.lm.sites import Site
+from matryoshka.lm.model import LanguageModel
 from matryoshka.progress import progress_bar
 from matryoshka.run import Run
 from matryoshka.run import names as run_names
-from matryoshka.training.config import Config
-from matryoshka.training.setup import open_lm, open_tokens
+from matryoshka.scores.comparison import Target
+from matryoshka.scores.result import NotMeasurable, Result
+from matryoshka.scores.saved import load, save
+from matryoshka.study.hooked import hook_all
+from matryoshka.study.opening import Studied
 from matryoshka.version import __version__
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Where the coders of one configuration are measured: its language model (loaded when it is needed first) and its
-    held-out text."""
+class Setting:
+    """Where coders are measured: their language model and their held-out text, each opened when it is needed first."""
 
-    config: Config
+    studied: Studied
+    """One of the coders: the others have the same key."""
+    tokens: int
+    """How much of the text to measure on."""
     labels: tuple[LabelledText, ...] = ()
+    device: str = "auto"
     ready: tuple[LanguageModel, Windows] | None = None
-    """Where both are loaded already."""
-    read: dict[tuple[str, Site, Site], Activations] = field(default_factory=dict)
-    """Of labelled text, for all coders."""
+    """Where both are opened already."""
 
     @cached_property
     def lm(self) -> LanguageModel:
         """The language model."""
-        return self.ready[0] if self.ready else open_lm(self.config.model)
+        return self.ready[0] if self.ready else self.studied.open_lm(self.device)
 
     @cached_property
     def windows(self) -> Windows:
         """The held-out text's."""
         if self.ready:
             return self.ready[1]
-        vocabulary = load_vocabulary(describe(self.config.model.name, self.config.model.revision))
-        return open_tokens(self.config.text, vocabulary).windows("held_out")
-
-    @cached_property
-    def key(self) -> str:
-        """What configurations have in common that are measured on one bench."""
-        config = self.config
-        return _hash(
-            [config.model.model_dump(mode="json"), config.text.model_dump(mode="json"), config.evaluation.tokens]
-        )
+        return self.studied.open_tokens(self.studied.open_vocabulary()).windows("held_out")
 
     def identity(self, coder: str, evaluation: Evaluation) -> dict[str, Any]:
         """All that a result depends on: where it is the same, so is the result. `coder`: its fingerprint."""
@@ -77,46 +70,55 @@ class Bench:
         return {
             "matryoshka": __version__,
             "coder": coder,
-            "model": self.config.model.model_dump(mode="json"),
+            "model": self.studied.card.model.model_dump(mode="json"),
             "text": self.windows.tokens.hash,
             "context": self.windows.context,
-            "tokens": self.config.evaluation.tokens,
+            "tokens": self.tokens,
             "labels": labels,
         }
+
+    def bench(self, members: Sequence[Run]) -> Bench:
+        """The coders of these runs, to be measured together."""
+        coders = hook_all([member.coder for member in members], self.lm, self.windows)
+        return Bench(self.lm, self.windows, coders, self.tokens, self.labels)
 
 
 def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def measured(member: Run, bench: Bench, names: Sequence[str], overwrite: bool = False) -> dict[str, Result]:
-    """The results of these evaluations for a run's coder. One that is saved and still is what would be found is taken,
-    unless `overwrite`; the others are measured now, and each is saved at once."""
-    coder = _fingerprint(member)
-    results: dict[str, Result] = {}
-    subject = None
-    known = evaluations(bench.labels)
-    for name in names:
-        evaluation = known[name]
-        identity = bench.identity(coder, evaluation)
-        if not overwrite and (saved := _saved(member, name, identity)):
-            results[name] = saved
-            continue
-        with progress_bar(f"{member.path.name}: {name}") as update:
-            subject = subject or Subject(
-                bench.lm,
-                bench.windows,
-                Placed.load(member.coder, bench.lm),
-                bench.config.evaluation.tokens,
-                bench.labels,
-                bench.read,
-            )
-            try:
-                results[name] = evaluation.run(subject, update)
-            except NotMeasurable as reason:
-                results[name] = Result((), reason=str(reason))
-        save(results[name], identity, member.evaluation, name)
-    return results
+def measured(
+    members: Sequence[Run], setting: Setting, names: Sequence[str], overwrite: bool = False
+) -> list[dict[str, Result]]:
+    """The results of these evaluations for the coder of each run, in their order. Those that are saved and still are
+    what would be found are taken, unless `overwrite`; the others are measured now, the coders that lack any together,
+    and each is saved at once."""
+    known = evaluations(setting.labels)
+    identities = [_identities(member, setting, {name: known[name] for name in names}) for member in members]
+    results: list[dict[str, Result]] = [
+        {} if overwrite else _saved(member, whose) for member, whose in zip(members, identities, strict=True)
+    ]
+    lacking = [i for i, saved in enumerate(results) if len(saved) < len(names)]
+    if lacking:
+        subjects = dict(zip(lacking, setting.bench([members[i] for i in lacking]).subjects(), strict=True))
+        for name in names:
+            for i in (i for i in lacking if name not in results[i]):
+                results[i][name] = _measure(members[i], name, known[name], subjects[i])
+                save(results[i][name], identities[i][name], members[i].evaluation, name)
+    return [{name: of_member[name] for name in names} for of_member in results]
+
+
+def _measure(member: Run, name: str, evaluation: Evaluation, subject: Subject) -> Result:
+    with progress_bar(f"{member.path.name}: {name}") as update:
+        try:
+            return evaluation.run(subject, update)
+        except NotMeasurable as reason:
+            return Result((), reason=str(reason))
+
+
+def _identities(member: Run, setting: Setting, known: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
+    coder = fingerprint(member.coder)
+    return {name: setting.identity(coder, evaluation) for name, evaluation in known.items()}
 
 
 def explained(member: Run) -> dict[str, Result]:
@@ -125,21 +127,20 @@ def explained(member: Run) -> dict[str, Result]:
         result, identity = load(member.evaluation, "detection")
     except MatryoshkaError:
         return {}
-    return {"detection": result} if identity["coder"] == _fingerprint(member) else {}
+    return {"detection": result} if identity["coder"] == fingerprint(member.coder) else {}
 
 
-def _fingerprint(member: Run) -> str:
-    """Of its folded coder, as the store of features has it too."""
-    return fingerprint(SparseCoder.load(member.coder).fold())
-
-
-def _saved(member: Run, name: str, identity: dict[str, Any]) -> Result | None:
-    """What is saved, if it is of this identity."""
-    try:
-        result, saved = load(member.evaluation, name)
-    except MatryoshkaError:
-        return None
-    return result if saved == identity else None
+def _saved(member: Run, identities: Mapping[str, dict[str, Any]]) -> dict[str, Result]:
+    """What is saved, of these identities."""
+    results = {}
+    for name, identity in identities.items():
+        try:
+            result, saved = load(member.evaluation, name)
+        except MatryoshkaError:
+            continue
+        if saved == identity:
+            results[name] = result
+    return results
 
 
 def labelled(files: Sequence[Path]) -> tuple[LabelledText, ...]:
@@ -147,23 +148,36 @@ def labelled(files: Sequence[Path]) -> tuple[LabelledText, ...]:
     taken = {text.name for text in shipped()} | {spelling.NAME}
     texts = []
     for file in files:
-        texts.append(text := concepts.load(file))
+        texts.append(text := labelled_text.load(file))
         if text.name in taken:
             raise MatryoshkaError(f"{file}: there are labels of the name {text.name!r} already; give the file another")
         taken.add(text.name)
     return tuple(texts)
 
 
-def recipes(members: Sequence[Run], configs: Sequence[Config]) -> list[tuple[str, list[int]]]:
-    """(name, numbers of its members) of each recipe: coders whose configurations differ in seeds alone are one."""
+def recipes(members: Sequence[Run]) -> list[tuple[str, list[int]]]:
+    """(name, numbers of its members) of each recipe: coders whose configurations differ in seeds alone are one, and one
+    that was not trained here is its own."""
     groups: dict[str, list[int]] = {}
-    for i, config in enumerate(configs):
-        recipe = config.model_dump(
-            mode="json", exclude={"name": True, "log": True, "training": {"seed"}, "coder": {"seed"}}
-        )
-        groups.setdefault(_hash(recipe), []).append(i)
+    for i, member in enumerate(members):
+        groups.setdefault(_recipe(member), []).append(i)
     names = run_names(members)
     return [(_common([names[i] for i in group], members[group[0]].path), group) for group in groups.values()]
+
+
+def _recipe(member: Run) -> str:
+    """The same for runs whose configurations differ in name, log and seeds alone."""
+    if not member.config_file.is_file():
+        return str(member.path)
+    recipe = read_yaml(member.config_file)
+    for section, field in ((recipe, "name"), (recipe, "log"), (recipe["training"], "seed"), (recipe["coder"], "seed")):
+        section.pop(field, None)
+    return _hash(recipe)
+
+
+def target(card: Card) -> Target:
+    """What a coder is a reconstruction of."""
+    return Target(card.model.name, tuple(site for source in card.sources for site in source.writes))
 
 
 def _common(names: Sequence[str], first: Path) -> str:

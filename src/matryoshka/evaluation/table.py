@@ -1,86 +1,56 @@
-"""The table of evaluations: name → function of a subject → its result. A new one is a file, and a line here."""
+"""The table of evaluations: name → module. A new one is a file, and a line here.
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+Every module has the same face: its docstring defines it; `MEASURES`, what it scores; `READS_LABELS`, whether its result
+depends on the user's labelled text; `evaluate(subject, progress) → Result`, which raises NotMeasurable where it says
+nothing of a coder.
+"""
+
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.progress import Progress
 
 if TYPE_CHECKING:
-    from matryoshka.evaluation.concepts import LabelledText
-    from matryoshka.evaluation.scores import Result
+    from matryoshka.evaluation.shared.labelled import LabelledText
     from matryoshka.evaluation.subject import Subject
+    from matryoshka.scores.result import Result
 
-FIRING_TOKENS = 131_072
-"""Tokens, at least, where a number of firings of single latents is needed."""
+EVALUATIONS = {
+    "reconstruction": "matryoshka.evaluation.reconstruction",
+    "absorption": "matryoshka.evaluation.absorption",
+    "splitting": "matryoshka.evaluation.splitting",
+    "probing": "matryoshka.evaluation.probing",
+    "monosemanticity": "matryoshka.evaluation.monosemanticity",
+    "intervention": "matryoshka.evaluation.intervention",
+}
+"""By name, in the order in which they are run and shown. Modules are imported when they run: the command line lists
+them without torch, and scikit-learn takes 100 MB, which training does not."""
 
 
 class Evaluation(NamedTuple):
     """One entry of the suite."""
 
-    run: Callable[["Subject", Progress], "Result"]
-    reads_labels: bool = False
-    """Whether its result depends on the user's labelled text."""
+    module: str
+    text: "LabelledText | None" = None
+    """The user's labelled text that it is of, in place of its own."""
 
+    def run(self, subject: "Subject", progress: Progress) -> "Result":
+        """The result of one coder."""
+        evaluate = import_module(self.module).evaluate
+        return evaluate(subject, progress, self.text) if self.text else evaluate(subject, progress)
 
-# these import what they need when they run: the command line lists them without torch, and scikit-learn takes 100 MB,
-# which training does not
-
-
-def _reconstruction(subject: "Subject", progress: Progress) -> "Result":
-    from matryoshka.evaluation import reconstruction
-
-    return reconstruction.evaluate(subject.lm, subject.windows, subject.placed, subject.tokens, progress)
-
-
-def _absorption(subject: "Subject", progress: Progress, text: "LabelledText | None" = None) -> "Result":
-    """Of first letters, or of the concepts of `text`."""
-    from matryoshka.evaluation.absorption import absorption
-
-    return absorption(subject.rows(text or subject.letters, progress), subject.placed, progress)
-
-
-def _splitting(subject: "Subject", progress: Progress) -> "Result":
-    from matryoshka.evaluation.splitting import splitting
-
-    return splitting(subject.all_rows(progress), subject.widths, progress)
-
-
-def _probing(subject: "Subject", progress: Progress) -> "Result":
-    from matryoshka.evaluation.probing import probing
-
-    return probing(subject.all_rows(progress), subject.widths, progress)
-
-
-def _monosemanticity(subject: "Subject", progress: Progress) -> "Result":
-    from matryoshka.evaluation.monosemanticity import monosemanticity
-
-    tokens = max(subject.tokens, FIRING_TOKENS)
-    return monosemanticity(subject.lm, subject.windows, subject.placed, tokens, progress)
-
-
-def _intervention(subject: "Subject", progress: Progress) -> "Result":
-    from matryoshka.evaluation.intervention import intervention
-
-    return intervention(subject.lm, subject.windows, subject.placed, subject.tokens, progress)
-
-
-EVALUATIONS: dict[str, Evaluation] = {
-    "reconstruction": Evaluation(_reconstruction),
-    "absorption": Evaluation(_absorption),
-    "splitting": Evaluation(_splitting, reads_labels=True),
-    "probing": Evaluation(_probing, reads_labels=True),
-    "monosemanticity": Evaluation(_monosemanticity),
-    "intervention": Evaluation(_intervention),
-}
-"""By name, in the order in which they are run and shown."""
+    @property
+    def reads_labels(self) -> bool:
+        """Whether its result depends on the user's labelled text."""
+        return self.text is not None or import_module(self.module).READS_LABELS
 
 
 def evaluations(labels: "Iterable[LabelledText]") -> dict[str, Evaluation]:
-    """EVALUATIONS, and absorption in each of the user's texts whose concepts have children."""
-    return EVALUATIONS | {
-        f"absorption-{text.name}": Evaluation(partial(_absorption, text=text), reads_labels=True)
+    """Those of the table, and absorption in each of the user's texts whose concepts have children."""
+    return {name: Evaluation(module) for name, module in EVALUATIONS.items()} | {
+        f"absorption-{text.name}": Evaluation(EVALUATIONS["absorption"], text)
         for text in labels
         if any(len(example.path) > 1 for example in text.examples)
     }

@@ -1,77 +1,250 @@
-"""The features of a run's coders, collected by one process or several, and what a new store takes over from an old one.
+"""All features of the coders of one or several runs, from one pass over text that they were not trained on.
 
-each process records its share of the text for a coder; the first one joins the shares and makes the store
+    1. record      the sparse latents of all coders on every window, on disk    (study/recorder.py)
+    2. summarise   statistics and examples, exactly, block by block             (features/summary.py)
+    3. relate      cosine and co-active neighbours, parents                     (features/relations.py)
+                   the direct effect on the logits                              (features/effects.py)
+    4. store       one database file a coder                                    (features/filling.py)
+
+Coders of one language model and text share one pass and one recording. It stays, so that the same features are made
+again without the language model. Killed in step 1, the next call goes on; killed later, it starts step 2 again.
 """
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
 
-from matryoshka.coder.coder import SparseCoder
-from matryoshka.data.tokens import Windows
+import numpy as np
+
+from matryoshka.data.rowfilter import SINK_FACTOR, RowFilter
+from matryoshka.data.tokens import Split, Windows
 from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.identity import fingerprint
-from matryoshka.evaluation.placed import Placed
-from matryoshka.features.collect import Needs, collect, needs, record_share
-from matryoshka.features.recording import join
+from matryoshka.features.effects import direct_effects, final_scale
+from matryoshka.features.filling import Dictionary, fill
+from matryoshka.features.relations import BLOCK_SCORES, cosine_neighbours
 from matryoshka.features.schema import About
 from matryoshka.features.store import FeatureStore
-from matryoshka.features.summary import Wanted
+from matryoshka.features.summary import BLOCK_ENTRIES, Wanted
+from matryoshka.features.writer import Writer
 from matryoshka.lm.model import LanguageModel
-from matryoshka.progress import progress_bar
+from matryoshka.lm.sites import Site
+from matryoshka.lm.vocabulary import alone
+from matryoshka.progress import Progress, progress_bar, silent
 from matryoshka.run import Run
+from matryoshka.study.hooked import HookedCoder, hook, hook_all
+from matryoshka.study.opening import Studied, studied
+from matryoshka.study.reader import spread, spread_windows
+from matryoshka.study.recorder import bytes_needed, record
+from matryoshka.study.recording import RecordedCoder, Recording
 
 logger = logging.getLogger("matryoshka")
+LEFT_OUT = (
+    "BOS, the first token of each window, and attention sinks"
+    f" (activations whose norm is more than {SINK_FACTOR:.0f} times the median)"
+)
 
 
-def collect_members(
-    members: Sequence[Run],
-    lm: LanguageModel,
-    windows: Windows,
-    tokens: int,
-    source: str,
-    wanted: Wanted,
-    announce: Callable[[Needs], None],
+class Needs(NamedTuple):
+    """Upper bounds in bytes, beside the language model and the coders."""
+
+    memory: int
+    disk: int
+    """Of the recording, which stays unless --no-recording; the stores are smaller."""
+
+
+class Request(NamedTuple):
+    """Which text, and what is made of it."""
+
+    tokens: int
+    split: Split
+    wanted: Wanted = Wanted()
+    keep_recording: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class _TextPass:
+    """Coders that read the same text through the same language model."""
+
+    studied: Studied
+    members: Sequence[Run]
+    folder: Path
+    """Where the recording lies: of several runs, in the first one."""
+
+
+class _Ready(NamedTuple):
+    """What a pass needs in memory."""
+
+    lm: LanguageModel
+    windows: Windows
+    coders: list[HookedCoder]
+    """In the order of the pass's members."""
+
+
+def collect(
+    runs: Sequence[Run],
+    request: Request,
+    text: str | None = None,
+    device: str = "auto",
+    announce: Callable[[Needs], None] = lambda needed: None,
 ) -> list[FeatureStore]:
-    """A store for each coder, of `tokens` tokens of `windows`, the text that came from `source`; in the first process
-    alone. `announce` is told what each takes, before the work."""
-    stores = []
+    """A store for each coder of these runs, made of the source `text` or of what each was trained on; in a group of
+    processes in the first one alone. `announce` is told what each pass takes, before the work."""
+    passes = _passes(runs, text)
+    ready = lru_cache(maxsize=1)(partial(_prepare, split=request.split, device=device))  # a single pass opens once
     with World.current() as world:
-        for member in members:
-            placed = Placed.load(member.coder, lm)
-            _annotations(member, coder := placed.coder.fold())  # refused before the work, not after
-            announce(needs(placed.coder, windows, tokens))
-            folders = [member.recording / f"{rank}-of-{world.size}" for rank in range(world.size)]
-            with progress_bar(f"reading text for {member.path.name}") as update:
-                record_share(lm, windows, placed, tokens, folders[world.rank], world, update)
-            world.barrier()
-            if world.rank > 0:
-                continue
-            join(folders[0], folders[1:])
-            with progress_bar("making the features") as update:
-                kept, explained = partial(_annotations, member, coder), _explanations(member, coder)
-                store = collect(lm, windows, placed, folders[0], member.features_file, source, wanted, kept, update)
-                store.explain(explained)
-                stores.append(store)
-            shutil.rmtree(member.recording)  # with what killed runs of other numbers of processes left in it
+        for text_pass in passes:
+            _record(text_pass, ready(text_pass), request, world, announce)
+    # nobody waits for the first process while it makes the stores
+    if world.rank > 0:
+        return []
+    return [store for text_pass in passes for store in _make_stores(text_pass, ready(text_pass), request)]
+
+
+def _passes(runs: Sequence[Run], text: str | None) -> list[_TextPass]:
+    passes: dict[str, _TextPass] = {}
+    for run in runs:
+        wishes = {member: studied(member.coder, text) for member in run.trained()}
+        shared = len({wanted.key for wanted in wishes.values()}) == 1  # otherwise one recording would replace another
+        for member, wanted in wishes.items():
+            before = passes.get(wanted.key, _TextPass(wanted, [], (run if shared else member).recording))
+            members = list(dict.fromkeys([*before.members, member]))
+            passes[wanted.key] = _TextPass(before.studied, members, before.folder)
+    return list(passes.values())
+
+
+def _prepare(text_pass: _TextPass, split: Split, device: str) -> _Ready:
+    lm = text_pass.studied.open_lm(device)
+    windows = text_pass.studied.open_tokens(lm.vocabulary).windows(split)
+    return _Ready(lm, windows, hook_all([member.coder for member in text_pass.members], lm, windows))
+
+
+def _record(
+    text_pass: _TextPass, ready: _Ready, request: Request, world: World, announce: Callable[[Needs], None]
+) -> None:
+    lm, windows, coders = ready
+    for member, hooked in zip(text_pass.members, coders, strict=True):
+        _annotations(member, hooked.fingerprint)  # refused before the work, not after
+    announce(needs(coders, windows, request.tokens))
+    numbers = spread_windows(windows, request.tokens)
+    with progress_bar(f"reading text for {_named(text_pass.members)}") as update:
+        record(lm, windows, numbers, coders, text_pass.folder, world=world, progress=update)
+
+
+def _named(members: Sequence[Run]) -> str:
+    return members[0].path.name if len(members) == 1 else f"{len(members)} coders"
+
+
+def _make_stores(text_pass: _TextPass, ready: _Ready, request: Request) -> list[FeatureStore]:
+    lm, windows, coders = ready
+    recording, stores, source = Recording(text_pass.folder), [], text_pass.studied.text.source
+    for member, hooked in zip(text_pass.members, coders, strict=True):
+        with progress_bar(f"making the features of {member.path.name}") as update:
+            kept, explained = partial(_annotations, member, hooked.fingerprint), _explanations(member, hooked)
+            store = make_store(
+                lm, windows, hooked, recording, member.features_file, source, request.wanted, kept, update
+            )
+            store.explain(explained)
+            stores.append(store)
+    if not request.keep_recording:
+        shutil.rmtree(text_pass.folder)
     return stores
 
 
-def collected(member: Run, about: About, lm: LanguageModel) -> Placed:
-    """The folded coder whose features `about` describes. Raises MatryoshkaError if the run's is another by now."""
-    placed = Placed.load(member.coder, lm)
-    placed = placed._replace(coder=placed.coder.fold())
-    if fingerprint(placed.coder) != about.coder:
+def needs(coders: Sequence[HookedCoder], windows: Windows, tokens: int) -> Needs:
+    """What collecting the features of these coders takes."""
+    count = len(spread_windows(windows, tokens)) * windows.context
+    largest = max(hooked.coder.config.d_sae for hooked in coders)
+    memory = 170 * BLOCK_ENTRIES + 60 * BLOCK_SCORES + 30 * count + 1000 * largest
+    return Needs(memory, bytes_needed(coders, count))
+
+
+def make_store(
+    lm: LanguageModel,
+    windows: Windows,
+    hooked: HookedCoder,
+    recording: Recording,
+    path: Path,
+    text: str,
+    wanted: Wanted = Wanted(),  # noqa: B008
+    annotations: Callable[[], Mapping[int, tuple[str, str]]] = dict,
+    progress: Progress = silent,
+) -> FeatureStore:
+    """Make the store of a coder at `path` of what a recording holds of it.
+
+    `windows`: those that were recorded. `text`: their source, in words. `annotations`: labels and notes to take over,
+    asked for at the end. `progress(done, total)` counts features.
+    """
+    recorded = recording.of(hooked)
+    if not recorded.rows:
+        raise MatryoshkaError(f"{text}: no position counts in {len(recorded.tokens):,} tokens")
+    coder, vocabulary = hooked.coder, lm.token_bytes
+    dead = np.zeros(coder.config.d_sae, bool)
+    dead[list(hooked.dead or ())] = True
+    known = Dictionary(
+        widths=coder.widths,
+        count=np.bincount(recorded.indices, minlength=coder.config.d_sae),
+        dead=dead,
+        cosine=cosine_neighbours(coder.decoder_rows()),
+        effects=direct_effects(lm, hooked, lambda: recording.number("final scale", lambda: final_scale(lm, windows))),
+        texts=[alone(token) for token in vocabulary],
+    )
+    numbers = spread(len(recorded.tokens) // windows.context, len(windows))
+    writer = Writer(path, vocabulary)
+    try:
+        fill(writer, recorded, numbers, known, wanted, progress)
+        return writer.finish(_about(lm, windows, hooked, recorded, text, wanted), annotations())
+    finally:
+        writer.abandon()
+
+
+def _about(
+    lm: LanguageModel, windows: Windows, hooked: HookedCoder, recorded: RecordedCoder, text: str, wanted: Wanted
+) -> About:
+    config, wiring, counts = hooked.coder.config, hooked.wiring, recorded.row_counts
+    return About(
+        coder=hooked.fingerprint,
+        model=lm.info.name,
+        read=" + ".join(map(str, wiring.reads)),
+        write=" + ".join(map(str, wiring.writes)),
+        activation=config.activation.kind,
+        k=config.k,
+        widths=config.widths,
+        context=windows.context,
+        text=text,
+        split=windows.split,
+        windows=len(recorded.tokens) // windows.context,
+        documents=len(np.unique(recorded.documents[recorded.kept])),
+        tokens=recorded.rows,
+        tokens_left_out=counts.left_out,
+        tokens_not_finite=counts.not_finite,
+        left_out=LEFT_OUT,
+        largest_norms={str(site): norm for site, norm in hooked.keep.largest.items()},
+        direct_path=any(site.in_residual for site in wiring.writes),
+        collected=date.today(),
+        **wanted._asdict(),
+    )
+
+
+def collected(member: Run, about: About, lm: LanguageModel) -> HookedCoder:
+    """The coder whose features `about` describes, with the rows of then. Raises MatryoshkaError if the run's is another
+    by now."""
+    keep = RowFilter(lm.bos, {Site.parse(site): norm for site, norm in about.largest_norms.items()})
+    hooked = hook(member.coder, lm, keep)
+    if hooked.fingerprint != about.coder:
         raise MatryoshkaError(
             f"{member.path}: its coder is not the one whose features were collected;"
             f" collect them anew with: matryoshka features {member.path} --overwrite"
         )
-    return placed
+    return hooked
 
 
-def _annotations(member: Run, coder: SparseCoder) -> dict[int, tuple[str, str]]:
+def _annotations(member: Run, fingerprint: str) -> dict[int, tuple[str, str]]:
     """The labels and notes that a new store takes over from the one that lies there."""
     if not member.features_file.exists():
         return {}
@@ -82,18 +255,18 @@ def _annotations(member: Run, coder: SparseCoder) -> dict[int, tuple[str, str]]:
         logger.warning("%s; its labels and notes, if any, are lost", error)
         return {}
     store.close()
-    if kept and store.about.coder != fingerprint(coder):
+    if kept and store.about.coder != fingerprint:
         raise MatryoshkaError(
             f"{member.features_file}: holds {len(kept)} labels and notes for another coder; move it away first"
         )
     return kept
 
 
-def _explanations(member: Run, coder: SparseCoder) -> dict[int, tuple[str, str]]:
+def _explanations(member: Run, hooked: HookedCoder) -> dict[int, tuple[str, str]]:
     """The same of explanations."""
     try:
         store = FeatureStore(member.features_file)
-        kept = store.explanations() if store.about.coder == fingerprint(coder) else {}
+        kept = store.explanations() if store.about.coder == hooked.fingerprint else {}
     except MatryoshkaError:  # there is none, or a damaged one, which `_annotations` has warned of
         return {}
     store.close()

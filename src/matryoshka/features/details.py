@@ -39,9 +39,9 @@ Arrays = Mapping[str, np.ndarray]
 
 def pack(arrays: Arrays) -> bytes:
     """The blob of these arrays."""
-    found = [np.asarray(arrays[name], kind) for name, kind in TYPES.items()]
-    lengths = np.array([each.size for each in found], "<i4")
-    return zlib.compress(b"".join([lengths.tobytes(), *(each.tobytes() for each in found)]), 2)
+    columns = [np.asarray(arrays[name], kind) for name, kind in TYPES.items()]
+    lengths = np.array([array.size for array in columns], "<i4")
+    return zlib.compress(b"".join([lengths.tobytes(), *(array.tobytes() for array in columns)]), 2)
 
 
 def unpack(blob: bytes) -> dict[str, np.ndarray]:

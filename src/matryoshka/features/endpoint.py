@@ -7,33 +7,27 @@
        for the rest only
     4. an answer of the wrong form goes back with what is wrong about it, at most REPAIRS times; then there is none
 
-The key comes from the environment and goes into the request's header, and nowhere else; without encryption it is sent
-to this machine alone.
+The model, its address and its key: `chat`.
 """
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from ipaddress import ip_address
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple, NoReturn, TypeVar
-from urllib.parse import urlsplit
 
 from matryoshka.errors import MatryoshkaError
+from matryoshka.features.chat import ChatModel, Malformed, Message, Messages
 from matryoshka.files import cache_dir, write_text
 from matryoshka.progress import Progress, silent
 
 T = TypeVar("T")
-
-OPENAI = "https://api.openai.com/v1"
 ATTEMPTS = 8
 """Of one request, until it is given up: with waits of 1, 2, 4 … seconds some two minutes."""
 LONGEST_WAIT = 120.0
@@ -43,75 +37,6 @@ PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 REPAIRS = 2
 CHARACTERS = 4
 """In a token, for estimates."""
-
-
-class Message(NamedTuple):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-
-
-Messages = tuple[Message, ...]
-
-
-class Malformed(ValueError):
-    """An answer is not of the form that was asked for; the text says what is wrong, to the model."""
-
-
-@dataclass(frozen=True)
-class ChatModel:
-    """Which model to ask, where, and how."""
-
-    name: str
-    base_url: str = OPENAI
-    key_variable: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key."""
-    temperature: float | None = 0.0
-    """None: the server's own, which some models insist on."""
-    max_tokens: int = 500
-    """In one answer, a reasoning model's thoughts included."""
-    concurrency: int = 8
-    timeout: float = 120.0
-    """Seconds until an answer must have come."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
-        _refuse_address(self.base_url)
-        if self.concurrency < 1 or self.max_tokens < 1:
-            raise MatryoshkaError(
-                f"concurrency and max_tokens are at least 1, got {self.concurrency} and {self.max_tokens}"
-            )
-
-    @property
-    def host(self) -> str:
-        """The name or number of the machine."""
-        return urlsplit(self.base_url).hostname or ""
-
-    @property
-    def is_here(self) -> bool:
-        """Whether it is this machine."""
-        return _is_loopback(self.host)
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """What is sent beside the messages."""
-        # OpenAI's own models refuse the older name, most other servers do not know the newer one
-        limit = "max_completion_tokens" if self.host == urlsplit(OPENAI).hostname else "max_tokens"
-        given = {"temperature": self.temperature} if self.temperature is not None else {}
-        return {"model": self.name, limit: self.max_tokens, **given}
-
-    @property
-    def key(self) -> str:
-        """The key that the environment holds. Raises MatryoshkaError if there is none and the machine is another."""
-        key = os.environ.get(self.key_variable, "").strip()
-        if not key and self.is_here:
-            return "none"
-        if not key:
-            raise MatryoshkaError(f"no key for {self.base_url}: set the environment variable {self.key_variable}")
-        if not (key.isascii() and key.isprintable()) or " " in key:
-            raise MatryoshkaError(f"the environment variable {self.key_variable} holds what cannot be a key")
-        return key
 
 
 class Cost(NamedTuple):
@@ -199,7 +124,7 @@ class Endpoint:
 
         Ctrl-C, or a refusal, ends it when the requests under way are answered; what was answered stays in the cache.
         """
-        found: dict[Messages, T | None] = {}
+        outcomes: dict[Messages, T | None] = {}
         failures: list[Exception] = []
 
         def one(messages: Messages) -> T | None:
@@ -215,8 +140,8 @@ class Endpoint:
                 futures = {pool.submit(one, messages): messages for messages in conversations}
                 try:
                     for future in as_completed(futures):
-                        found[futures[future]] = future.result()
-                        progress(len(found), len(futures))
+                        outcomes[futures[future]] = future.result()
+                        progress(len(outcomes), len(futures))
                 finally:
                     self._stop.set()
                     pool.shutdown(wait=False, cancel_futures=True)
@@ -224,7 +149,7 @@ class Endpoint:
             raise (failures or [error])[0] from None  # the others only say that they were stopped
         finally:
             self._stop.clear()
-        return found
+        return outcomes
 
     def converse(self, messages: Messages, parse: Callable[[str], T]) -> T | None:
         """`parse(answer)`; an answer that it calls Malformed goes back, and None is the outcome if it stays so."""
@@ -350,27 +275,6 @@ def _retry_after(header: str | None) -> float | None:
     except ValueError:
         return None
     return max(0.0, (until - datetime.now(UTC if until.tzinfo else None)).total_seconds())
-
-
-def _refuse_address(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host, parts = None, urlsplit("")
-    if parts.scheme not in ("http", "https") or not host:
-        raise MatryoshkaError(f"{url!r} is no address of a chat model; expected one such as {OPENAI}")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise MatryoshkaError(f"the address for {host} has more than a path: a key belongs into the environment")
-    if parts.scheme == "http" and not _is_loopback(host):
-        raise MatryoshkaError(f"{url}: the key would travel unencrypted; expected https, or a server on this machine")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _package() -> Any:

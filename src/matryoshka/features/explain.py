@@ -16,22 +16,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.placed import Placed
-from matryoshka.evaluation.scores import NotMeasurable, Result
 from matryoshka.features import prompts
+from matryoshka.features.chat import Messages
 from matryoshka.features.choice import Choice
-from matryoshka.features.endpoint import Cost, Endpoint, Messages
+from matryoshka.features.endpoint import Cost, Endpoint
 from matryoshka.features.scoring import Explained, Judged, Test, failed, scores, table
 from matryoshka.features.store import FeatureStore
 from matryoshka.features.trials import LEAST, Evidence, Trial, evidence, silence
 from matryoshka.lm.model import LanguageModel
 from matryoshka.progress import Progress, silent
+from matryoshka.scores.result import NotMeasurable, Result
+from matryoshka.study.hooked import HookedCoder
 
 TESTS: dict[Test, Callable[[str, Sequence[Trial]], Messages]] = {"detection": prompts.detect, "fuzzing": prompts.fuzz}
 
 
 @dataclass(frozen=True)
-class Plan:
+class Questions:
     """What will be asked about which features."""
 
     store: FeatureStore
@@ -44,12 +45,12 @@ class Plan:
     @property
     def too_few(self) -> list[int]:
         """The others: they have fewer contexts than LEAST of some kind."""
-        return sorted(set(self.chosen) - {each.index for each in self.shown})
+        return sorted(set(self.chosen) - {case.index for case in self.shown})
 
     @property
     def for_explanations(self) -> dict[Messages, Callable[[str], str]]:
         """The questions that are asked first."""
-        return {prompts.explain(each.training): prompts.read_explanation for each in self.shown}
+        return {prompts.explain(case.training): prompts.read_explanation for case in self.shown}
 
     def for_judgements(
         self, texts: Mapping[int, str], others: Mapping[int, str | None]
@@ -57,21 +58,21 @@ class Plan:
         """All tests of all explanations, the feature's own and the other's."""
         return {
             TESTS[test](text, batch): prompts.read_judgements(len(batch))
-            for each in self.shown
+            for case in self.shown
             for test in TESTS
-            for text in (texts.get(each.index), others.get(each.index))
+            for text in (texts.get(case.index), others.get(case.index))
             if text is not None
-            for batch in _batches(getattr(each, test))
+            for batch in _batches(getattr(case, test))
         }
 
     @property
     def cost(self) -> Cost:
         """Of what is not in the cache; judgements of explanations that are not known yet with one as long as may be."""
         texts = {}
-        for each in self.shown:
-            known, text = self.endpoint.known(prompts.explain(each.training), prompts.read_explanation)
+        for case in self.shown:
+            known, text = self.endpoint.known(prompts.explain(case.training), prompts.read_explanation)
             if text is not None or not known:
-                texts[each.index] = text or f"{each.index}".ljust(prompts.LONGEST_EXPLANATION, "x")
+                texts[case.index] = text or f"{case.index}".ljust(prompts.LONGEST_EXPLANATION, "x")
         parts = self.for_explanations, self.for_judgements(texts, _others(texts, self.wanted.seed))
         return Cost(*map(sum, zip(*(self.endpoint.cost(part) for part in parts), strict=True)))
 
@@ -79,26 +80,26 @@ class Plan:
 def prepare(
     store: FeatureStore,
     lm: LanguageModel,
-    placed: Placed,
+    hooked: HookedCoder,
     endpoint: Endpoint,
     wanted: Choice = Choice(),  # noqa: B008
     progress: Progress = silent,
-) -> Plan:
-    """What explaining features of `store` will ask. `placed`: the folded coder that the store is of; with `lm` it says
+) -> Questions:
+    """What explaining features of `store` will ask. `hooked`: the coder that the store is of; with `lm` it says
     where a feature does not fire. `progress(done, total)` counts the windows that it reads for that.
 
     Raises NotMeasurable where no feature has enough contexts, MatryoshkaError where nothing could be asked.
     """
     endpoint.check()
     chosen = choose(store, wanted)
-    known = silence(store, lm, placed, chosen, wanted.seed, progress)
-    shown = [each for index in chosen if _enough(each := evidence(store[index], known, wanted.seed))]
+    known = silence(store, lm, hooked, chosen, wanted.seed, progress)
+    shown = [case for index in chosen if _enough(case := evidence(store[index], known, wanted.seed))]
     if not shown:
         raise NotMeasurable(
             f"{store.path}: none of {len(chosen)} features has {LEAST} contexts to explain it by, and {LEAST} where it"
             " fires and where it does not in other documents; collect features from more --tokens"
         )
-    return Plan(store, endpoint, wanted, chosen, shown)
+    return Questions(store, endpoint, wanted, chosen, shown)
 
 
 def choose(store: FeatureStore, wanted: Choice) -> list[int]:
@@ -111,14 +112,14 @@ def choose(store: FeatureStore, wanted: Choice) -> list[int]:
         return sorted(set(wanted.features))
     rng = np.random.default_rng([wanted.seed, 2])
     alive = [np.flatnonzero((ring == number) & (count > 0)) for number in range(len(store.about.widths))]
-    return sorted(int(i) for each in alive for i in rng.permutation(each)[: wanted.per_ring])
+    return sorted(int(i) for ring in alive for i in rng.permutation(ring)[: wanted.per_ring])
 
 
 def _enough(shown: Evidence) -> bool:
     return min(len(shown.training), len(shown.detection) // 2, len(shown.fuzzing) // 2) >= LEAST
 
 
-def explain(plan: Plan, progress: Progress = silent) -> Result:
+def explain(plan: Questions, progress: Progress = silent) -> Result:
     """Ask for the explanations, put them into the store, and have them tested; `progress(done, total)` counts answers,
     first the explanations, then the judgements.
 
@@ -127,8 +128,8 @@ def explain(plan: Plan, progress: Progress = silent) -> Result:
     """
     store, endpoint, seed = plan.store, plan.endpoint, plan.wanted.seed
     answers = endpoint.converse_all(plan.for_explanations, progress)
-    found = {each.index: answers[prompts.explain(each.training)] for each in plan.shown}
-    texts = {index: text for index, text in found.items() if text is not None}
+    explanations = {case.index: answers[prompts.explain(case.training)] for case in plan.shown}
+    texts = {index: text for index, text in explanations.items() if text is not None}
     if not texts:
         raise NotMeasurable(f"{endpoint.model.name}: none of its answers was an explanation in the form asked for")
     store.explain({index: (text, endpoint.model.name) for index, text in texts.items()})
@@ -136,14 +137,14 @@ def explain(plan: Plan, progress: Progress = silent) -> Result:
     judgements = endpoint.converse_all(plan.for_judgements(texts, others), progress)
     explained = [
         Explained(
-            each.index,
-            each.ring,
-            texts[each.index],
-            {test: _judged(each, test, texts[each.index], judgements) for test in TESTS},
-            {test: _judged(each, test, others[each.index], judgements) for test in TESTS},
+            case.index,
+            case.ring,
+            texts[case.index],
+            {test: _judged(case, test, texts[case.index], judgements) for test in TESTS},
+            {test: _judged(case, test, others[case.index], judgements) for test in TESTS},
         )
-        for each in plan.shown
-        if each.index in texts
+        for case in plan.shown
+        if case.index in texts
     ]
     living = _living(store)
     details = {
@@ -153,7 +154,7 @@ def explain(plan: Plan, progress: Progress = silent) -> Result:
         "living features by ring": living,
         "features chosen": len(plan.chosen),
         "too few contexts": plan.too_few,
-        "no explanation of the right form": sorted(found.keys() - texts.keys()),
+        "no explanation of the right form": sorted(explanations.keys() - texts.keys()),
         "contexts without a judgement of the right form": failed(explained),
         "features": table(explained),
     }
@@ -171,11 +172,11 @@ def _others(texts: Mapping[int, str], seed: int) -> dict[int, str | None]:
     """For each feature the explanation of another, the next in a random order that has another text; None if there is
     none."""
     order = np.random.default_rng([seed, 3]).permutation(list(texts)).tolist()
-    found: dict[int, str | None] = {}
+    others: dict[int, str | None] = {}
     for i, index in enumerate(order):
         following = [texts[other] for other in order[i + 1 :] + order[:i]]
-        found[index] = next((text for text in following if text != texts[index]), None)
-    return found
+        others[index] = next((text for text in following if text != texts[index]), None)
+    return others
 
 
 def _batches(trials: Sequence[Trial]) -> list[Sequence[Trial]]:

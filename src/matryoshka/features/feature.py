@@ -18,6 +18,19 @@ BINS = 32
 """Of a histogram, log-spaced between a feature's least and greatest activation."""
 
 
+def flag_bits(density: float, dead: bool, token_share: float, cosine: float) -> int:
+    """FLAGS as bits. `dead`: it did not fire in the last tokens of training; `token_share`: of its activation on one
+    token; `cosine`: to the most similar decoder row."""
+    holds = {
+        "silent": density == 0,
+        "dead": density == 0 and dead,
+        "dense": density > DENSE,
+        "single-token": density > 0 and token_share >= SINGLE_TOKEN,
+        "redundant": cosine > REDUNDANT,
+    }
+    return sum(1 << bit for bit, name in enumerate(FLAGS) if holds[name])
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Of the whole pass; None where a feature that never fires has none."""
@@ -179,6 +192,6 @@ def visible(token: str) -> str:
 
 def summarise(tokens: list[TokenShare]) -> str:
     """A label made of the top tokens: as many as carry a twentieth of the activation each, at most four."""
-    named = [each for each in tokens[:4] if each.share >= 0.05]
-    shown = ", ".join(f"‘{visible(each.token)}’" for each in named or tokens[:2])
+    named = [top for top in tokens[:4] if top.share >= 0.05]
+    shown = ", ".join(f"‘{visible(top.token)}’" for top in named or tokens[:2])
     return shown if named or not tokens else f"many tokens, among them {shown}"

@@ -1,7 +1,7 @@
 """Names for features without a reader or a chat model: the n-gram that tells best where each one fires.
 
-The rule (evaluation/rules.py) is sought over the windows of a feature's stored examples, where it is known of each
-token whether the feature fires on it. These were chosen for its firing, and the rule is chosen on them, so its AUC
+The rule (evaluation/shared/rules.py) is sought over the windows of a feature's stored examples, where it is known of
+each token whether the feature fires on it. These were chosen for its firing, and the rule on them, so its AUC
 describes the examples and measures nothing; that is what evaluation/monosemanticity.py is for.
 """
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from matryoshka.evaluation.rules import best_rule, describe
+from matryoshka.evaluation.shared.rules import best_rule, describe
 from matryoshka.features.feature import Feature
 from matryoshka.features.store import FeatureStore
 from matryoshka.progress import Progress, silent
@@ -37,8 +37,8 @@ def name_by_rules(store: FeatureStore, progress: Progress = silent) -> Named:
     alive = [index for index, count in enumerate(store.columns()["count"]) if count and index not in others]
     names = dict(zip(alive, _names(store, alive, progress), strict=True))
     store.explain({index: (name, AUTHOR) for index, name in names.items()})
-    found = sum(bool(name) for name in names.values())
-    return Named(found, len(alive) - found, len(others))
+    named = sum(bool(name) for name in names.values())
+    return Named(named, len(alive) - named, len(others))
 
 
 def _names(store: FeatureStore, indices: list[int], progress: Progress) -> Iterator[str]:

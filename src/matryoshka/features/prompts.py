@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from matryoshka.features.endpoint import Malformed, Message, Messages
+from matryoshka.features.chat import Malformed, Message, Messages
 from matryoshka.features.trials import Context, Trial
 
 OPEN, CLOSE = "⟦", "⟧"
@@ -92,10 +92,10 @@ def _quoted(text: str) -> str:
 
 def read_explanation(answer: str) -> str:
     """Raises Malformed for anything but an explanation."""
-    found = _object(answer)
-    if found.keys() != {"explanation"} or not isinstance(found["explanation"], str):
+    content = _object(answer)
+    if content.keys() != {"explanation"} or not isinstance(content["explanation"], str):
         raise Malformed('expected an object with the one field "explanation", a string')
-    text = " ".join(found["explanation"].split())
+    text = " ".join(content["explanation"].split())
     if not 1 <= len(text) <= LONGEST_EXPLANATION:
         raise Malformed(f"the explanation has {len(text)} characters, expected 1 to {LONGEST_EXPLANATION}")
     return text
@@ -106,12 +106,12 @@ def read_judgements(n: int) -> Callable[[str], list[bool]]:
     expected = [str(i) for i in range(1, n + 1)]
 
     def read(answer: str) -> list[bool]:
-        found = _object(answer)
-        if found.keys() != set(expected):
+        content = _object(answer)
+        if content.keys() != set(expected):
             raise Malformed(f"expected the numbers 1 to {n} as fields, each once")
-        if not all(isinstance(value, bool) for value in found.values()):
+        if not all(isinstance(value, bool) for value in content.values()):
             raise Malformed("expected true or false for each number")
-        return [found[number] for number in expected]
+        return [content[number] for number in expected]
 
     return read
 
@@ -122,15 +122,15 @@ def _object(answer: str) -> dict[str, Any]:
     if fence := FENCE.fullmatch(text):
         text = fence[1]
     try:
-        found = json.loads(text, object_pairs_hook=_once_each)
+        content = json.loads(text, object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as error:
         raise Malformed(str(error) if isinstance(error, Malformed) else "it is not JSON") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise Malformed("it is not a JSON object")
-    return found
+    return content
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(found := dict(pairs)) < len(pairs):
+    if len(content := dict(pairs)) < len(pairs):
         raise Malformed("a field stands in it twice")
-    return found
+    return content

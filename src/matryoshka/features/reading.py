@@ -3,20 +3,17 @@
 from collections.abc import Callable
 from functools import cache
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-
-from matryoshka.data.activations import RowFilter
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.placed import Placed
 from matryoshka.features.collection import collected
 from matryoshka.features.schema import About
 from matryoshka.lm.model import LanguageModel
-from matryoshka.lm.sites import Site
 from matryoshka.lm.vocabulary import pieces
 from matryoshka.run import Run
-from matryoshka.training.config import Config
+from matryoshka.study.hooked import HookedCoder
+from matryoshka.study.opening import Models, read_card
+from matryoshka.study.reader import read, sequences
 
 
 class Reading(NamedTuple):
@@ -29,44 +26,39 @@ class Reading(NamedTuple):
     """(positions, activations) by feature."""
 
 
-@torch.no_grad()
-def read_text(lm: LanguageModel, placed: Placed, about: About, text: str) -> Reading:
-    """Run `text` through the language model and the (folded) coder whose features `about` describes.
+def read_text(lm: LanguageModel, hooked: HookedCoder, text: str) -> Reading:
+    """Run `text` through the language model and the coder.
 
     Raises MatryoshkaError for an empty text, or one longer than the model can read.
     """
-    tokens = lm.tokens(text)
+    tokens = lm.tokens(text).cpu().numpy()
     if tokens.shape[1] < 2:
         raise MatryoshkaError("the text is too short: its first token is left out, and there is no other")
     if tokens.shape[1] > lm.info.context:
         raise MatryoshkaError(f"the text has {tokens.shape[1]:,} tokens; {lm.info.name} reads {lm.info.context:,}")
-    sites = [placed.read, placed.write]
-    read = lm.read(tokens, sites)
-    keep = RowFilter(lm.bos, {Site.parse(site): norm for site, norm in about.largest_norms.items()})
-    kept = keep(tokens, read)
-    latents = placed.coder.encode(read[placed.read][kept])
-    places = kept[0].nonzero()[:, 0][latents.rows]
+    [rows] = read(lm, sequences(tokens, 1), [hooked])
+    kept, latents = rows.kept(hooked)[0], rows.latents(hooked)
+    places = kept.nonzero()[:, 0][latents.rows]
     firings: dict[int, tuple[list[int], list[float]]] = {}
     for feature, place, value in zip(latents.indices.tolist(), places.tolist(), latents.values.tolist(), strict=True):
         if value > 0:
             positions, values = firings.setdefault(feature, ([], []))
             positions.append(place)
             values.append(value)
-    return Reading(pieces(tokens[0].tolist(), lm.token_bytes), kept[0].tolist(), firings)
+    return Reading(pieces(tokens[0].tolist(), lm.token_bytes), kept.tolist(), firings)
 
 
-def reader(member: Run, about: About, models: Callable[[Any], LanguageModel]) -> Callable[[str], Reading]:
-    """Reads texts; the language model, from its section of the configuration, and the coder are loaded at the first
-    one."""
+def reader(member: Run, about: About, models: Models) -> Callable[[str], Reading]:
+    """Reads texts; the language model and the coder are loaded at the first one."""
     lock = Lock()
 
     @cache
-    def parts() -> tuple[LanguageModel, Placed]:
-        lm = models(Config.load(member.config_file).model)
+    def parts() -> tuple[LanguageModel, HookedCoder]:
+        lm = models.of(read_card(member.coder))
         return lm, collected(member, about, lm)
 
-    def read(text: str) -> Reading:
+    def read_one(text: str) -> Reading:
         with lock:
-            return read_text(*parts(), about, text)
+            return read_text(*parts(), text)
 
-    return read
+    return read_one

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from matryoshka.features.recording import Recording
 from matryoshka.features.summary import Firings
+from matryoshka.study.recording import RecordedCoder
 
 PARTNERS = 10
 """Cosine neighbours and co-active partners of each feature."""
@@ -48,27 +48,27 @@ def cosine_neighbours(W_dec: Float[Tensor, "d_sae d_out"]) -> Partners:
         cosine = rows[start : start + step] @ rows.T
         i = torch.arange(len(cosine), device=cosine.device)
         cosine[i, start + i] = -2.0
-        value, other = (each.cpu().numpy() for each in cosine.topk(neighbours.other.shape[1]))
+        value, other = (part.cpu().numpy() for part in cosine.topk(neighbours.other.shape[1]))
         neighbours.other[start : start + step] = np.where(value > -2, other, -1)
         neighbours.value[start : start + step] = value
     return neighbours
 
 
 def coactive(
-    recording: Recording, widths: Sequence[int], count: Int[np.ndarray, " d_sae"], first: int, firings: Firings
+    recorded: RecordedCoder, widths: Sequence[int], count: Int[np.ndarray, " d_sae"], first: int, firings: Firings
 ) -> tuple[Partners, Partners]:
     """(co-active partners, parents) of the features `first` …, of which `firings` holds a sample of each.
 
     `count`: on how many tokens each feature of the dictionary fires.
     """
-    rings = torch.from_numpy(np.searchsorted(widths, np.arange(recording.d_sae), side="right"))
+    rings = torch.from_numpy(np.searchsorted(widths, np.arange(recorded.d_sae), side="right"))
     firing = torch.from_numpy(count)
-    partners, parents = (_none(len(firings.offsets) - 1, min(most, recording.d_sae)) for most in (PARTNERS, PARENTS))
-    for start, end in _batches(recording, firings.offsets):
-        pairs = _cofirings(recording, firings, start, end).float()
+    partners, parents = (_none(len(firings.offsets) - 1, min(most, recorded.d_sae)) for most in (PARTNERS, PARENTS))
+    for start, end in _batches(recorded, firings.offsets):
+        pairs = _cofirings(recorded, firings, start, end).float()
         sampled = torch.from_numpy(np.diff(firings.offsets[start : end + 1])).clamp(min=1)[:, None]
-        found = _partners(pairs.div_(sampled), sampled, first + start, firing, rings, recording.rows)
-        for kept, new in zip((partners, parents), found, strict=True):
+        best = _partners(pairs.div_(sampled), sampled, first + start, firing, rings, recorded.rows)
+        for kept, new in zip((partners, parents), best, strict=True):
             kept.other[start:end], kept.value[start:end] = new
     return partners, parents
 
@@ -78,31 +78,31 @@ def _none(n: int, most: int) -> Partners:
     return Partners(np.full((n, most), -1), np.zeros((n, most)))
 
 
-def _batches(recording: Recording, offsets: Int[np.ndarray, " n_plus_1"]) -> Iterator[tuple[int, int]]:
+def _batches(recorded: RecordedCoder, offsets: Int[np.ndarray, " n_plus_1"]) -> Iterator[tuple[int, int]]:
     """Ranges of features with a bounded number of pairs, and of firings."""
-    l0 = len(recording.indices) / max(1, recording.rows)
+    l0 = len(recorded.indices) / max(1, recorded.rows)
     start, n = 0, len(offsets) - 1
     while start < n:
         enough = int(np.searchsorted(offsets, offsets[start] + BLOCK_SCORES / max(1.0, l0)))
-        end = min(n, start + max(1, BLOCK_SCORES // recording.d_sae), max(start + 1, enough))
+        end = min(n, start + max(1, BLOCK_SCORES // recorded.d_sae), max(start + 1, enough))
         yield start, end
         start = end
 
 
-def _cofirings(recording: Recording, firings: Firings, first: int, end: int) -> Int[Tensor, "n d_sae"]:
+def _cofirings(recorded: RecordedCoder, firings: Firings, first: int, end: int) -> Int[Tensor, "n d_sae"]:
     """On how many of each feature's sampled places every feature fires."""
     place = firings.places[firings.offsets[first] : firings.offsets[end]]
-    starts = torch.from_numpy(recording.offsets[place])
-    lengths = torch.from_numpy(recording.offsets[place + 1]) - starts
+    starts = torch.from_numpy(recorded.offsets[place])
+    lengths = torch.from_numpy(recorded.offsets[place + 1]) - starts
     ends = lengths.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0
-    small = torch.int32 if len(recording.indices) < 2**31 else torch.int64  # half the memory to go through
+    small = torch.int32 if len(recorded.indices) < 2**31 else torch.int64  # half the memory to go through
     entries = torch.repeat_interleave((starts - ends + lengths).to(small), lengths, output_size=total)
     entries += torch.arange(total, dtype=small)
     feature = np.repeat(np.arange(end - first, dtype=np.int32), np.diff(firings.offsets[first : end + 1]))
-    keys = torch.repeat_interleave(torch.from_numpy(feature * recording.d_sae), lengths, output_size=total)
-    keys += recording.features_of(entries)
-    return torch.bincount(keys, minlength=(end - first) * recording.d_sae).view(end - first, recording.d_sae)
+    keys = torch.repeat_interleave(torch.from_numpy(feature * recorded.d_sae), lengths, output_size=total)
+    keys += recorded.features_of(entries)
+    return torch.bincount(keys, minlength=(end - first) * recorded.d_sae).view(end - first, recorded.d_sae)
 
 
 def _partners(

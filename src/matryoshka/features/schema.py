@@ -49,9 +49,11 @@ class About(BaseModel):
     """sha256 of the coder's weights."""
     model: str
     read: str
+    """Sites, joined by " + " where there are several; so are those written."""
     write: str
     activation: str
-    k: int
+    k: int | None
+    """None where nobody knows."""
     widths: tuple[int, ...]
     context: int
     text: str
@@ -61,11 +63,13 @@ class About(BaseModel):
     tokens: int
     """That count: those left out are not among them."""
     tokens_left_out: int
+    tokens_not_finite: int = 0
+    """NaN or Inf, which are not among those left out."""
     left_out: str
     largest_norms: dict[str, float]
     """By site: positions above are sinks."""
     direct_path: bool
-    """Whether the written site is (or is added to) the residual stream."""
+    """Whether a written site is (or is added to) the residual stream."""
     collected: date
     top: int
     groups: int

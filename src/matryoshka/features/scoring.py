@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from matryoshka.evaluation.scores import Measure, Score, score
+from matryoshka.scores.result import Measure, Score, score
 
 Test = Literal["detection", "fuzzing"]
 NULL = "the explanation of another feature, judged by the same model on the same contexts"
@@ -52,12 +52,12 @@ class Judged(NamedTuple):
         """With some more contexts."""
         if said is None:
             return self._replace(failed=self.failed + len(truth))
-        found = Counter(zip(truth, said, strict=True))
+        counts = Counter(zip(truth, said, strict=True))
         return Judged(
-            self.right + found[True, True] + found[True, False],
-            self.right_found + found[True, True],
-            self.wrong + found[False, False] + found[False, True],
-            self.wrong_found + found[False, False],
+            self.right + counts[True, True] + counts[True, False],
+            self.right_found + counts[True, True],
+            self.wrong + counts[False, False] + counts[False, True],
+            self.wrong_found + counts[False, False],
             self.failed,
         )
 
@@ -86,17 +86,17 @@ def scores(explained: Sequence[Explained], living: Sequence[int], widths: Sequen
     `living`: features that fire, ring by ring, for which the explained ones stand; empty if they stand for themselves.
     """
     tests: tuple[tuple[Test, Measure], ...] = (("detection", DETECTION), ("fuzzing", FUZZING))
-    found = []
+    results = []
     for test, measure in tests:
-        own = [(each, value) for each in explained if (value := _accuracy(each.own[test])) is not None]
-        other = [(each, value) for each in explained if (value := _accuracy(each.other[test])) is not None]
+        own = [(feature, value) for feature in explained if (value := _accuracy(feature.own[test])) is not None]
+        other = [(feature, value) for feature in explained if (value := _accuracy(feature.other[test])) is not None]
         for width in widths:
             inside = _weighted(own, living, width)
             null = _weighted(other, living, width)
             if inside:
                 units, values, weights = zip(*inside, strict=True)
-                found.append(score(measure, width, units, np.multiply(values, weights), weights, _mean(null)))
-    return tuple(found)
+                results.append(score(measure, width, units, np.multiply(values, weights), weights, _mean(null)))
+    return tuple(results)
 
 
 def _accuracy(judged: Judged | None) -> float | None:
@@ -107,11 +107,11 @@ def _weighted(
     tested: Sequence[tuple[Explained, float]], living: Sequence[int], width: int
 ) -> list[tuple[int, float, float]]:
     """(feature, value, weight) of those in the prefix: a ring's weights sum to its living features."""
-    in_ring = Counter(each.ring for each, _ in tested)
+    in_ring = Counter(feature.ring for feature, _ in tested)
     return [
-        (each.index, value, living[each.ring] / in_ring[each.ring] if living else 1.0)
-        for each, value in tested
-        if each.index < width
+        (feature.index, value, living[feature.ring] / in_ring[feature.ring] if living else 1.0)
+        for feature, value in tested
+        if feature.index < width
     ]
 
 
@@ -126,13 +126,13 @@ def table(explained: Sequence[Explained]) -> list[dict[str, Any]]:
     """A row a feature: its explanation, and how it and another one did."""
     return [
         {
-            "feature": each.index,
-            "ring": each.ring,
-            "explanation": each.text,
-            **{test: _row(judged) for test, judged in each.own.items()},
-            **{f"{test} by another explanation": _row(judged) for test, judged in each.other.items()},
+            "feature": feature.index,
+            "ring": feature.ring,
+            "explanation": feature.text,
+            **{test: _row(judged) for test, judged in feature.own.items()},
+            **{f"{test} by another explanation": _row(judged) for test, judged in feature.other.items()},
         }
-        for each in explained
+        for feature in explained
     ]
 
 
@@ -142,4 +142,6 @@ def _row(judged: Judged | None) -> dict[str, Any] | None:
 
 def failed(explained: Sequence[Explained]) -> int:
     """Contexts whose judgement never had the right form."""
-    return sum(j.failed for each in explained for j in (*each.own.values(), *each.other.values()) if j is not None)
+    return sum(
+        j.failed for feature in explained for j in (*feature.own.values(), *feature.other.values()) if j is not None
+    )

@@ -34,7 +34,7 @@ from matryoshka.features.schema import (
     set_annotation,
     set_explanation,
 )
-from matryoshka.lm.vocabulary import alone, pieces
+from matryoshka.lm.vocabulary import alone, pieces, whole
 
 if TYPE_CHECKING:
     import pandas
@@ -160,11 +160,11 @@ class FeatureStore:
         folded = searchable(text)
         with self._refuse_damage():
             if len(folded) < 3:  # shorter than what the index knows
-                found = self._all("SELECT rowid FROM search WHERE instr(text, ?) ORDER BY rowid", folded)
+                rows = self._all("SELECT rowid FROM search WHERE instr(text, ?) ORDER BY rowid", folded)
             else:
                 phrase = '"' + folded.replace('"', '""') + '"'
-                found = self._all("SELECT rowid FROM search WHERE text MATCH ? ORDER BY rowid", phrase)
-        return [i for (i,) in found]
+                rows = self._all("SELECT rowid FROM search WHERE text MATCH ? ORDER BY rowid", phrase)
+        return [i for (i,) in rows]
 
     def annotate(self, index: SupportsIndex, label: str | None = None, note: str | None = None) -> tuple[str, str]:
         """Set a feature's label, its note, or both; "" removes one. What it has now.
@@ -190,7 +190,7 @@ class FeatureStore:
 
         All of them or none. Labels and notes stay as they are. Raises MatryoshkaError as `annotate` does.
         """
-        checked = {self._check(index): found for index, found in explanations.items()}
+        checked = {self._check(index): words for index, words in explanations.items()}
         with self._changing():
             for index, (text, author) in checked.items():
                 set_explanation(self._db, index, well_formed(text).strip()[:EXPLANATION_LENGTH], well_formed(author))
@@ -222,8 +222,8 @@ class FeatureStore:
         """The tokens of windows that examples lie in, by their numbers."""
         query = "SELECT id, tokens FROM windows WHERE id IN (SELECT value FROM json_each(?))"
         with self._refuse_damage():
-            found = self._all(query, json.dumps(list(map(int, numbers))))
-            return {i: np.frombuffer(zlib.decompress(blob), "<u4").tolist() for i, blob in found}
+            rows = self._all(query, json.dumps(list(map(int, numbers))))
+            return {i: np.frombuffer(zlib.decompress(blob), "<u4").tolist() for i, blob in rows}
 
     @property
     def vocabulary(self) -> list[bytes]:
@@ -238,16 +238,16 @@ class FeatureStore:
             raise MatryoshkaError(
                 f"{self.path}: tokens {min(tokens)} to {max(tokens):,} of 0 to {len(vocabulary) - 1:,}"
             )
-        found = [whole[i] for i in tokens]
-        return pieces(tokens, vocabulary) if None in found else cast(list[str], found)
+        texts = [whole[i] for i in tokens]
+        return pieces(tokens, vocabulary) if None in texts else cast(list[str], texts)
 
     @cached_property
     def _vocabulary(self) -> tuple[list[bytes], list[str | None]]:
         """The bytes of each token, and its text if they are whole characters."""
-        found: list[bytes] = []
+        vocabulary: list[bytes] = []
         for i, text in self._all("SELECT id, bytes FROM vocabulary ORDER BY id"):
-            found += [b""] * (i - len(found)) + [text]
-        return found, [_decoded(each) for each in found]
+            vocabulary += [b""] * (i - len(vocabulary)) + [text]
+        return vocabulary, [whole(token) for token in vocabulary]
 
     def brief(self, indices: Iterable[SupportsIndex]) -> dict[int, Brief]:
         """A few words on each feature. Raises MatryoshkaError if there is none of one of these numbers."""
@@ -331,13 +331,6 @@ class FeatureStore:
             raise MatryoshkaError(f"{self.path}: {message}") from error
 
 
-def _decoded(token: bytes) -> str | None:
-    try:
-        return token.decode()
-    except UnicodeDecodeError:
-        return None
-
-
 def _code(error: BaseException) -> int | None:
     """SQLite's, without what its extended codes add."""
     if isinstance(error, sqlite3.ProgrammingError):  # such as a store that has been closed
@@ -347,7 +340,7 @@ def _code(error: BaseException) -> int | None:
 
 
 def _by_lift(partners: Iterable[Partner]) -> list[Partner]:
-    return sorted(partners, key=lambda each: -each.lift)
+    return sorted(partners, key=lambda partner: -partner.lift)
 
 
 def _required(name: str) -> Any:

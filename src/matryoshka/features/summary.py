@@ -23,7 +23,17 @@ from jaxtyping import Bool, Float, Int
 
 from matryoshka.coder.kernels import operations
 from matryoshka.features.feature import BINS
-from matryoshka.features.recording import Recording
+from matryoshka.features.grouped import (
+    descending,
+    first_of,
+    ordered,
+    rank_in_run,
+    reduced,
+    run_starts,
+    sorted_by,
+    uniform,
+)
+from matryoshka.study.recording import RecordedCoder
 
 BLOCK_ENTRIES = 4_000_000
 """Entries in memory at once, unless a single feature has more; with copies and sorts up to 170 bytes each."""
@@ -89,7 +99,7 @@ class Summary:
     """Of the feature's summed activation."""
     examples: Examples
     sample: Firings
-    """At most FIRINGS of each, evenly spread over the pass."""
+    """Some of each, at most FIRINGS unless another number is asked for, evenly spread over the pass."""
 
 
 @dataclass(frozen=True)
@@ -108,35 +118,41 @@ class _Block:
         return np.diff(self.offsets)
 
 
-def summarise(recording: Recording, wanted: Wanted = Wanted()) -> Iterator[Summary]:  # noqa: B008
-    """The summaries of all features, a block at a time, in order."""
-    firings = np.bincount(recording.indices, minlength=recording.d_sae)
-    for first, end in _blocks(firings):
-        yield _summary(recording, _read(recording, first, end), wanted)
+def summarise(
+    recorded: RecordedCoder,
+    wanted: Wanted = Wanted(),  # noqa: B008
+    at_once: int = BLOCK_ENTRIES,
+    sampled: int = FIRINGS,
+) -> Iterator[Summary]:
+    """The summaries of all features, a block of at most `at_once` entries at a time, in order; `sampled`: firings of
+    each feature that are kept as its sample."""
+    firings = np.bincount(recorded.indices, minlength=recorded.d_sae)
+    for first, end in _blocks(firings, at_once):
+        yield _summary(recorded, _read(recorded, first, end, at_once), wanted, sampled)
 
 
-def _blocks(firings: Int[np.ndarray, " d_sae"]) -> Iterator[tuple[int, int]]:
-    """Ranges of features with at most BLOCK_ENTRIES entries each, or of one feature."""
+def _blocks(firings: Int[np.ndarray, " d_sae"], at_once: int) -> Iterator[tuple[int, int]]:
+    """Ranges of features with at most `at_once` entries each, or of one feature."""
     first, held = 0, 0
     for i, n in enumerate(firings.tolist()):
-        if i > first and held + n > BLOCK_ENTRIES:
+        if i > first and held + n > at_once:
             yield first, i
             first, held = i, 0
         held += n
     yield first, len(firings)
 
 
-def _read(recording: Recording, first: int, end: int) -> _Block:
+def _read(recorded: RecordedCoder, first: int, end: int, at_once: int) -> _Block:
     features, places, values = [], [], []
-    windows = len(recording.tokens) // recording.context
-    step = max(1, BLOCK_ENTRIES // max(1, len(recording.indices) // max(1, windows))) * recording.context
-    for start in range(0, len(recording.tokens), step):
-        offsets = recording.offsets[start : start + step + 1]
-        indices = recording.indices[offsets[0] : offsets[-1]]
+    windows = len(recorded.tokens) // recorded.context
+    step = max(1, at_once // max(1, len(recorded.indices) // max(1, windows))) * recorded.context
+    for start in range(0, len(recorded.tokens), step):
+        offsets = recorded.offsets[start : start + step + 1]
+        indices = recorded.indices[offsets[0] : offsets[-1]]
         inside = np.flatnonzero((indices >= first) & (indices < end))
         features.append(indices[inside].astype(np.int64) - first)
         places.append(np.repeat(np.arange(start, start + len(offsets) - 1), np.diff(offsets))[inside])
-        values.append(recording.values[offsets[0] : offsets[-1]][inside])
+        values.append(recorded.values[offsets[0] : offsets[-1]][inside])
     feature = np.concatenate(features)
     keys = torch.from_numpy(feature)
     order, ends = operations(keys).group(keys, end - first)
@@ -144,19 +160,19 @@ def _read(recording: Recording, first: int, end: int) -> _Block:
     return _Block(first, feature[chosen], np.concatenate(places)[chosen], np.concatenate(values)[chosen], ends.numpy())
 
 
-def _summary(recording: Recording, block: _Block, wanted: Wanted) -> Summary:
+def _summary(recorded: RecordedCoder, block: _Block, wanted: Wanted, sampled: int) -> Summary:
     n, count, value = len(block.count), block.count, block.value
     divisor = np.maximum(count, 1)
-    largest, least = _reduce(np.maximum, value, block.offsets), _reduce(np.minimum, value, block.offsets)
-    at_first = _reduce(np.add, _is_first(recording)[block.place].astype(np.int64), block.offsets)
-    by_value = _argsort(block.feature, _ordered(value))
-    top_tokens, top_counts, top_shares, entropy = _tokens(block, recording.tokens[block.place].astype(np.int64))
-    chosen = [_top(recording, block, wanted), *_quantiles(recording, block, by_value, wanted)]
+    largest, least = reduced(np.maximum, value, block.offsets), reduced(np.minimum, value, block.offsets)
+    at_first = reduced(np.add, _is_first(recorded)[block.place].astype(np.int64), block.offsets)
+    by_value = sorted_by(block.feature, ordered(value))
+    top_tokens, top_counts, top_shares, entropy = _tokens(block, recorded.tokens[block.place].astype(np.int64))
+    chosen = [_top(recorded, block, wanted), *_quantiles(recorded, block, by_value, wanted)]
     return Summary(
         first=block.first,
         count=count,
-        mean=_reduce(np.add, value.astype(np.float64), block.offsets) / divisor,
-        mean_square=_reduce(np.add, value.astype(np.float64) ** 2, block.offsets) / divisor,
+        mean=reduced(np.add, value.astype(np.float64), block.offsets) / divisor,
+        mean_square=reduced(np.add, value.astype(np.float64) ** 2, block.offsets) / divisor,
         max=largest,
         min=least,
         entropy=entropy,
@@ -168,8 +184,8 @@ def _summary(recording: Recording, block: _Block, wanted: Wanted) -> Summary:
         top_tokens=top_tokens,
         top_counts=top_counts,
         top_shares=top_shares,
-        examples=_examples(recording, block, chosen),
-        sample=_sample(block),
+        examples=_examples(recorded, block, chosen),
+        sample=_sample(block, sampled),
     )
 
 
@@ -178,27 +194,27 @@ def _bins(value: np.ndarray, least: np.ndarray, greatest: np.ndarray) -> Int[np.
     return np.minimum((np.log(value / least) / span * BINS).astype(np.int64), BINS - 1)
 
 
-def _is_first(recording: Recording) -> Bool[np.ndarray, " places"]:
+def _is_first(recorded: RecordedCoder) -> Bool[np.ndarray, " places"]:
     """Whether a place is the first of its window that counts."""
-    kept = recording.kept.reshape(-1, recording.context)
+    kept = recorded.kept.reshape(-1, recorded.context)
     return (kept & (kept.cumsum(1) == 1)).reshape(-1)
 
 
 def _tokens(block: _Block, token: Int[np.ndarray, " entries"]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(top tokens, their counts, their shares of the activation, entropy in bits of all), feature by feature."""
     n, count = len(block.count), block.count
-    order = _argsort(block.feature, token)
+    order = sorted_by(block.feature, token)
     feature, token, value = block.feature[order], token[order], block.value[order].astype(np.float64)
-    starts = _starts(feature, token)
+    starts = run_starts(feature, token)
     firings = np.diff(np.append(starts, len(feature)))
     mass = np.add.reduceat(value, starts) if len(starts) else np.empty(0)
     feature, token = feature[starts], token[starts]
     p = firings / np.maximum(count, 1)[feature]
     entropy = np.bincount(feature, -p * np.log2(p), minlength=n)
     share = mass / np.bincount(feature, mass, minlength=n)[feature] if len(mass) else mass
-    best = _argsort(feature, _descending(share.astype(np.float32)))
+    best = sorted_by(feature, descending(share.astype(np.float32)))
     feature = feature[best]
-    rank = _rank(feature)
+    rank = rank_in_run(feature)
     best, rank, feature = best[rank < TOP_TOKENS], rank[rank < TOP_TOKENS], feature[rank < TOP_TOKENS]
     tables = np.full((n, TOP_TOKENS), -1, np.int64), np.zeros((n, TOP_TOKENS), np.int64), np.zeros((n, TOP_TOKENS))
     for table, numbers in zip(tables, (token, firings, share), strict=True):
@@ -213,21 +229,21 @@ class _Chosen(NamedTuple):
     entries: Int[np.ndarray, " chosen"]
 
 
-def _top(recording: Recording, block: _Block, wanted: Wanted) -> _Chosen:
+def _top(recorded: RecordedCoder, block: _Block, wanted: Wanted) -> _Chosen:
     """The strongest firing of each document, strongest first; twice as many candidates as are wanted make up for
     near-duplicates."""
-    starts = _starts(block.feature, recording.documents[block.place])
+    starts = run_starts(block.feature, recorded.documents[block.place])
     # (value, earliest place) as one integer whose maximum is sought
     n = len(block.value)
-    ranked = (_ordered(block.value) << 32) | (n - 1 - np.arange(n))
+    ranked = (ordered(block.value) << 32) | (n - 1 - np.arange(n))
     peaks = n - 1 - (np.maximum.reduceat(ranked, starts) & 0xFFFFFFFF) if n else starts
-    peaks = peaks[_argsort(block.feature[peaks], _descending(block.value[peaks]))]
-    candidates = peaks[_rank(block.feature[peaks]) < 2 * wanted.top]
-    return _Chosen(0, _distinct(recording, block, candidates, wanted.top))
+    peaks = peaks[sorted_by(block.feature[peaks], descending(block.value[peaks]))]
+    candidates = peaks[rank_in_run(block.feature[peaks]) < 2 * wanted.top]
+    return _Chosen(0, _distinct(recorded, block, candidates, wanted.top))
 
 
 def _quantiles(
-    recording: Recording, block: _Block, by_value: Int[np.ndarray, " entries"], wanted: Wanted
+    recorded: RecordedCoder, block: _Block, by_value: Int[np.ndarray, " entries"], wanted: Wanted
 ) -> Iterator[_Chosen]:
     """Random members of each quantile group, the strongest group first: of twice as many equal parts of the group's
     ranks a random firing each, in random order, without near-duplicates and second members from one window."""
@@ -238,14 +254,14 @@ def _quantiles(
         size = (high - low)[:, None]
         part = np.arange(draws)
         # where a group has fewer firings than draws, each firing is drawn at most once
-        u = _uniform(wanted.seed, features[:, None], group * draws + part)
+        u = uniform(wanted.seed, features[:, None], group * draws + part)
         rank = np.minimum(((part + u) * size / draws).astype(np.int64), size - 1)
         fresh = np.concatenate([np.ones((len(size), 1), bool), np.diff(rank, axis=1) > 0], axis=1) & (size > 0)
         drawn = by_value[(low[:, None] + rank)[fresh]]
-        luck = _uniform(wanted.seed + 1, features[:, None], group * draws + part)[fresh]
-        drawn = drawn[_argsort(block.feature[drawn], _ordered(luck.astype(np.float32)))]
-        drawn = drawn[_first_of(block.feature[drawn], block.place[drawn] // recording.context)]
-        yield _Chosen(group + 1, _distinct(recording, block, drawn, wanted.members))
+        luck = uniform(wanted.seed + 1, features[:, None], group * draws + part)[fresh]
+        drawn = drawn[sorted_by(block.feature[drawn], ordered(luck.astype(np.float32)))]
+        drawn = drawn[first_of(block.feature[drawn], block.place[drawn] // recorded.context)]
+        yield _Chosen(group + 1, _distinct(recorded, block, drawn, wanted.members))
 
 
 def _ranks(block: _Block, groups: int, group: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
@@ -263,91 +279,37 @@ def _limits(ascending: np.ndarray, block: _Block, groups: int) -> Float[np.ndarr
     return limits
 
 
-def _distinct(recording: Recording, block: _Block, candidates: np.ndarray, n: int) -> Int[np.ndarray, " chosen"]:
+def _distinct(recorded: RecordedCoder, block: _Block, candidates: np.ndarray, n: int) -> Int[np.ndarray, " chosen"]:
     """The first `n` of each feature's candidates, without those whose tokens around the peak are an earlier one's."""
     around = np.arange(-BEFORE, AFTER + 1)
     place = block.place[candidates][:, None]
-    inside = (place % recording.context + around >= 0) & (place % recording.context + around < recording.context)
-    tokens = np.where(inside, recording.tokens[np.where(inside, place + around, 0)].astype(np.int64), -1)
+    inside = (place % recorded.context + around >= 0) & (place % recorded.context + around < recorded.context)
+    tokens = np.where(inside, recorded.tokens[np.where(inside, place + around, 0)].astype(np.int64), -1)
     weights = np.random.default_rng(0).integers(1, 1 << 62, len(around), dtype=np.int64) | 1
-    kept = candidates[_first_of(block.feature[candidates], (tokens * weights).sum(1))]
-    return kept[_rank(block.feature[kept]) < n]
+    kept = candidates[first_of(block.feature[candidates], (tokens * weights).sum(1))]
+    return kept[rank_in_run(block.feature[kept]) < n]
 
 
-def _examples(recording: Recording, block: _Block, chosen: list[_Chosen]) -> Examples:
-    entries = np.concatenate([each.entries for each in chosen])
-    group = np.repeat([each.group for each in chosen], [len(each.entries) for each in chosen])
+def _examples(recorded: RecordedCoder, block: _Block, chosen: list[_Chosen]) -> Examples:
+    entries = np.concatenate([part.entries for part in chosen])
+    group = np.repeat([part.group for part in chosen], [len(part.entries) for part in chosen])
     order = np.argsort(block.feature[entries], kind="stable")
     entries, group = entries[order], group[order]
     feature, place = block.feature[entries], block.place[entries]
     # all of the feature's entries in the window: a range, as entries are sorted by (feature, place)
-    places = recording.context * (len(recording.tokens) // recording.context)
+    places = recorded.context * (len(recorded.tokens) // recorded.context)
     keys = block.feature * places + block.place
-    window = feature * places + place // recording.context * recording.context
-    starts, ends = np.searchsorted(keys, window), np.searchsorted(keys, window + recording.context)
+    window = feature * places + place // recorded.context * recorded.context
+    starts, ends = np.searchsorted(keys, window), np.searchsorted(keys, window + recorded.context)
     offsets = np.concatenate([[0], np.cumsum(ends - starts)])
     inside = np.repeat(starts - offsets[:-1], ends - starts) + np.arange(offsets[-1])
-    positions = block.place[inside] % recording.context
+    positions = block.place[inside] % recorded.context
     return Examples(feature + block.first, group, place, offsets, positions, block.value[inside])
 
 
-def _sample(block: _Block) -> Firings:
-    sizes = np.minimum(block.count, FIRINGS)
+def _sample(block: _Block, most: int) -> Firings:
+    sizes = np.minimum(block.count, most)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     feature = np.repeat(np.arange(len(sizes)), sizes)
     within = (np.arange(offsets[-1]) - offsets[feature] + 0.5) * block.count[feature] / sizes[feature]
     return Firings(block.place[block.offsets[feature] + within.astype(np.int64)], offsets)
-
-
-def _reduce(ufunc: np.ufunc, values: np.ndarray, offsets: Int[np.ndarray, " n_plus_1"]) -> np.ndarray:
-    """`ufunc` over each group, 0 for an empty one."""
-    result = np.zeros(len(offsets) - 1, values.dtype)
-    some = offsets[1:] > offsets[:-1]
-    if some.any():
-        result[some] = ufunc.reduceat(values, offsets[:-1][some])
-    return result
-
-
-def _argsort(feature: np.ndarray, then: np.ndarray) -> Int[np.ndarray, " n"]:
-    """The stable order by feature, then by a non-negative integer below 2³²."""
-    return torch.sort(torch.from_numpy((feature << 32) | then), stable=True).indices.numpy()
-
-
-def _ordered(values: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Integers in the order of these non-negative float32: their bits."""
-    return values.view(np.int32).astype(np.int64)
-
-
-def _descending(values: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    return 0x7FFFFFFF - _ordered(values)
-
-
-def _starts(feature: np.ndarray, then: np.ndarray) -> Int[np.ndarray, " runs"]:
-    """Where a run of equal (feature, then) begins."""
-    changes = (feature[1:] != feature[:-1]) | (then[1:] != then[:-1])
-    return np.flatnonzero(np.concatenate([np.ones(min(len(feature), 1), bool), changes]))
-
-
-def _rank(feature: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """The place of each item within its feature's run."""
-    starts = _starts(feature, feature)
-    return np.arange(len(feature)) - np.repeat(starts, np.diff(np.append(starts, len(feature))))
-
-
-def _first_of(feature: np.ndarray, what: np.ndarray) -> Bool[np.ndarray, " n"]:
-    """Whether no earlier item of the feature has the same `what`."""
-    order = np.lexsort((what, feature))
-    first = np.zeros(len(feature), bool)
-    first[order[_starts(feature[order], what[order])]] = True
-    return first
-
-
-def _uniform(seed: int, *numbers: np.ndarray) -> Float[np.ndarray, " ..."]:
-    """In [0, 1), a function of its arguments alone (splitmix64)."""
-    x = np.full((1,) * numbers[0].ndim, seed, np.uint64)
-    for each in numbers:
-        x = x + each.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = x ^ (x >> np.uint64(31))
-    return (x >> np.uint64(11)).astype(np.float64) / (1 << 53)

@@ -20,18 +20,14 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
 
-from matryoshka.data.activations import RowFilter
-from matryoshka.evaluation.placed import READ_BATCH, Placed
 from matryoshka.features.feature import Example, Feature
-from matryoshka.features.schema import About
 from matryoshka.features.store import FeatureStore
 from matryoshka.lm.model import LanguageModel
-from matryoshka.lm.sites import Site
 from matryoshka.progress import Progress, silent
+from matryoshka.study.hooked import HookedCoder
+from matryoshka.study.reader import READ_BATCH, read, sequences
 
 LENGTH = 32
 """Tokens of a context."""
@@ -89,18 +85,18 @@ class Silence(NamedTuple):
 def silence(
     store: FeatureStore,
     lm: LanguageModel,
-    placed: Placed,
+    hooked: HookedCoder,
     features: Sequence[int],
     seed: int,
     progress: Progress = silent,
 ) -> Silence:
-    """Some windows of all kinds of features, and where `features` fire in them. `placed` is folded."""
+    """Some windows of all kinds of features, and where `features` fire in them."""
     examples = _pool(store, seed)
     tokens = store.windows({example.window for example in examples})
     if not examples:
         return Silence([], {index: np.zeros((0, store.about.context), bool) for index in features})
-    rows = torch.tensor([tokens[example.window] for example in examples])
-    return Silence(examples, firing(lm, placed, store.about, rows, features, progress))
+    shown = np.array([tokens[example.window] for example in examples])
+    return Silence(examples, firing(lm, hooked, shown, features, progress))
 
 
 def _pool(store: FeatureStore, seed: int) -> list[Example]:
@@ -108,41 +104,33 @@ def _pool(store: FeatureStore, seed: int) -> list[Example]:
     alive = np.flatnonzero(store.columns()["count"])
     rng = np.random.default_rng([seed, 0])
     chosen = rng.permutation(alive)[:POOL_WINDOWS].tolist()
-    found: dict[int, Example] = {}
+    by_window: dict[int, Example] = {}
     for index in chosen:
         examples = _members(store[index])
         for i in rng.permutation(len(examples))[: -(-POOL_WINDOWS // len(chosen))].tolist():
-            found.setdefault(examples[i].window, examples[i])
-    return list(found.values())[:POOL_WINDOWS]
+            by_window.setdefault(examples[i].window, examples[i])
+    return list(by_window.values())[:POOL_WINDOWS]
 
 
-@torch.no_grad()
 def firing(
     lm: LanguageModel,
-    placed: Placed,
-    about: About,
-    tokens: Int[Tensor, "windows context"],
+    hooked: HookedCoder,
+    tokens: Int[np.ndarray, "windows context"],
     features: Sequence[int],
     progress: Progress = silent,
 ) -> dict[int, Bool[np.ndarray, "windows context"]]:
-    """Where each of `features` fires in these windows, as when they were collected. `placed` is folded;
-    `progress(done, total)` counts windows."""
-    sites = [placed.read, placed.write]
-    keep = RowFilter(lm.bos, {Site.parse(site): norm for site, norm in about.largest_norms.items()})
-    row_of = np.full(placed.coder.config.d_sae, -1)
+    """Where each of `features` fires in these windows; `progress(done, total)` counts windows."""
+    row_of = np.full(hooked.coder.config.d_sae, -1)
     row_of[list(features)] = np.arange(len(features))
     fires = np.zeros((len(features), *tokens.shape), bool)
-    for start in range(0, len(tokens), READ_BATCH):
-        batch = tokens[start : start + READ_BATCH].to(lm.device)
-        read = lm.read(batch, sites)
-        kept = keep(batch, read)
-        latents = placed.coder.eval().encode(read[placed.read][kept])
-        active = (latents.values > 0).cpu().numpy()
-        rows = row_of[latents.indices.cpu().numpy()]
-        chosen = active & (rows >= 0)
-        window, position = (part.cpu().numpy()[latents.rows.cpu().numpy()[chosen]] for part in kept.nonzero().T)
-        fires[rows[chosen], start + window, position] = True
-        progress(start + len(batch), len(tokens))
+    for rows in read(lm, sequences(tokens, READ_BATCH), [hooked]):
+        latents = rows.latents(hooked)
+        feature = row_of[latents.indices.cpu().numpy()]
+        chosen = (latents.values > 0).cpu().numpy() & (feature >= 0)
+        row = latents.rows.cpu().numpy()[chosen]
+        window, position = (part.cpu().numpy()[row] for part in rows.kept(hooked).nonzero().T)
+        fires[feature[chosen], rows.text.numbers[window], position] = True
+        progress(int(rows.text.numbers[-1]) + 1, len(tokens))
     return {index: fires[i] for i, index in enumerate(features)}
 
 
@@ -228,14 +216,14 @@ def _members(feature: Feature) -> list[Example]:
 
 def _alternating(groups: Sequence[Sequence[Example]]) -> list[Example]:
     """The first of each group, then the second of each …"""
-    return [example for each in zip_longest(*groups) for example in each if example is not None]
+    return [example for rank in zip_longest(*groups) for example in rank if example is not None]
 
 
 def _one_a_window(examples: Iterable[Example]) -> list[Example]:
-    found: dict[int, Example] = {}
+    by_window: dict[int, Example] = {}
     for example in examples:
-        found.setdefault(example.window, example)
-    return list(found.values())
+        by_window.setdefault(example.window, example)
+    return list(by_window.values())
 
 
 def _place(rng: np.random.Generator) -> int:

@@ -53,7 +53,7 @@ class Writer:
 
     def windows(self, tokens: Iterable[tuple[int, np.ndarray]]) -> None:
         """Add the tokens of windows, by their numbers."""
-        rows = ((number, zlib.compress(each.astype("<u4").tobytes(), 3)) for number, each in tokens)
+        rows = ((number, zlib.compress(window.astype("<u4").tobytes(), 3)) for number, window in tokens)
         self._db.executemany("INSERT INTO windows VALUES (?, ?)", rows)
 
     def parents(self, relations: Iterable[tuple[int, int, float]]) -> None:

@@ -68,8 +68,8 @@ def centred(norm: nn.Module, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*ba
 
 def epsilon(norm: nn.Module) -> float:
     """What `norm` adds to the mean square."""
-    found: Any = getattr(norm, "eps", None) or norm.variance_epsilon
-    return found
+    added: Any = getattr(norm, "eps", None) or norm.variance_epsilon
+    return added
 
 
 def affine(norm: nn.Module, gain_offset: float, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:

@@ -6,7 +6,7 @@ with lm.replace(Site("mlp_out", 8), lambda mlp_out: reconstruction):
     logits = lm.logits(tokens)
 with lm.resumed(8, resid_pre):                                    # what comes before is known
     logits = lm.logits(tokens)
-slope = lm.gradient(tokens, Site("mlp_out", 8), lambda logits: logits[..., 262].sum())
+slopes = lm.gradient(tokens, [Site("mlp_out", 8)], lambda logits: logits[..., 262].sum())
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -84,11 +84,11 @@ class LanguageModel:
         sites show what the model goes on with, but a replaced ln2_normalized shows what it was before.
         """
         wanted = list(dict.fromkeys(sites))
-        found: dict[Site, Tensor] = {}
+        activations: dict[Site, Tensor] = {}
 
         def keep(site: Site, x: Tensor) -> None:
-            found[site] = x
-            if len(found) == len(wanted):
+            activations[site] = x
+            if len(activations) == len(wanted):
                 raise _Stop
 
         for site in wanted:
@@ -102,7 +102,7 @@ class LanguageModel:
             if wanted:
                 with suppress(_Stop):
                     self._forward(tokens)
-        return {site: found[site] for site in wanted}
+        return {site: activations[site] for site in wanted}
 
     @contextmanager
     def replace(self, site: Site, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -151,20 +151,24 @@ class LanguageModel:
 
     @torch.enable_grad()
     def gradient(
-        self, tokens: Integer[Tensor, "batch position"], site: Site, metric: Callable[[Tensor], Tensor]
-    ) -> Float[Tensor, "batch position d"]:
-        """∂ metric / ∂ activation at `site`: to first order, what a small change there does to the metric.
+        self, tokens: Integer[Tensor, "batch position"], sites: Iterable[Site], metric: Callable[[Tensor], Tensor]
+    ) -> dict[Site, Float[Tensor, "batch position d"]]:
+        """∂ metric / ∂ activation at each of `sites`, from one backward pass: to first order, what a small change there
+        does to the metric.
 
         `metric`: logits, [batch, position, vocab] → one number. Within `replace`, of the model so changed.
         """
-        leaves: list[Tensor] = []
+        leaves: dict[Site, Tensor] = {}
 
-        def shifted(x: Tensor) -> Tensor:
-            leaves.append(torch.zeros_like(x, requires_grad=True))
-            return x + leaves[0]
+        def shifted(site: Site, x: Tensor) -> Tensor:
+            leaves[site] = torch.zeros_like(x, requires_grad=True)
+            return x + leaves[site]
 
-        with self.replace(site, shifted):
-            return torch.autograd.grad(metric(self._forward(tokens).logits), leaves)[0]
+        with ExitStack() as stack:
+            for site in sites:
+                stack.enter_context(self.replace(site, lambda x, site=site: shifted(site, x)))
+            slopes = torch.autograd.grad(metric(self._forward(tokens).logits), list(leaves.values()))
+        return dict(zip(leaves, slopes, strict=True))
 
     def tokens(self, text: str) -> Int[Tensor, "1 position"]:
         """`text` as it stands at the head of a window: after BOS, if this model wants one."""
@@ -181,49 +185,53 @@ class LanguageModel:
 
 
 def load(
-    name: str, revision: str | None = None, dtype: str | torch.dtype = "auto", device: str = "auto"
+    name: str,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
+    prepend_bos: bool | None = None,
 ) -> LanguageModel:
     """The model `name` (what names mean: `describe`), proven to be laid out as the table of families says.
 
     `dtype` auto: float32 on a CPU, the checkpoint's own on an accelerator. `device` auto: as `resolve_device` finds it.
+    `prepend_bos`: whether texts begin with BOS; None: as this model is used.
     Weights are read from safetensors only; code from the hub is never run.
     """
     target = resolve_device(device)
     number_type = _dtype(dtype, target)
     info = describe(name, revision)
     model = _weights(info, number_type).to(target)
-    lm = LanguageModel(model, load_vocabulary(info), info)
+    lm = LanguageModel(model, load_vocabulary(info, prepend_bos), info)
     self_check(info, model.get_submodule(info.family.blocks), lm.read)
     return lm
 
 
-def resolve_device(given: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """`auto` is a GPU where there is one (under torchrun another one for each process of a node), otherwise the CPU; a
     device that is not there is an error."""
-    if given == "auto":
+    if name == "auto":
         gpus, process = torch.cuda.device_count(), World.current().local_rank
         return torch.device(f"cuda:{process % gpus}" if gpus else "cpu")
     try:
-        return torch.empty(0, device=given).device
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
         here = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         said = str(error).splitlines()[0]
         why = "" if said.startswith("Expected one of") else f" ({said})"  # not all that torch has heard of
         raise MatryoshkaError(
-            f"model.device {given!r} cannot be used here{why}: expected {here}; change it in the run's config.yaml, or"
-            " on the command line"
+            f"device {name!r} cannot be used here{why}: expected {here} (--device; of train and resume model.device)"
         ) from error
 
 
-def _dtype(given: str | torch.dtype, device: torch.device) -> torch.dtype | str:
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | str:
     """What transformers takes: a dtype, or "auto" for the checkpoint's own."""
-    if given == "auto":
+    if dtype == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
-    if isinstance(given, torch.dtype):
-        return given
-    if given not in DTYPES:
-        raise MatryoshkaError(f"unknown dtype {given!r}{did_you_mean(given, ['auto', *DTYPES])}")
-    return DTYPES[given]
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise MatryoshkaError(f"unknown dtype {dtype!r}{did_you_mean(dtype, ['auto', *DTYPES])}")
+    return DTYPES[dtype]
 
 
 def _weights(info: ModelInfo, dtype: torch.dtype | str) -> Any:
@@ -247,8 +255,8 @@ def _weights(info: ModelInfo, dtype: torch.dtype | str) -> Any:
     return model
 
 
-def load_vocabulary(info: ModelInfo) -> Vocabulary:
-    """The tokenizer of the model that `info` describes; loads no weights."""
+def load_vocabulary(info: ModelInfo, prepend_bos: bool | None = None) -> Vocabulary:
+    """The tokenizer of the model that `info` describes; loads no weights. `prepend_bos` as in `load`."""
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
             info.source, revision=info.revision or "main", trust_remote_code=False
@@ -257,5 +265,14 @@ def load_vocabulary(info: ModelInfo) -> Vocabulary:
         raise unavailable(f"tokenizer of {info.name}", info.folder, error) from error
     # texts begin with BOS if the tokenizer puts it there, or the family is used so nonetheless
     adds_it = tokenizer("text")["input_ids"][:1] == [tokenizer.bos_token_id]
-    bos = tokenizer.bos_token_id if adds_it or info.family.prepend_bos else None
-    return Vocabulary(tokenizer, bos, separator=tokenizer.eos_token_id if bos is None else bos)
+    usual = tokenizer.bos_token_id if adds_it or info.family.prepend_bos else None
+    separator = tokenizer.eos_token_id if usual is None else usual
+    match prepend_bos:
+        case None:
+            return Vocabulary(tokenizer, usual, separator)
+        case False:
+            return Vocabulary(tokenizer, None, separator)
+        case True if tokenizer.bos_token_id is None:
+            raise MatryoshkaError(f"tokenizer of {info.name}: has no BOS token, with which texts are to begin")
+        case True:
+            return Vocabulary(tokenizer, tokenizer.bos_token_id, separator)

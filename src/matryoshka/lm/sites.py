@@ -1,9 +1,15 @@
-"""Named places in a language model, and one table row for each model family that says where they are.
+"""Named places in a language model, what a coder reads and writes there, and a table row for each model family.
+
+    Site      one place: `8.mlp_in`
+    Source    sites that are read together, and sites that are written together
+    Wiring    the sources of a coder: SAE r → r, transcoder r → w, crosscoder one source of several reads and writes
+    FAMILIES  where each model family keeps its parts
 
 Blocks with a parallel residual (Pythia) have no resid_mid: both halves read resid_pre.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import total_ordering
 
@@ -76,6 +82,49 @@ class Site:
             [f"blocks.{layer}.{hook}" for hook in TRANSFORMER_LENS] if lens else [f"{layer}.{kind}" for kind in KINDS]
         )
         raise MatryoshkaError(f"unknown site {text!r}{did_you_mean(text, known)}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Latents that read the same sites, concatenated in this order, and write the same sites, concatenated too."""
+
+    reads: tuple[Site, ...]
+    writes: tuple[Site, ...]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Which sites a coder reads and writes. All that knows both sites and tensors joins them through this."""
+
+    sources: tuple[Source, ...]
+
+    @classmethod
+    def of(cls, reads: Sequence[Site], writes: Sequence[Site]) -> "Wiring":
+        """One source: an SAE where both are the same site, a transcoder where they are two, otherwise a crosscoder."""
+        return cls((Source(tuple(reads), tuple(writes)),))
+
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        """Every site that is read, once, in the order of the sources."""
+        return tuple(dict.fromkeys(site for source in self.sources for site in source.reads))
+
+    @property
+    def writes(self) -> tuple[Site, ...]:
+        """Every site that is written, once, in the order of the sources."""
+        return tuple(dict.fromkeys(site for source in self.sources for site in source.writes))
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site that is read or written, once."""
+        return tuple(dict.fromkeys((*self.reads, *self.writes)))
+
+    @property
+    def head(self) -> Site:
+        """What the first block that is written into reads: up to there nothing depends on what is spliced in."""
+        return Site("resid_pre", min(site.layer for site in self.writes))
+
+    def __str__(self) -> str:
+        return f"{' + '.join(map(str, self.reads))} → {' + '.join(map(str, self.writes))}"
 
 
 @dataclass(frozen=True)

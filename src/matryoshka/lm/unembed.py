@@ -21,7 +21,9 @@ ROWS = 16384
 
 
 @torch.no_grad()
-def direct_logits(lm: LanguageModel, directions: Float[Tensor, "n d_model"], scale: float) -> Float[Tensor, "n vocab"]:
+def direct_logits(
+    lm: LanguageModel, directions: Float[Tensor, "n d_model"], scale: float, at_once: int = ROWS
+) -> Float[Tensor, "n vocab"]:
     """By how much the logits change for each unit of a direction added to the final residual.
 
     W_U (gain ⊙ centre(direction)) / scale, minus each row's mean over the vocabulary, which softmax ignores; in
@@ -31,6 +33,7 @@ def direct_logits(lm: LanguageModel, directions: Float[Tensor, "n d_model"], sca
 
     `directions`: in the residual's own units, one a row. `scale`: what the final norm divides by, held fixed;
     `typical_scale` of some tokens. Not positive and finite, or rows of another width: MatryoshkaError.
+    `at_once`: rows of W_U.
     """
     if directions.shape[-1] != lm.info.d_model:
         raise MatryoshkaError(
@@ -42,7 +45,7 @@ def direct_logits(lm: LanguageModel, directions: Float[Tensor, "n d_model"], sca
     gain = lm.info.family.gain_offset + norm.get_parameter("weight").float()
     scaled = gain * centred(norm, directions.to(lm.device).float()) / scale
     unembedding: Tensor = lm.model.get_output_embeddings().weight
-    logits = torch.cat([scaled @ rows.float().T for rows in unembedding.split(ROWS)], dim=-1)
+    logits = torch.cat([scaled @ rows.float().T for rows in unembedding.split(at_once)], dim=-1)
     return logits.sub_(logits.mean(-1, keepdim=True))
 
 

@@ -39,11 +39,11 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
             f"tokenizer {type(tokenizer).__name__}: its tokens are neither bytes nor SentencePiece pieces"
             f" (its decoder: {kinds}), so the text that each of them adds is not known"
         )
-    found = {number: meaning(token) for token, number in backend.get_vocab(with_added_tokens=False).items()}
+    by_id = {number: meaning(token) for token, number in backend.get_vocab(with_added_tokens=False).items()}
     for number, token in backend.get_added_tokens_decoder().items():
         # Gemma's runs of "▁" are added tokens too, but not special ones: they do mean spaces
-        found[number] = token.content.encode() if token.special else added_meaning(token.content)
-    return [found.get(number, b"") for number in range(max(found, default=-1) + 1)]
+        by_id[number] = token.content.encode() if token.special else added_meaning(token.content)
+    return [by_id.get(number, b"") for number in range(max(by_id, default=-1) + 1)]
 
 
 def pieces(ids: Iterable[int], vocabulary: Sequence[bytes]) -> list[str]:
@@ -56,25 +56,25 @@ def pieces(ids: Iterable[int], vocabulary: Sequence[bytes]) -> list[str]:
     `token_bytes`.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    found: list[str] = []
+    texts: list[str] = []
     partial = b""  # the beginning of a character
     for token in _lookup(ids, vocabulary):
         if partial and not _continues(partial, token):
-            found[-1] += decoder.decode(b"", final=True)
+            texts[-1] += decoder.decode(b"", final=True)
             partial = b""
-        text = _whole(token)
+        text = whole(token)
         if text is None:
             text = decoder.decode(token)
             partial = decoder.getstate()[0]
-        found.append(text)
+        texts.append(text)
     if partial:
-        found[-1] += decoder.decode(b"", final=True)
-    return found
+        texts[-1] += decoder.decode(b"", final=True)
+    return texts
 
 
 def alone(token: bytes) -> str:
     """A token by itself, in a table: its text, or where it is only a part of a character, its bytes as \\xf0\\x9f."""
-    text = _whole(token)
+    text = whole(token)
     return "".join(f"\\x{byte:02x}" for byte in token) if text is None else text
 
 
@@ -87,7 +87,7 @@ def _lookup(ids: Iterable[int], vocabulary: Sequence[bytes]) -> list[bytes]:
 
 
 @cache
-def _whole(token: bytes) -> str | None:
+def whole(token: bytes) -> str | None:
     """The text of a token that is whole characters, None of one that is not."""
     try:
         return token.decode()

@@ -51,9 +51,9 @@ def facts(store: FeatureStore, key: str, name: str) -> dict[str, Any]:
 
 def columns(store: FeatureStore) -> dict[str, list]:
     """One entry a feature; numbers to four digits."""
-    found = store.columns()
-    numbers = {name: [None if x is None else float(f"{x:.4g}") for x in found[name]] for name in NUMBERS}
-    return numbers | {name: found[name] for name in ("flags", *TEXTS)}
+    stored = store.columns()
+    numbers = {name: [None if x is None else float(f"{x:.4g}") for x in stored[name]] for name in NUMBERS}
+    return numbers | {name: stored[name] for name in ("flags", *TEXTS)}
 
 
 def card(store: FeatureStore, index: int) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def reading(
         }
         for index, (positions, values) in firings.items()
     ]
-    features.sort(key=lambda each: -each["max"] / (each["typical_max"] or each["max"]))
+    features.sort(key=lambda feature: -feature["max"] / (feature["typical_max"] or feature["max"]))
     return _plain({"tokens": tokens, "counted": counted, "features": features})
 
 
@@ -97,9 +97,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         if value and isinstance(value[0], str | int):  # the tokens of an example, which are most of a card
             return value
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _plain(item) for name, item in value.items()}
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     return value

@@ -33,6 +33,7 @@ def export(
     folder: Path,
     overwrite: bool = False,
     progress: Progress = silent,
+    windows_a_file: int = WINDOWS,
 ) -> None:
     """Write the page of a store into `folder`, whole or not at all.
 
@@ -51,10 +52,10 @@ def export(
             progress(start, len(store))
             end = min(start + data.SHARD, len(store))
             cards = [data.card(store, i) for i in range(start, end)]
-            windows |= {each["window"]: each.pop("tokens") for each in _examples(cards)}
+            windows |= {example["window"]: example.pop("tokens") for example in _examples(cards)}
             _write(new, f"0/shard-{start // data.SHARD}", cards)
         numbers = sorted(windows)
-        files = [numbers[start : start + WINDOWS] for start in range(0, len(numbers), WINDOWS)]
+        files = [numbers[start : start + windows_a_file] for start in range(0, len(numbers), windows_a_file)]
         for i, file in enumerate(files):
             _write(new, f"0/windows-{i}", {str(number): windows[number] for number in file})
         _write(new, "0/overview", data.overview(store, "0", name) | {"window_files": [file[0] for file in files]})

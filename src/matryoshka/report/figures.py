@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.scores import Result
 from matryoshka.files import write_bytes
 from matryoshka.report import drawing
-from matryoshka.report.saved import Curves, checked, read_metrics, read_results
+from matryoshka.report.curves import Curves, checked, read_metrics, read_results
 from matryoshka.run import Run
+from matryoshka.scores.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -55,7 +55,7 @@ class Shown(NamedTuple):
 
 def application(shown: Sequence[Shown], port: int) -> ASGIApp:
     """The page of these runs, as it is to be served on `port`."""
-    runs = {str(i): each for i, each in enumerate(shown)}
+    runs = {str(i): run for i, run in enumerate(shown)}
 
     def run_of(request: Request) -> tuple[str, Shown]:
         key = request.path_params["key"]
@@ -66,7 +66,7 @@ def application(shown: Sequence[Shown], port: int) -> ASGIApp:
     def list_runs(request: Request) -> Any:
         return {
             "live": True,
-            "runs": [{"key": key, "name": each.name, "features": len(each.store)} for key, each in runs.items()],
+            "runs": [{"key": key, "name": run.name, "features": len(run.store)} for key, run in runs.items()],
         }
 
     def overview(request: Request) -> Any:

@@ -81,4 +81,5 @@ def _tensors(trainee: Trainee) -> dict[str, Tensor]:
         for name, parameter in trainee.coder.named_parameters()
         for key, value in trainee.optimiser.state[parameter].items()
     }
-    return {**trainee.state_dict(), **adam}
+    # buffers that are not saved with the weights are training's own state
+    return {**dict(trainee.named_parameters()), **dict(trainee.named_buffers()), **adam}

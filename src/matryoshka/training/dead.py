@@ -1,76 +1,60 @@
-"""The dead latents' term: what has not fired for long learns to reconstruct what the others leave.
+"""The dead latents' term: what has not fired for long learns to reconstruct what the others leave."""
 
-The dead latents are gathered into a small dense coder of their own. Its weights are copies, so that its backward pass
-touches nothing of the whole dictionary; their gradients are added to the coder's afterwards.
-"""
-
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from matryoshka.coder.coder import SparseCoder
-from matryoshka.coder.losses import residual_reconstruction
+from matryoshka.coder.latents import Latents
+from matryoshka.coder.subset import Subset
 
 REFRESH = 8
 """Steps between two listings of the dead. To list them the host has to know their number, and would wait for a GPU. A
 latent that fires in between is left out at once; one that dies waits for the next listing."""
 
 
-class DeadLatents(nn.Module):
-    """Which latents did not fire in the last `after_tokens` tokens. `listed` is part of a checkpoint."""
+class Dead(NamedTuple):
+    """The latents that were dead at the last listing."""
 
+    subset: Subset
+    still: Bool[Tensor, " dead"]
+    """Which of them are dead by now: the others take no part."""
+
+
+class DeadLatents(nn.Module):
+    """Which latents did not fire in the last `after_tokens` tokens. Its buffers are part of a checkpoint."""
+
+    tokens_since_fired: Tensor
     listed: Tensor
 
-    def __init__(self, coder: SparseCoder, after_tokens: int) -> None:
+    def __init__(self, d_sae: int, after_tokens: int, refresh: int = REFRESH) -> None:
         super().__init__()
-        self.after_tokens = after_tokens
-        self.register_buffer("listed", torch.zeros_like(coder.tokens_since_fired, dtype=torch.bool))
+        self.after_tokens, self.refresh = after_tokens, refresh
+        self.register_buffer("tokens_since_fired", torch.zeros(d_sae, dtype=torch.int64))
+        self.register_buffer("listed", torch.zeros(d_sae, dtype=torch.bool))
         self._index: Int[Tensor, " dead"] | None = None
 
-    def part(self, coder: SparseCoder, step: int) -> "DeadPart | None":
+    @property
+    def now(self) -> Bool[Tensor, " d_sae"]:
+        """Those that are dead."""
+        return self.tokens_since_fired >= self.after_tokens
+
+    @torch.no_grad()
+    def count(self, latents: Latents) -> None:
+        """A batch has been seen."""
+        silent = self.tokens_since_fired
+        silent += latents.pattern.batch
+        fires = torch.where(latents.values > 0, 0, torch.iinfo(silent.dtype).max)
+        silent.scatter_reduce_(0, latents.indices, fires, "amin")
+
+    def part(self, coder: SparseCoder, step: int) -> Dead | None:
         """The dead of `coder` at the beginning of `step`; None if there are none."""
-        dead = coder.dead(self.after_tokens)
-        if step % REFRESH == 0:
-            self.listed.copy_(dead)
+        now = self.now
+        if step % self.refresh == 0:
+            self.listed.copy_(now)
             self._index = None
         if self._index is None:  # also after a resume
             self._index = self.listed.nonzero().squeeze(1)
-        return gather(coder, self._index, dead[self._index]) if len(self._index) else None
-
-
-@dataclass(frozen=True, eq=False)
-class DeadPart:
-    """Copies of some latents' weights, whose gradients are collected apart."""
-
-    index: Int[Tensor, " dead"]
-    still: Bool[Tensor, " dead"]
-    """Which of them are dead by now: the others take no part."""
-    encoder: Float[Tensor, "dead d_in"]
-    biases: Float[Tensor, " dead"]
-    decoder: Float[Tensor, "dead d_out"]
-
-    def reconstruct(self, inputs: Float[Tensor, "batch d_in"], k_aux: int) -> Float[Tensor, "batch d_out"]:
-        """What they make of the residual, at most `k_aux` of them on each row."""
-        pre = torch.addmm(self.biases, inputs, self.encoder.T).masked_fill(~self.still, 0)
-        return residual_reconstruction(pre, self.decoder, k_aux)
-
-    @torch.no_grad()
-    def add_gradients(self, coder: SparseCoder) -> None:
-        """Add what they have learned to the gradients of `coder`, after the backward pass."""
-        _gradient(coder.W_enc).T[self.index] += _gradient(self.encoder)
-        _gradient(coder.b_enc)[self.index] += _gradient(self.biases)
-        _gradient(coder.W_dec)[self.index] += _gradient(self.decoder)
-
-
-def gather(coder: SparseCoder, index: Int[Tensor, " dead"], still: Bool[Tensor, " dead"]) -> DeadPart:
-    """The latents `index` of `coder`."""
-    whole = (coder.W_enc.T, coder.b_enc, coder.W_dec)
-    return DeadPart(index, still, *(weights.detach()[index].requires_grad_() for weights in whole))
-
-
-def _gradient(weights: Tensor) -> Tensor:
-    if weights.grad is None:
-        raise RuntimeError("there are no gradients yet: add them after the backward pass")
-    return weights.grad
+        return Dead(coder.subset(self._index), now[self._index]) if len(self._index) else None

@@ -8,8 +8,8 @@ import torch
 from matryoshka.lm.info import ModelInfo
 from matryoshka.lm.model import DTYPES, resolve_device
 from matryoshka.lm.shape import Shape, shape
-from matryoshka.training.config import Config
 from matryoshka.training.plan import Plan, check, chunk_rows
+from matryoshka.training.recipe import Config
 from matryoshka.training.setup import reads_ahead
 
 FLOAT = 4
@@ -42,7 +42,7 @@ def estimate(
 ) -> list[Item]:
     """Upper bounds in bytes. `lm` and `itemsize` are the language model's, `chunks` those in memory at once."""
     tokens = config.activations.lm_batch * config.text.context
-    widths = {site: width for p in plans for site, width in ((p.read, p.coder.d_in), (p.write, p.coder.d_out))}
+    widths = {site: info.check(site) for plan in plans for site in plan.wiring.sites}
     attention = config.activations.lm_batch * lm.n_heads * config.text.context**2 * FLOAT
     forward = tokens * (6 * info.d_model + 3 * lm.d_mlp) * itemsize + 2 * attention
     logits = 5 * 4 * config.text.context * info.d_vocab * FLOAT  # evaluation: four windows; clean, spliced, products
@@ -67,7 +67,7 @@ def estimate(
 def _parameters(plan: Plan) -> int:
     c = plan.coder
     skip = c.d_in * c.d_out if c.skip else 0
-    return c.d_sae * (c.d_in + c.d_out + 1) + c.d_out + skip + (c.d_sae if c.activation == "jumprelu" else 0)
+    return c.d_sae * (c.d_in + c.d_out + 1) + c.d_out + skip + (c.d_sae if c.activation.kind == "jumprelu" else 0)
 
 
 def _step(config: Config, plan: Plan) -> int:

@@ -1,4 +1,4 @@
-"""Adam, its learning rate, and the constraint of unit decoder rows."""
+"""Adam and its learning rate."""
 
 import math
 from collections.abc import Iterable
@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from matryoshka.coder.kernels import operations
-from matryoshka.training.config import TrainingSection
+from matryoshka.training.recipe import TrainingSection
 
 DOT_LIMIT = 2**30
 """Numbers in one dot product: BLAS counts them in 32 bits."""
@@ -38,7 +37,7 @@ class Adam:
         taught = [p for p in self.parameters if p.grad is not None]
         states = [self.state[p] for p in taught]
         gradients = [_rows_first(p.grad) for p in taught if p.grad is not None]
-        norm = _norm(gradients)
+        norm = total_norm(gradients)
         divisor = (norm / self.largest_norm).clamp(min=1)
         divides = divisor.device.type != "cpu" or divisor > 1  # a GPU is not waited for
         adam(
@@ -64,9 +63,10 @@ class Adam:
         return norm
 
 
-def _norm(gradients: Iterable[Tensor]) -> Float[Tensor, ""]:
-    """√Σ g² of them all; by dot products, which on a CPU read memory twice as fast as norms do."""
-    parts = [part for gradient in gradients for part in gradient.flatten().split(DOT_LIMIT)]
+def total_norm(gradients: Iterable[Tensor], dot_limit: int = DOT_LIMIT) -> Float[Tensor, ""]:
+    """√Σ g² of them all; by dot products of at most `dot_limit` numbers, which on a CPU read memory twice as fast as
+    norms do."""
+    parts = [part for gradient in gradients for part in gradient.flatten().split(dot_limit)]
     return torch.stack([part.dot(part) for part in parts]).sum().sqrt()
 
 
@@ -89,16 +89,3 @@ def learning_rate(step: int, steps: int, section: TrainingSection) -> float:
 
 def _steps(value: int | float, steps: int) -> int:
     return value if isinstance(value, int) else round(value * steps)
-
-
-@torch.no_grad()
-def project_rows(W_dec: nn.Parameter) -> None:
-    """Remove from W_dec's gradient what would change its rows' norms: the part parallel to each (unit) row."""
-    if W_dec.grad is not None:
-        operations(W_dec).project_rows_(W_dec.grad, W_dec)
-
-
-@torch.no_grad()
-def normalise_rows(W_dec: Float[Tensor, "d_sae d_out"]) -> None:
-    """Bring the rows back to norm 1; to be called AFTER the optimiser's step, which leaves the sphere."""
-    operations(W_dec).normalise_rows_(W_dec)

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from matryoshka.coder.coder import CoderConfig
-from matryoshka.coder.nesting import resolve_widths
+from matryoshka.coder.architecture import CoderConfig, resolve_widths
 from matryoshka.config import merged
 from matryoshka.data.documents import check_source, is_local
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.info import ModelInfo, describe
-from matryoshka.lm.sites import Site
-from matryoshka.training.config import CoderSection, Config
+from matryoshka.lm.sites import Site, Wiring
+from matryoshka.training.recipe import CoderSection, Config
 
 
 class Plan(NamedTuple):
@@ -27,8 +26,7 @@ class Plan(NamedTuple):
 
     label: str
     section: CoderSection
-    read: Site
-    write: Site
+    wiring: Wiring
     coder: CoderConfig
 
 
@@ -47,27 +45,32 @@ def plan(config: Config, info: ModelInfo) -> list[Plan]:
 
 def _plan_one(config: Config, info: ModelInfo, variant: dict[str, Any]) -> Plan:
     section = CoderSection.model_validate({**config.coder.model_dump(), **variant})
-    read, write = Site.parse(section.read), Site.parse(section.write or section.read)
-    widths = []
-    for field, site in (("read", read), ("write", write)):
-        try:
-            widths.append(info.check(site))
-        except MatryoshkaError as error:
-            raise MatryoshkaError(f"coder.{field}: {error}") from None
+    reads = _sites(section.read)
+    writes = reads if section.write is None else _sites(section.write)
     if section.k > section.d_sae:
         raise MatryoshkaError(f"coder.k: {section.k} latents a token, but coder.d_sae is {section.d_sae}")
     coder = CoderConfig(
-        d_in=widths[0],
-        d_out=widths[1],
+        reads=_sizes("read", reads, info),
+        writes=_sizes("write", writes, info),
         d_sae=section.d_sae,
         widths=resolve_widths(section.widths, section.d_sae),
-        activation=section.activation,
-        k=section.k,
-        bandwidth=section.bandwidth,
+        activation=section.nonlinearity,
         skip=section.skip,
     )
-    label = ",".join(f"{name}={_short(value)}" for name, value in variant.items()) or "coder"
-    return Plan(label, section, read, write, coder)
+    label = ",".join(f"{name}={_short(value)}" for name, value in variant.items())
+    label = label or ("unchanged" if config.variants else "coder")
+    return Plan(label, section, Wiring.of(reads, writes), coder)
+
+
+def _sites(names: str | tuple[str, ...]) -> tuple[Site, ...]:
+    return tuple(Site.parse(name) for name in ([names] if isinstance(names, str) else names))
+
+
+def _sizes(field: str, sites: tuple[Site, ...], info: ModelInfo) -> tuple[int, ...]:
+    try:
+        return tuple(info.check(site) for site in sites)
+    except MatryoshkaError as error:
+        raise MatryoshkaError(f"coder.{field}: {error}") from None
 
 
 def _short(value: object) -> str:
@@ -91,9 +94,9 @@ def resolve(config: Config, info: ModelInfo) -> Config:
 
 def default_folder(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Path:
     """runs/<sae|transcoder>/<base model>/<name>, the name made of what is trained if the config has none."""
-    kind = "sae" if all(plan.read == plan.write for plan in plans) else "transcoder"
+    kind = "sae" if all(plan.wiring.reads == plan.wiring.writes for plan in plans) else "transcoder"
     c = config.coder
-    sites = c.read if c.write in (None, c.read) else f"{c.read}-{c.write}"
+    sites = "-".join(_short(field) for field in ((c.read,) if c.write in (None, c.read) else (c.read, c.write)))
     made = f"{sites}-{c.activation}-{c.d_sae}-k{c.k}-s{c.seed}"
     model = Path(info.name).name.removesuffix(".gguf").lower()
     return Path("runs") / kind / model / (config.name or made)

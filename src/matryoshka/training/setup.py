@@ -14,16 +14,15 @@ import transformers
 
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.data import cache
-from matryoshka.data.activations import ActivationStream, Chunks, LiveChunks
 from matryoshka.data.sections import TextConfig
+from matryoshka.data.stream import ActivationStream, Chunks, LiveChunks
 from matryoshka.data.tokens import Tokens, tokenise
-from matryoshka.lm.info import ModelInfo
 from matryoshka.lm.model import LanguageModel, Vocabulary, load
 from matryoshka.progress import progress_bar
 from matryoshka.run import Run
-from matryoshka.training.config import Config, ModelSection
 from matryoshka.training.log import JsonLines, Sink, TensorBoard, Wandb
 from matryoshka.training.plan import Plan, chunk_rows
+from matryoshka.training.recipe import Config, ModelSection
 from matryoshka.training.trainee import Trainee
 
 CALIBRATION_ROWS = 2048
@@ -43,7 +42,7 @@ def open_tokens(text: TextConfig, vocabulary: Vocabulary) -> Tokens:
 
 def open_stream(config: Config, lm: LanguageModel, tokens: Tokens, plans: Sequence[Plan]) -> ActivationStream:
     """Batches for all `plans`: from the live model, or from the cache, which is written first if it is not there."""
-    sites = list(dict.fromkeys(site for plan in plans for site in (plan.read, plan.write)))
+    sites = list(dict.fromkeys(site for plan in plans for site in plan.wiring.sites))
     live = LiveChunks(lm, tokens.windows("train"), sites, chunk_rows(config), config.activations.lm_batch)
     chunks: Chunks = live
     if config.activations.cache is not None:
@@ -73,19 +72,12 @@ def _cached(config: Config, folder: Path, live: LiveChunks, tokens: Tokens) -> c
     return cache.CachedChunks(folder, identity, list(live.sites), live.lm.device)
 
 
-def new_trainees(config: Config, plans: Sequence[Plan], device: torch.device, info: ModelInfo) -> list[Trainee]:
+def new_trainees(config: Config, plans: Sequence[Plan], device: torch.device) -> list[Trainee]:
     """Initialised coders, not yet calibrated."""
     trainees = []
     for plan in plans:
-        metadata = {
-            "model": info.name,
-            "revision": info.revision,
-            "read": str(plan.read),
-            "write": str(plan.write),
-            "context": config.text.context,
-            "dead_after_tokens": config.training.dead_after_tokens,
-        }
-        coder = SparseCoder(plan.coder, metadata).initialise(plan.section.seed, tied=plan.read == plan.write)
+        tied = plan.wiring.reads == plan.wiring.writes
+        coder = SparseCoder(plan.coder).initialise(plan.section.seed, tied)
         trainees.append(Trainee(plan, coder.to(device), config.training, config.steps))
     return trainees
 
@@ -94,8 +86,7 @@ def calibrate(trainees: Sequence[Trainee], stream: ActivationStream) -> None:
     """Fix each coder's constants from the first activations of the stream."""
     first = stream.peek(max(CALIBRATION_ROWS, stream.batch))
     for trainee in trainees:
-        x, y = (first.activations[site] for site in (trainee.plan.read, trainee.plan.write))
-        trainee.coder.calibrate(x, y)
+        trainee.calibrate(first)
 
 
 def open_sinks(run: Run, config: Config, plan: Plan, start: int, coders: int) -> list[Sink]:

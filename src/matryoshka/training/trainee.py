@@ -6,16 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from matryoshka.coder.activations import JumpReLU
 from matryoshka.coder.coder import Forward, SparseCoder
 from matryoshka.coder.kernels.cpu import has_bfloat16_product, has_native_bfloat16
-from matryoshka.coder.losses import CONVENTIONS, fvu, l0_deviation
+from matryoshka.coder.losses import CONVENTIONS, fvu
 from matryoshka.coder.nesting import random_widths
-from matryoshka.data.activations import Batch
-from matryoshka.training.config import TrainingSection
-from matryoshka.training.dead import DeadLatents, DeadPart
-from matryoshka.training.optim import Adam, learning_rate, normalise_rows, project_rows
+from matryoshka.coder.scaling import Scaling
+from matryoshka.data.stream import Batch
+from matryoshka.training.dead import REFRESH, Dead, DeadLatents
+from matryoshka.training.optim import Adam, learning_rate
 from matryoshka.training.plan import Plan
+from matryoshka.training.recipe import TrainingSection
 
 logger = logging.getLogger("matryoshka")
 AVERAGED = ("loss", "reconstruction", "aux", "sparsity", "gradient_norm")
@@ -38,55 +38,69 @@ class Measures(NamedTuple):
 
 
 class Trainee(nn.Module):
-    """A coder, its Adam state, and the sums of the current log interval (a buffer, so that a checkpoint has it too)."""
+    """A coder and all that training adds to it: the scaling around it, Adam's state, which latents are dead (listed
+    every `refresh` steps), and the sums of the current log interval (buffers, so that a checkpoint has them too)."""
 
     sums: Tensor
     bad_step: Tensor
 
-    def __init__(self, plan: Plan, coder: SparseCoder, section: TrainingSection, steps: int) -> None:
+    def __init__(
+        self, plan: Plan, coder: SparseCoder, section: TrainingSection, steps: int, refresh: int = REFRESH
+    ) -> None:
         super().__init__()
         self.plan, self.section, self.steps = plan, section, steps
         self.coder = coder.train()
+        device = coder.device
+        self.scaling = Scaling(coder.config).to(device, coder.dtype)
         self.optimiser = Adam(coder.parameters(), section)
         self.convention = CONVENTIONS[section.loss]
-        self.dead = DeadLatents(coder, section.dead_after_tokens)
-        device = coder.W_enc.device
+        self.dead = DeadLatents(coder.config.d_sae, section.dead_after_tokens, refresh).to(device)
         self.register_buffer("sums", torch.zeros(len(AVERAGED), dtype=torch.float64, device=device))
         self.register_buffer("bad_step", torch.tensor(-1, device=device))
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=_low_precision(section, device))
         self._measures: Measures | None = None
 
+    def calibrate(self, batch: Batch) -> None:
+        """Fix the scaling, and start the coder, from the first activations."""
+        x, y = (values.to(self.coder.dtype) for values in batch.of(self.plan.wiring))
+        self.scaling.measure(x, y)
+        self.coder.calibrate(self.scaling.x(x), self.scaling.y(y.mean(0)))
+
+    def folded(self) -> SparseCoder:
+        """The coder as it stands, in raw units and in eval mode: what is measured and saved."""
+        return self.scaling.fold(self.coder)
+
     def step(self, batch: Batch, step: int, measure: bool) -> None:
         """Learn from one batch. Its loss terms are added to `sums`; with `measure`, `report` will tell its FVU and
         L0."""
-        coder = self.coder
+        coder, (x, y) = self.coder, batch.of(self.plan.wiring)
         dead = self.dead.part(coder, step) if self._aux_weight else None
         with self.autocast:
-            forward = coder(batch.activations[self.plan.read], batch.activations[self.plan.write], self._widths(step))
+            forward = coder(self.scaling.x(x), self.scaling.y(y), self._widths(step))
             terms = self.loss(forward, dead)
         terms.loss.backward()
         if dead is not None:
-            dead.add_gradients(coder)
+            coder.add_gradients(dead.subset)
 
-        project_rows(coder.W_dec)
+        coder.keep_gradients_on_the_sphere()
         norm = self.optimiser.step(learning_rate(step, self.steps, self.section))
-        normalise_rows(coder.W_dec)
+        coder.normalise_rows()
 
         self._count(forward, torch.stack([*terms, norm]).detach(), step)
         if measure:
             self._measures = self._measure(forward)
 
-    def loss(self, forward: Forward, dead: DeadPart | None) -> Terms:
-        """The convention's main term, plus the dead latents' term, plus the activation's own sparsity term."""
+    def loss(self, forward: Forward, dead: Dead | None) -> Terms:
+        """The convention's main term, plus the dead latents' term, plus the activation's own."""
         coder, section = self.coder, self.section
-        reconstruction = self.convention.reconstruction(forward.errors, forward.y, coder.b_dec)
+        reconstruction = self.convention.reconstruction(forward.errors, forward.y, forward.bias)
         aux = sparsity = reconstruction.new_zeros(())
         if dead is not None:
-            r_hat = dead.reconstruct(forward.inputs, section.aux_k or max(1, coder.config.d_out // 2))
+            k = section.aux_k or max(1, coder.config.d_out // 2)
+            r_hat = dead.subset.reconstruct(forward.x, dead.still, k)
             aux = self._aux_weight * self.convention.aux(forward.residual, r_hat.to(aux.dtype)) * dead.still.any()
-        if isinstance(coder.activation, JumpReLU):
-            l0 = coder.activation.l0(forward.selected)
-            sparsity = section.l0_coefficient * l0_deviation(l0, coder.config.k)
+        if (penalty := coder.activation.penalty(forward.selected)) is not None:
+            sparsity = section.l0_coefficient * penalty
         return Terms(reconstruction + aux + sparsity, reconstruction, aux, sparsity)
 
     @property
@@ -95,7 +109,7 @@ class Trainee(nn.Module):
         return self.convention.aux_coefficient if given is None else given
 
     def _widths(self, step: int) -> tuple[int, ...]:
-        widths = self.coder.config.widths
+        widths = self.coder.widths
         if not self.plan.section.random_widths:
             return widths
         # from (seed, step) alone, so that a resumed run draws the same
@@ -104,14 +118,10 @@ class Trainee(nn.Module):
 
     @torch.no_grad()
     def _count(self, forward: Forward, values: Tensor, step: int) -> None:
-        silent, latents = self.coder.tokens_since_fired, forward.latents
-        silent += len(forward.inputs)
-        silent.scatter_reduce_(
-            0, latents.indices, torch.where(latents.values > 0, 0, torch.iinfo(silent.dtype).max), "amin"
-        )
+        self.dead.count(forward.latents)
         self.sums += values
         # a NaN input could pass the selection unseen, so inputs are looked at too
-        finite = values.isfinite().all() & forward.inputs.sum().isfinite()
+        finite = values.isfinite().all() & forward.x.sum().isfinite()
         first = (self.bad_step < 0) & ~finite
         self.bad_step.copy_(torch.where(first, step, self.bad_step))
 
@@ -119,7 +129,7 @@ class Trainee(nn.Module):
     def _measure(self, forward: Forward) -> Measures:
         errors = forward.errors
         if self.plan.section.random_widths:  # these teach; what is reported are the fixed widths
-            errors = self.coder.errors(forward.latents, forward.y, forward.inputs, self.coder.config.widths)[0]
+            errors = self.coder.errors(forward.latents, forward.x, forward.y, self.coder.widths)[0]
         return Measures(fvu(errors, forward.y), (forward.latents.values > 0).sum() / len(forward.y))
 
     def report(self, every: int) -> dict[str, float | list[float]]:
@@ -128,7 +138,7 @@ class Trainee(nn.Module):
             raise RuntimeError("nothing to report: no step was measured")
         values: dict[str, float | list[float]] = dict(zip(AVERAGED, (self.sums / every).tolist(), strict=True))
         values |= {name: x.tolist() for name, x in self._measures._asdict().items()}
-        values["dead"] = self.coder.dead(self.section.dead_after_tokens).double().mean().item()
+        values["dead"] = self.dead.now.double().mean().item()
         self.sums.zero_()
         return values
 

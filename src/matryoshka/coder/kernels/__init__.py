@@ -12,9 +12,11 @@
     normalise_rows_     weights, brought back to it
 
 `reference` is the oracle, `cpu` and `triton` are fast; nothing in them knows autograd. `operations` is the one place
-that chooses.
+that chooses; `using` chooses for it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -40,9 +42,23 @@ class Operations(Protocol):
     def normalise_rows_(self, rows: Tensor) -> None: ...
 
 
+_chosen: list[Operations] = []
+
+
 def operations(x: Tensor) -> Operations:
     """The fastest version for the device of `x`: `cpu`, `triton` on CUDA where Triton is installed, or `reference`."""
-    return _load(x.device.type)
+    return _chosen[-1] if _chosen else _load(x.device.type)
+
+
+@contextmanager
+def using(version: Operations) -> Iterator[None]:
+    """Take `version` wherever a tensor is, to hold one against another. It holds in all threads, for on a GPU backward
+    passes run in one of their own."""
+    _chosen.append(version)
+    try:
+        yield
+    finally:
+        _chosen.pop()
 
 
 @cache

@@ -73,7 +73,7 @@ def batch_topk(pre: Float[Tensor, "batch d_sae"], n: int) -> Int[Tensor, " entri
     maxima, groups = grouped.amax(1), grouped.shape[2]
     # at least n groups, so at least n entries, reach the bound: what lies below it is not among the n largest
     bound = _lower_bound(maxima, n)
-    row, first = (torch.from_numpy(each) for each in np.divmod(np.flatnonzero((maxima >= bound).numpy()), groups))
+    row, first = (torch.from_numpy(part) for part in np.divmod(np.flatnonzero((maxima >= bound).numpy()), groups))
     members = grouped.transpose(1, 2)[row, first]
     near = nonzero(members >= bound)
     group, place = near >> BATCH_GROUP_BITS, near & (BATCH_GROUP - 1)
@@ -181,10 +181,10 @@ def _largest(codes: Int[Tensor, " entries"], n: int) -> Int[Tensor, " chosen"]:
     """Places, ascending, of the `n` largest; the first of ties."""
     if len(codes) <= n:
         return torch.arange(len(codes))
-    found = codes.numpy()
-    cut = np.partition(found, len(found) - n)[len(found) - n]
-    chosen = found > cut
-    ties = np.flatnonzero(found == cut)
+    numbers = codes.numpy()
+    cut = np.partition(numbers, len(numbers) - n)[len(numbers) - n]
+    chosen = numbers > cut
+    ties = np.flatnonzero(numbers == cut)
     chosen[ties[: n - np.count_nonzero(chosen)]] = True
     return torch.from_numpy(np.flatnonzero(chosen))
 

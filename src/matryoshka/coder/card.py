@@ -1,0 +1,81 @@
+"""What a coder is *of*: saved in its config.json, made by training and by importers alike. Imports no torch.
+
+All study starts from a coder and its card. Sites are names here: what they are is the language model's room's business.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from matryoshka.config import Section
+
+
+class SourceCard(Section):
+    """Latents that read and write the same sites."""
+
+    reads: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Sites, concatenated in this order."""
+    writes: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Sites, concatenated in this order."""
+
+
+class ModelCard(Section):
+    """The language model."""
+
+    name: str
+    """Hub id, folder, GGUF file, or `bundled`."""
+    revision: str | None = None
+    """Commit on the hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision in which its activations were read."""
+
+
+class RowCard(Section):
+    """Which rows count: all but BOS, first tokens, and norms above these."""
+
+    largest_norms: dict[str, float]
+    """By site: a larger norm is an attention sink's."""
+    sample: int
+    """Tokens that this was measured on."""
+
+
+class TrainingCard(Section):
+    """What the coder was trained on, and what it was like at the end."""
+
+    tokens: int
+    """That it has seen."""
+    left_out: int
+    """BOS, first tokens and sinks among those read."""
+    not_finite: int
+    """NaN or Inf among those read."""
+    text: dict[str, str | int | float | None]
+    """The text section of its configuration: source, field, context, share held out …"""
+    text_hash: str
+    """Of the tokens made of it."""
+    dead_after_tokens: int
+    dead: tuple[Annotated[int, Field(ge=0)], ...]
+    """Latents that did not fire in the last `dead_after_tokens` tokens."""
+
+
+class Card(Section):
+    """See the module's docstring."""
+
+    model: ModelCard
+    sources: Annotated[tuple[SourceCard, ...], Field(min_length=1)]
+    context: Annotated[int, Field(ge=2)]
+    """Tokens in a window."""
+    prepend_bos: bool
+    """Whether every window begins with the tokenizer's BOS token."""
+    rows: RowCard | None = None
+    """None where nobody has measured it yet."""
+    trained: TrainingCard | None = None
+    """None where that is not known."""
+    origin: str
+    """The program that made it, and its version."""
+
+    @model_validator(mode="after")
+    def _rows_of_its_sites(self) -> "Card":
+        sites = {site for source in self.sources for site in (*source.reads, *source.writes)}
+        if self.rows is not None and (foreign := self.rows.largest_norms.keys() - sites):
+            raise ValueError(f"rows are of {min(foreign)}, which the coder neither reads nor writes")
+        return self

@@ -1,0 +1,235 @@
+"""Activation functions: pre-activations [batch, d_sae] → sparse latents.
+
+    ReLU        whatever is positive (coders of others)
+    TopK        the k largest of each row, where positive
+    BatchTopK   the k·B largest positive ones of the batch (Bussmann et al. 2024); at inference one threshold for all
+    JumpReLU    those above a threshold learned for each latent (Rajamanoharan et al. 2024)
+
+Each does two things: `select` says which entries of the pre-activations may be active and takes them out; `activate`
+makes latents of what was taken out. Between the two the coder puts in exact values, so that selecting may be done in
+low precision. In training mode a module selects as in training, in eval mode as at inference. Its `penalty` is its
+own term of the loss. A new activation is a class here, its parameters in `config`, and a line in `build`. All are
+positively homogeneous once `rescale` has scaled their thresholds along, so constants fold.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from matryoshka.coder.architecture import (
+    BatchTopKConfig,
+    JumpReLUConfig,
+    NonlinearityConfig,
+    ReLUConfig,
+    TopKConfig,
+)
+from matryoshka.coder.kernels import operations
+from matryoshka.coder.latents import Latents, Pattern, from_mask
+from matryoshka.coder.losses import l0_deviation
+
+
+class _Activation(nn.Module):
+    """Pre-activations → latents in one go, where nothing is put in between."""
+
+    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+        """The entries of `pre` that may be active, with their pre-activations as values."""
+        raise NotImplementedError
+
+    def activate(self, selected: Latents) -> Latents:
+        """The latents of selected pre-activations."""
+        raise NotImplementedError
+
+    def forward(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+        return self.activate(self.select(pre))
+
+    def penalty(self, selected: Latents) -> Float[Tensor, ""] | None:
+        """The activation's own term of the loss, given what a training-mode `select` has taken; None if it has none."""
+        return None
+
+    def calibrate(self, pre: Float[Tensor, "batch d_sae"]) -> None:
+        """Start from the first pre-activations, where anything depends on the data."""
+
+    def rescale(self, factor: float) -> None:
+        """Follow latents that are multiplied by `factor`, where there is a threshold."""
+
+
+class ReLU(_Activation):
+    """latents = ReLU of every pre-activation."""
+
+    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+        """Those above 0."""
+        return from_mask(pre, operations(pre).nonzero(pre.detach() > 0))
+
+    def activate(self, selected: Latents) -> Latents:
+        """Their ReLU."""
+        return selected._replace(values=selected.values.relu())
+
+
+class TopK(_Activation):
+    """latents = ReLU of the k largest pre-activations of each row, in training and at inference alike."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+        """The k largest of each row."""
+        indices = operations(pre).topk(pre.detach(), self.k)
+        offsets = torch.arange(0, indices.numel() + 1, self.k, device=pre.device)
+        return Latents(Pattern(indices.flatten(), offsets, pre.shape[1]), pre.gather(1, indices).flatten())
+
+    def activate(self, selected: Latents) -> Latents:
+        """Their ReLU."""
+        return selected._replace(values=selected.values.relu())
+
+
+class BatchTopK(_Activation):
+    """The k·B largest positive pre-activations of the batch; at inference those above `threshold`.
+
+    `threshold` follows the smallest selected value of each training step: a mean over the first steps, an exponential
+    one after. It is float32 whatever autocast does (in bfloat16 such an average stalls) and moves in training steps
+    only.
+    """
+
+    DECAY = 0.8  # about 5 steps: the cut of k·B values hardly has noise, and a longer memory lags behind training
+    threshold: Tensor
+    steps: Tensor
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+        self.register_buffer("threshold", torch.zeros((), dtype=torch.float32))
+        # of training alone: it lies in checkpoints, not with the weights
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+        """The k·B largest of the batch; at inference those above the threshold."""
+        ops, values = operations(pre), pre.detach()
+        positions = ops.batch_topk(values, self.k * len(pre)) if self.training else ops.nonzero(values > self.threshold)
+        return from_mask(pre, positions)
+
+    def activate(self, selected: Latents) -> Latents:
+        """Their ReLU; in a training step the threshold follows the smallest of them."""
+        latents = selected._replace(values=selected.values.relu())
+        if self.training and torch.is_grad_enabled() and len(latents.values):
+            self._track(latents.values.detach())
+        return latents
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BatchTopK":
+        threshold = self.threshold
+        super()._apply(fn, recurse)
+        self.threshold = threshold.to(self.threshold.device)  # `coder.bfloat16()` does not cast it
+        return self
+
+    def _track(self, values: Tensor) -> None:
+        smallest = torch.where(values > 0, values, torch.inf).min().float()
+        some = smallest.isfinite()
+        self.steps += some
+        weight = (1 / self.steps.clamp(min=1)).clamp(min=1 - self.DECAY).float()
+        self.threshold += torch.where(some, weight * (smallest - self.threshold), 0)
+
+    def rescale(self, factor: float) -> None:
+        """The threshold is one of latents."""
+        self.threshold *= factor
+
+
+class JumpReLU(_Activation):
+    """latents = pre · H(pre − θ), with a threshold θ = exp(log_threshold) of its own for each latent.
+
+    H has no gradient: θ learns by the straight-through estimators of Rajamanoharan et al. (2024), a rectangle kernel of
+    `bandwidth` around θ. Entries within half a bandwidth below θ therefore stay in the pattern, with value 0, in
+    training.
+    """
+
+    def __init__(self, k: int | None, d_sae: int, bandwidth: float) -> None:
+        super().__init__()
+        self.k, self.bandwidth = k, bandwidth
+        self.log_threshold = nn.Parameter(torch.zeros(d_sae))
+
+    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+        """Those above their threshold; in training also those within half a bandwidth below it."""
+        reach = self.log_threshold.detach().exp() - (self.bandwidth / 2 if self.training else 0)
+        return from_mask(pre, operations(pre).nonzero(pre.detach() > reach))
+
+    def activate(self, selected: Latents) -> Latents:
+        """What exceeds its threshold, otherwise 0."""
+        threshold = self.log_threshold.exp()[selected.indices]
+        return selected._replace(values=_Jump.apply(selected.values, threshold, self.bandwidth))
+
+    def penalty(self, selected: Latents) -> Float[Tensor, ""] | None:
+        """(L0/k − 1)²: aims at k active latents a row."""
+        return None if self.k is None else l0_deviation(self.l0(selected), self.k)
+
+    def l0(self, selected: Latents) -> Float[Tensor, ""]:
+        """Mean number of active latents a row, differentiable in the thresholds.
+
+        `selected` are those of a training-mode `select`: their pattern holds every entry that has a gradient.
+        """
+        threshold = self.log_threshold.exp()[selected.indices]
+        return _Step.apply(selected.values.detach(), threshold, self.bandwidth).sum() / selected.pattern.batch
+
+    @torch.no_grad()
+    def calibrate(self, pre: Float[Tensor, "batch d_sae"]) -> None:
+        """Start from the threshold that leaves k latents active a row on `pre`."""
+        if self.k is None:
+            raise ValueError("a JumpReLU without k has nothing to aim at")
+        values = pre.flatten()[operations(pre).batch_topk(pre, self.k * len(pre))]
+        if (values > 0).any():
+            self.log_threshold.fill_(values[values > 0].min().log().item())
+
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        """Thresholds and the kernel around them are ones of latents."""
+        self.log_threshold += math.log(factor)
+        self.bandwidth *= factor
+
+
+class _Jump(torch.autograd.Function):
+    """z · H(z − θ); ∂/∂z as written, ∂/∂θ = −(θ/ε) · rect((z − θ)/ε)."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(z, threshold)
+        ctx.bandwidth = bandwidth
+        return z * (z > threshold)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,), (z, threshold) = grad_outputs, ctx.saved_tensors
+        near = (z - threshold).abs() < ctx.bandwidth / 2
+        return grad * (z > threshold), -threshold / ctx.bandwidth * near * grad, None
+
+
+class _Step(torch.autograd.Function):
+    """H(z − θ); ∂/∂θ = −(1/ε) · rect((z − θ)/ε), no gradient to z."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(z, threshold)
+        ctx.bandwidth = bandwidth
+        return (z > threshold).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[None, Tensor, None]:
+        (grad,), (z, threshold) = grad_outputs, ctx.saved_tensors
+        near = (z - threshold).abs() < ctx.bandwidth / 2
+        return None, -1 / ctx.bandwidth * near * grad, None
+
+
+Nonlinearity = ReLU | TopK | BatchTopK | JumpReLU
+
+
+def build(config: NonlinearityConfig, d_sae: int) -> Nonlinearity:
+    """The module that `config` describes."""
+    match config:
+        case ReLUConfig():
+            return ReLU()
+        case TopKConfig(k=k):
+            return TopK(k)
+        case BatchTopKConfig(k=k):
+            return BatchTopK(k)
+        case JumpReLUConfig(k=k, bandwidth=bandwidth):
+            return JumpReLU(k, d_sae, bandwidth)

@@ -1,0 +1,1 @@
+"""What several evaluations need: labelled text and its rows, probes, the arithmetic of absorption, sums and passes."""

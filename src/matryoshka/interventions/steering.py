@@ -1,0 +1,145 @@
+"""What the language model writes while a feature is held at a level, beside what it writes by itself.
+
+    y' = y + (α − a_f) W_dec[f] at every position but BOS and attention sinks,   α = strength · the feature's maximum
+
+The unit of strength is the feature's own maximum on held-out text. Each token costs two passes over the text so far,
+one of them up to the coder's sites only: no keys and values are kept.
+"""
+
+import math
+from collections.abc import Callable
+from operator import index
+from typing import NamedTuple, SupportsIndex
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from matryoshka.data.tokens import Windows
+from matryoshka.errors import MatryoshkaError
+from matryoshka.interventions.changes import Change, activations, changed, check_features
+from matryoshka.lm.model import LanguageModel
+from matryoshka.lm.vocabulary import pieces
+from matryoshka.progress import Progress, silent
+from matryoshka.study.hooked import HookedCoder
+from matryoshka.study.reader import READ_BATCH, batches, read, spread_windows
+
+RARE = 16
+"""So many times the text is read for a feature that does not fire at first."""
+
+Logits = Callable[[Int[Tensor, "1 position"]], Float[Tensor, "1 position vocab"]]
+
+
+class Unit(NamedTuple):
+    """What strength 1 is."""
+
+    maximum: float
+    """The feature's greatest activation, in raw units of what is written."""
+    tokens: int
+    """Of held-out text, that it was sought in."""
+
+
+class Steered(NamedTuple):
+    """Two continuations of one prompt."""
+
+    feature: int
+    strength: int | float
+    unit: Unit
+    prompt: str
+    plain: str
+    steered: str
+    kl: list[float]
+    """KL(unsteered ‖ steered) in nats, of each next-token distribution that the steered continuation was taken from."""
+
+
+@torch.no_grad()
+def measure_unit(
+    lm: LanguageModel,
+    windows: Windows,
+    hooked: HookedCoder,
+    feature: SupportsIndex,
+    tokens: int,
+    progress: Progress = silent,
+) -> Unit:
+    """The feature's maximum on windows that hold `tokens` tokens, spread evenly over the split; if it does not fire
+    there, on RARE times as many.
+
+    Raises MatryoshkaError for a feature that the coder does not have, or that never fires.
+    """
+    chosen, sought = check_features(hooked.coder, [feature]), 0
+    for count in (tokens, RARE * tokens):
+        numbers = spread_windows(windows, count)
+        maximum, done, sought = 0, 0, len(numbers) * windows.context
+        for rows in read(lm, batches(windows, numbers, READ_BATCH), [hooked]):
+            maximum = max([maximum, *activations(rows.latents(hooked), chosen)[:, 0].tolist()])
+            progress(done := done + len(rows.tokens), len(numbers))
+        if maximum > 0:
+            return Unit(maximum, sought)
+    raise MatryoshkaError(
+        f"feature {feature} never fires on {sought:,} held-out tokens, so there is no unit for the"
+        " strength of steering it"
+    )
+
+
+def steer(
+    lm: LanguageModel,
+    hooked: HookedCoder,
+    feature: SupportsIndex,
+    unit: Unit,
+    strength: int | float,
+    prompt: str,
+    tokens: int,
+    temperature: int | float = 0,
+    seed: int = 0,
+) -> Steered:
+    """Go on after `prompt` for `tokens` tokens, or to the end of the text: by itself, and with the feature held at
+    `strength` units.
+
+    `temperature`: 0 takes the likeliest token each time; above 0, tokens are drawn by a generator of `seed`, anew for
+    each of the two. Raises MatryoshkaError for a prompt that is empty, or with its continuation longer than the model
+    reads.
+    """
+    if not (math.isfinite(strength) and math.isfinite(temperature) and temperature >= 0):
+        raise MatryoshkaError(f"strength {strength}, temperature {temperature}: expected numbers, the second from 0 on")
+    change = Change(feature, level=strength * unit.maximum)
+    ids = _prompt(lm, prompt, tokens)
+
+    def steered_logits(ids: Int[Tensor, "1 position"]) -> Float[Tensor, "1 position vocab"]:
+        kept = hooked.keep(ids, lm.read(ids, hooked.wiring.sites))
+        with changed(lm, hooked, ids, kept, [change]):
+            return lm.logits(ids)
+
+    both: tuple[Logits, Logits] = (lm.logits, steered_logits)
+    plain, steered = (_continue(lm, logits, ids, tokens, temperature, seed) for logits in both)
+    taken_from = slice(ids.shape[1] - 1, ids.shape[1] - 1 + tokens)
+    p, q = (logits(steered)[0, taken_from].float().log_softmax(-1) for logits in both)
+    written, instead = ("".join(pieces(text[0, ids.shape[1] :].tolist(), lm.token_bytes)) for text in (plain, steered))
+    return Steered(index(feature), strength, unit, prompt, written, instead, (p.exp() * (p - q)).sum(-1).tolist())
+
+
+def _prompt(lm: LanguageModel, prompt: str, tokens: int) -> Int[Tensor, "1 position"]:
+    ids = lm.tokens(prompt)
+    if ids.shape[1] < 2:
+        raise MatryoshkaError(f"prompt {prompt!r}: too short, since the first position is never steered")
+    if ids.shape[1] + tokens > lm.info.context:
+        raise MatryoshkaError(
+            f"a prompt of {ids.shape[1]} tokens and {tokens} more: {lm.info.name} reads {lm.info.context} at most"
+        )
+    return ids
+
+
+def _continue(
+    lm: LanguageModel, logits: Logits, ids: Int[Tensor, "1 position"], tokens: int, temperature: int | float, seed: int
+) -> Int[Tensor, "1 longer"]:
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws whatever the device
+    ends = {lm.separator, lm.tokenizer.eos_token_id}
+    for _ in range(tokens):
+        last = logits(ids)[0, -1].float()
+        if temperature > 0:
+            token = torch.multinomial((last / temperature).softmax(-1).cpu(), 1, generator=generator).to(ids.device)
+        else:
+            token = last.argmax()[None]
+        if token.item() in ends:
+            break
+        ids = torch.cat([ids, token[None]], 1)
+    return ids

@@ -1,0 +1,108 @@
+"""The report of an evaluation: report.md for people, scores.json and scores.parquet for their programs."""
+
+import json
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from matryoshka.files import write_bytes, write_text
+from matryoshka.report.cells import Cell, cell, counted, numbers
+from matryoshka.scores.comparison import Entry, columns, differences, reasons, tidy, verdict
+
+
+def write(entries: Sequence[Entry], folder: Path) -> Path:
+    """Write report.md, scores.json and scores.parquet on all `entries` into `folder`; the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "scores.json", json.dumps(tidy(entries), indent=2) + "\n")
+    write_bytes(folder / "scores.parquet", parquet(entries))
+    write_text(folder / "report.md", markdown(entries))
+    return folder / "report.md"
+
+
+def parquet(entries: Sequence[Entry]) -> bytes:
+    """`tidy` as a Parquet file."""
+    file = BytesIO()
+    pq.write_table(pa.Table.from_pylist(tidy(entries), TIDY), file, compression="zstd")
+    return file.getvalue()
+
+
+TIDY = pa.schema(
+    {
+        "entry": pa.string(),
+        "seed": pa.int64(),
+        "evaluation": pa.string(),
+        "name": pa.string(),
+        "width": pa.int64(),
+        "value": pa.float64(),
+        "low": pa.float64(),
+        "high": pa.float64(),
+        "null": pa.float64(),
+        "unit": pa.string(),
+        "units": pa.int64(),
+    }
+)
+
+
+def markdown(entries: Sequence[Entry]) -> str:
+    """The report: the table, the differences, every score of every prefix, what each means, what was not measured."""
+    parts = ["# Evaluation", "", *_table(entries), ""]
+    if notes := reasons(entries):
+        parts += ["## Not measured", "", *(f"- {note}" for note in notes), ""]
+    if len(entries) > 1:
+        parts += [f"## Differences from {entries[0].label}", "", *_differences(entries), ""]
+    for entry in entries:
+        parts += [f"## {entry.label}, prefix by prefix", "", *_prefixes(entry), ""]
+    return "\n".join([*parts, "## What the scores mean", "", *_legend(entries), ""])
+
+
+def _table(entries: Sequence[Entry]) -> list[str]:
+    heads = columns(entries)
+    rows = [[_escaped(counted(entry)), *(_joined(cell(entry.scores(column))) for column in heads)] for entry in entries]
+    return _lines(["", *(column.head for column in heads)], rows)
+
+
+def _differences(entries: Sequence[Entry]) -> list[str]:
+    rows = [
+        [_escaped(difference.entry.label), difference.column.head, *numbers(difference), verdict(difference)]
+        for difference in differences(entries)
+    ]
+    return _lines(["", "score", "difference", "95 % interval", "detectable", "verdict"], rows)
+
+
+def _prefixes(entry: Entry) -> list[str]:
+    widths = entry.widths()
+    rows = [
+        [column.head, *(_joined(cell(entry.scores(column, width))) for width in widths)]
+        for column in columns([entry], headlines=False)
+    ]
+    return _lines(["score", *(f"first {width:,}" for width in widths)], rows)
+
+
+def _legend(entries: Sequence[Entry]) -> list[str]:
+    lines = []
+    for column in columns(entries, headlines=False):
+        measure = column.measure
+        null = f" Null: {measure.null}." if measure.null else ""
+        lines.append(f"- **{column.head}** (units: {measure.unit}). {measure.meaning}{null}")
+    return [
+        *lines,
+        "",
+        "Intervals hold 95 % of 1,000 resamplings of the units; of several seeds, ± is their standard deviation.",
+    ]
+
+
+def _joined(cell: Cell) -> str:
+    more = "; ".join(part for part in (cell.spread, cell.null) if part)
+    return f"{cell.value} ({more})" if more else cell.value
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [heads, ["---"] * len(heads), *rows]
+    return [f"| {' | '.join(row)} |" for row in cells]

@@ -1,0 +1,83 @@
+"""A coder where it belongs in a language model: from its folder and its card."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matryoshka.coder import io
+from matryoshka.coder.card import Card
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.data.rowfilter import RowFilter
+from matryoshka.data.tokens import Windows
+from matryoshka.errors import MatryoshkaError
+from matryoshka.lm.model import LanguageModel
+from matryoshka.lm.sites import Site, Source, Wiring
+from matryoshka.study.opening import card_of, read_card
+
+
+class HookedCoder(NamedTuple):
+    """A coder in raw units and in eval mode, the sites that it reads and writes, and which of their rows count."""
+
+    coder: SparseCoder
+    wiring: Wiring
+    keep: RowFilter
+    fingerprint: str = ""
+    """Of the stored weights: what labels and results belong to. "" of one that is not stored."""
+    dead: tuple[int, ...] | None = None
+    """Latents that did not fire in the last tokens of training; None where nobody knows."""
+
+    @property
+    def key(self) -> str:
+        """Tells it from other coders, and from itself at other sites or with another filter."""
+        largest = {str(site): norm for site, norm in sorted(self.keep.largest.items())}
+        said = [self.fingerprint or f"in memory {id(self.coder)}", str(self.wiring), self.keep.bos, largest]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def hook_all(folders: Sequence[Path], lm: LanguageModel, windows: Windows) -> list[HookedCoder]:
+    """The coders in these folders, runs' or coders' own, each with the rows that count for it: as its card says, or
+    where that does not, measured on the first of `windows`. Raises MatryoshkaError as `hook` does."""
+    hooked_coders = []
+    for folder in folders:
+        card = read_card(folder)
+        keep = _stated(card, lm) or RowFilter.measure(lm, windows, wiring_of(card).sites)
+        hooked_coders.append(hook(folder, lm, keep))
+    return hooked_coders
+
+
+def hook(folder: Path, lm: LanguageModel, keep: RowFilter) -> HookedCoder:
+    """The coder in a run's folder or a coder's own, on the model's device, with these rows.
+
+    Raises MatryoshkaError for a coder without a card, or one that does not fit this model.
+    """
+    coder = SparseCoder.load(folder, lm.device)
+    card = card_of(folder, coder.card)
+    wiring = wiring_of(card)
+    for sites, sizes in ((wiring.reads, coder.config.reads), (wiring.writes, coder.config.writes)):
+        if len(sites) != len(sizes):
+            named = " + ".join(map(str, sites))
+            raise MatryoshkaError(f"{folder}: its card names {named}, but its weights are of {len(sizes)} sites")
+        for site, size in zip(sites, sizes, strict=True):
+            if (width := lm.info.check(site)) != size:
+                raise MatryoshkaError(f"{folder}: takes {size} numbers at {site}, where {lm.info.name} has {width}")
+    dead = None if card.trained is None else card.trained.dead
+    return HookedCoder(coder, wiring, keep, io.fingerprint(folder), dead)
+
+
+def wiring_of(card: Card) -> Wiring:
+    """The sites that a card names. Raises MatryoshkaError for names that no model has."""
+    return Wiring(
+        tuple(
+            Source(tuple(map(Site.parse, source.reads)), tuple(map(Site.parse, source.writes)))
+            for source in card.sources
+        )
+    )
+
+
+def _stated(card: Card, lm: LanguageModel) -> RowFilter | None:
+    """The rows that a card says count, where it does."""
+    if card.rows is None:
+        return None
+    return RowFilter(lm.bos, {Site.parse(site): norm for site, norm in card.rows.largest_norms.items()})

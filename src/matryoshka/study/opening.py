@@ -1,0 +1,107 @@
+"""From a coder's card to what it is studied with: its language model, and a text.
+
+The card knows the model and, where the coder was trained here, the text: of that, only held-out documents are measured
+on. A coder that knows none is given one, and any coder may be given another. Coders of one model and text have the same
+`key`: they are studied together.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from matryoshka.coder import io
+from matryoshka.coder.card import Card
+from matryoshka.config import merged
+from matryoshka.data.documents import check_source
+from matryoshka.data.sections import TextConfig
+from matryoshka.data.tokens import Tokens, tokenise
+from matryoshka.errors import MatryoshkaError
+from matryoshka.lm.info import describe
+from matryoshka.lm.model import LanguageModel, Vocabulary, load, load_vocabulary
+
+
+class Studied(NamedTuple):
+    """A coder's folder, its card, and the text that it is studied on."""
+
+    folder: Path
+    card: Card
+    text: TextConfig
+    trained_on: bool
+    """Whether that is the text that the card names: it has to be the same one still."""
+
+    @property
+    def key(self) -> str:
+        """The same for coders of one language model, read in the same way on the same text."""
+        card = self.card
+        return f"{card.model.model_dump_json()} {card.context} {card.prepend_bos} {self.text.model_dump_json()}"
+
+    def open_lm(self, device: str) -> LanguageModel:
+        """The card's language model."""
+        return Models(device).of(self.card)
+
+    def open_vocabulary(self) -> Vocabulary:
+        """Its tokenizer alone."""
+        model = self.card.model
+        return load_vocabulary(describe(model.name, model.revision), self.card.prepend_bos)
+
+    def open_tokens(self, vocabulary: Vocabulary) -> Tokens:
+        """The text's tokens, made now if they are not there yet.
+
+        Raises MatryoshkaError where the text that the coder was trained on is another one by now.
+        """
+        tokens, trained = tokenise(self.text, *vocabulary), self.card.trained
+        if self.trained_on and trained is not None and tokens.hash != trained.text_hash:
+            raise MatryoshkaError(
+                f"{self.folder}: was trained on tokens {trained.text_hash}, but {self.text.source} now gives"
+                f" {tokens.hash}; give a text with --text"
+            )
+        return tokens
+
+
+def studied(folder: Path, text: str | None = None) -> Studied:
+    """The coder in a run's folder, to be studied on the source `text`, or on the text that its card knows.
+
+    Raises MatryoshkaError for a coder without a card, without any text, or with one that cannot be read.
+    """
+    card = read_card(folder)
+    config = _text(folder, card, text)
+    check_source(config)
+    return Studied(folder, card, config, trained_on=text is None)
+
+
+def _text(folder: Path, card: Card, source: str | None) -> TextConfig:
+    known = {} if card.trained is None else card.trained.text
+    if source is None and not known:
+        raise MatryoshkaError(f"{folder}: its card knows no text to study it on; give one with --text")
+    # of another text only the source is another: which part of a data set it was is not said of it
+    other = {} if source is None else {"source": source, "limit": None, "subset": None, "split": "train"}
+    try:
+        return TextConfig.build(merged({"context": card.context, **known}, other))
+    except MatryoshkaError as error:  # the card does not know what a text has: any program may have written it
+        raise MatryoshkaError(f"{folder}: its card's text: {error}") from None
+
+
+class Models:
+    """The language models of cards, on one device; each is loaded once, when it is needed first."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._loaded: dict[str, LanguageModel] = {}
+
+    def of(self, card: Card) -> LanguageModel:
+        """In the card's precision, with texts that begin as it says."""
+        model, key = card.model, f"{card.model.model_dump_json()} {card.prepend_bos}"
+        if key not in self._loaded:
+            self._loaded[key] = load(model.name, model.revision, model.dtype, self.device, card.prepend_bos)
+        return self._loaded[key]
+
+
+def read_card(folder: Path) -> Card:
+    """The card of the coder in a run's folder or a coder's own. Raises MatryoshkaError where there is none."""
+    return card_of(folder, io.load_card(folder)[1])
+
+
+def card_of(folder: Path, card: Card | None) -> Card:
+    """The card, which every coder needs that is to be studied. Raises MatryoshkaError where there is none."""
+    if card is None:
+        raise MatryoshkaError(f"{folder}: its config.json has no card, so nobody knows which model it is of")
+    return card

@@ -1,0 +1,34 @@
+"""What training watches: how well coders reconstruct held-out activations, without running the model on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from matryoshka.coder.metrics import Meter
+from matryoshka.data.tokens import Windows
+from matryoshka.lm.model import LanguageModel
+from matryoshka.study.hooked import HookedCoder
+from matryoshka.study.reader import READ_BATCH, batches, read, spread_windows
+
+
+@torch.no_grad()
+def activation_metrics(
+    lm: LanguageModel, windows: Windows, coders: Sequence[HookedCoder], tokens: int
+) -> list[dict[str, Any]]:
+    """FVU of each prefix, L0 and the share of silent latents of several coders, from one pass of the language model.
+
+    Of a coder that writes several sites, `fvu` is the mean over them and `fvu_of_sites` each one's.
+    """
+    meters = [Meter(hooked.coder.config).to(lm.device) for hooked in coders]
+    texts = batches(windows, spread_windows(windows, tokens), READ_BATCH)
+    for rows in read(lm, texts, coders):
+        for hooked, meter in zip(coders, meters, strict=True):
+            x, latents = rows.x(hooked), rows.latents(hooked)
+            meter.update(rows.y(hooked).to(hooked.coder.dtype), hooked.coder.decode(latents, x), latents)
+    return [_record(meter) for meter in meters]
+
+
+def _record(meter: Meter) -> dict[str, Any]:
+    record = {"fvu": meter.fvu(), "l0": meter.l0(), "silent": meter.silent()}
+    return record if len(meter.sizes) == 1 else record | {"fvu_of_sites": meter.fvu_of_sites()}
