@@ -85,6 +85,8 @@ class Effort(NamedTuple):
     rounds: int
     seconds: float
     least: int = 3
+    foreign: float = FOREIGN
+    """A round is undisturbed if other programs took at most this share of the processors."""
 
 
 class Round(NamedTuple):
@@ -168,7 +170,7 @@ def match(contenders: Sequence[Contender], setting: Setting, effort: Effort) -> 
     started = time.perf_counter()
     while not _enough(len(quiet), len(rounds), time.perf_counter() - started, effort):
         rounds.append(_round(processes, steps))
-        quiet = [each for each in rounds if each.foreign <= FOREIGN]
+        quiet = [each for each in rounds if each.foreign <= effort.foreign]
     if len(quiet) < effort.least:
         quiet = rounds
         foreign = max(each.foreign for each in rounds)

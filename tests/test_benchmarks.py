@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from matryoshka.training.config import Config
+from matryoshka.training.recipe import Config
 
 BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
 
@@ -36,7 +36,7 @@ def test_contenders_take_turns_and_report(tmp_path: Path) -> None:
     size = Size(64, 512, 4, 256)
     setting = Setting("cpu", 1, tuned=True, peers=tmp_path, data=tmp_path)
     mine, floor = ours(size)["matryoshka"], floors(size, "cpu")[0]
-    timings = match([mine, floor], setting, Effort(rounds=3, seconds=60))
+    timings = match([mine, floor], setting, Effort(rounds=3, seconds=60, foreign=1.0))
     assert [len(each.seconds) for each in timings.values()] == [3, 3]
     assert timings[mine.name].seconds > timings[floor.name].seconds
     before, after = timings[mine.name].end["fvu"]

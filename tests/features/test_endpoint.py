@@ -18,17 +18,8 @@ from fake_endpoint import FakeEndpoint, Reply, completion, failure
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features import endpoint as module
-from matryoshka.features.endpoint import (
-    ATTEMPTS,
-    OPENAI,
-    REPAIRS,
-    ChatModel,
-    Cost,
-    Endpoint,
-    Malformed,
-    Message,
-    Messages,
-)
+from matryoshka.features.chat import OPENAI, ChatModel, Malformed, Message, Messages
+from matryoshka.features.endpoint import ATTEMPTS, REPAIRS, Cost, Endpoint
 
 KEY = "sk-secret-4711"
 SOON = 0.01
@@ -111,11 +102,11 @@ def test_what_passes_is_asked_again(passing: list[Reply], tmp_path: Path) -> Non
 
 
 def test_it_waits_as_long_as_the_server_says(tmp_path: Path) -> None:
-    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=2.5), usegmt=True)
     with FakeEndpoint(in_turn(failure(429, "slow down", retry_after="0.4"), "a")) as server:
         started = time.monotonic()
         assert asking(server, tmp_path).ask(question("x")) == "a"
         assert time.monotonic() - started >= 0.4
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=2.5), usegmt=True)
     with FakeEndpoint(in_turn(failure(503, "at noon", retry_after=soon), "b")) as server:
         started = time.monotonic()
         assert asking(server, tmp_path).ask(question("x")) == "b"
@@ -216,7 +207,8 @@ def test_cost_counts_what_is_not_known(tmp_path: Path) -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from matryoshka.features.endpoint import ChatModel, Endpoint, Message
+from matryoshka.features.chat import ChatModel, Message
+from matryoshka.features.endpoint import Endpoint
 questions = {(Message("user", str(i)),): str for i in range(12)}
 endpoint = Endpoint(ChatModel("fake", sys.argv[1], concurrency=int(sys.argv[3])), Path(sys.argv[2]))
 try:
