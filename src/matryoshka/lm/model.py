@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError, did_you_mean
@@ -236,6 +237,7 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | str:
 
 def _weights(info: ModelInfo, dtype: torch.dtype | str) -> Any:
     forced = info.family.attention_implementation
+    logging.disable_progress_bar()  # reading weights from a disk is no news
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             info.source,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from matryoshka.coder.latents import Latents
 from matryoshka.data.rowfilter import RowCounts, Sorted, refuse_not_finite
+from matryoshka.data.stream import side_by_side
 from matryoshka.data.tokens import Windows
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
@@ -109,8 +110,7 @@ class Rows:
 
     def at(self, sites: Sequence[Site], positions: Bool[Tensor, "batch position"]) -> Float[Tensor, "rows d"]:
         """The activations at these sites and positions, the sites side by side."""
-        parts = [self.activations[site][positions] for site in sites]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return side_by_side({site: self.activations[site][positions] for site in sites}, sites)
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import transformers
 
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.data import cache
@@ -31,7 +30,6 @@ CALIBRATION_ROWS = 2048
 
 def open_lm(model: ModelSection) -> LanguageModel:
     """The language model that this section names, in its precision and on its device."""
-    transformers.utils.logging.disable_progress_bar()  # reading weights from a disk is no news
     return load(model.name, model.revision, model.dtype, model.device)
 
 
