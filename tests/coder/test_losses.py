@@ -6,12 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matryoshka.coder.architecture import CoderConfig
-from matryoshka.coder.coder import SparseCoder
+from matryoshka.coder.coder import SparseCoder, Subset
 from matryoshka.coder.losses import (
     CONVENTIONS,
     fvu,
     l0_deviation,
-    residual_reconstruction,
     squared_error,
     variance,
 )
@@ -264,6 +263,13 @@ def test_the_aux_term_teaches_dead_latents_only(activation, name):
     assert coder.b_dec.grad is None
     if activation == "jumprelu":
         assert coder.activation.log_threshold.grad is None
+
+
+def residual_reconstruction(pre, W_dec, k_aux):
+    """Of a subset with these pre-activations, all of it dead."""
+    batch, n = pre.shape
+    subset = Subset(torch.arange(n), pre.T, torch.zeros(n, dtype=pre.dtype), W_dec)
+    return subset.reconstruct(torch.eye(batch, dtype=pre.dtype), torch.ones(n, dtype=torch.bool), k_aux)
 
 
 @pytest.mark.parametrize("k_aux", [1, 4, 6, 99])

@@ -129,15 +129,6 @@ def test_a_saved_meter_goes_on_where_it_was():
     assert second.fvu() == measure(y, y_hat, latents, cuts=[25]).fvu()
 
 
-def test_reset_forgets_everything():
-    y, y_hat, latents = normal(20, 3, seed=0), normal(1, 20, 3, seed=1), torch.ones(20, 2)
-    meter = measure(50 * y + 9, y_hat, latents)
-    meter.reset()
-    meter.update(y, y_hat, sparse(latents))
-    assert meter.fvu() == pytest.approx(closed_form(y, y_hat))
-    assert meter.l0() == 2
-
-
 def test_measuring_keeps_no_graph():
     y_hat = normal(1, 20, 3, seed=1).requires_grad_()
     meter = measure(normal(20, 3, seed=0), y_hat, torch.ones(20, 2))

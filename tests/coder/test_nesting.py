@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from matryoshka.coder.architecture import resolve_widths
 from matryoshka.coder.kernels import cpu
 from matryoshka.coder.latents import Latents, Pattern, from_mask
-from matryoshka.coder.nesting import nested_decode, random_widths
+from matryoshka.coder.sparse import nested_decode, random_widths
 from matryoshka.errors import MatryoshkaError
 
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from matryoshka.coder import kernels
 from matryoshka.coder.kernels import cpu, reference
 from matryoshka.coder.latents import Latents, from_mask
-from matryoshka.coder.nesting import nested_decode, nested_errors
-from matryoshka.coder.sparse import pre_activations
+from matryoshka.coder.sparse import nested_decode, nested_errors, pre_activations
 
 CHECK = settings(max_examples=40)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}

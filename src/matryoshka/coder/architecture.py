@@ -88,9 +88,7 @@ class CoderConfig(Section):
 
 def resolve_widths(widths: Sequence[int | float], d_sae: int) -> tuple[int, ...]:
     """Widths as numbers of latents: whole numbers as they are, fractions (floats in (0, 1]) of `d_sae`; () is (d_sae,).
-
-    Raises MatryoshkaError unless they ascend strictly and end with d_sae.
-    """
+    Raises MatryoshkaError unless they ascend strictly and end with d_sae."""
     if not widths:
         return (d_sae,)
     bad = [width for width in widths if isinstance(width, float) and not 0 < width <= 1]

@@ -9,14 +9,14 @@ from pydantic import Field, model_validator
 
 from matryoshka.config import Section
 
+Sites = Annotated[tuple[str, ...], Field(min_length=1)]
+
 
 class SourceCard(Section):
-    """Latents that read and write the same sites."""
+    """Latents that read the same sites, concatenated in this order, and write the same sites, concatenated too."""
 
-    reads: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Sites, concatenated in this order."""
-    writes: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Sites, concatenated in this order."""
+    reads: Sites
+    writes: Sites
 
 
 class ModelCard(Section):

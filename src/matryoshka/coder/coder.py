@@ -10,39 +10,59 @@ widths == (d_sae,). What is saved and loaded is in raw units; in training a `Sca
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from matryoshka.coder import io
 from matryoshka.coder.architecture import CoderConfig, check_ascending
 from matryoshka.coder.card import Card
-from matryoshka.coder.kernels import operations
+from matryoshka.coder.kernels import Inputs, Values, operations
 from matryoshka.coder.latents import Latents
-from matryoshka.coder.nesting import nested_decode, nested_errors
+from matryoshka.coder.losses import Target
 from matryoshka.coder.nonlinearity import build
-from matryoshka.coder.sparse import pre_activations
-from matryoshka.coder.subset import Subset
+from matryoshka.coder.sparse import nested_decode, nested_errors, pre_activations
 from matryoshka.errors import MatryoshkaError
 
 
 class Forward(NamedTuple):
     """One training forward pass."""
 
-    x: Float[Tensor, "batch d_in"]
-    y: Float[Tensor, "batch d_out"]
+    x: Inputs
+    y: Target
     selected: Latents
     """The pattern with pre-activations as values."""
     latents: Latents
     errors: Float[Tensor, " prefix"]
     """‖y − ŷ_m‖² of every prefix, mean over the batch."""
-    residual: Float[Tensor, "batch d_out"]
+    residual: Target
     """y − ŷ of the whole dictionary, without a gradient."""
     bias: Float[Tensor, " d_out"]
     """What is written where no latent is active."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """Some latents as a small dense coder of their own: copies of their weights, so that its backward pass touches
+    nothing of the whole dictionary. Their gradients are added afterwards (`SparseCoder.add_gradients`)."""
+
+    index: Int[Tensor, " n"]
+    encoder: Float[Tensor, "n d_in"]
+    biases: Float[Tensor, " n"]
+    decoder: Float[Tensor, "n d_out"]
+
+    def reconstruct(self, x: Inputs, some: Bool[Tensor, " n"], k: int) -> Target:
+        """What the `k` largest positive pre-activations of each row decode to, without b_dec, of `some` of these
+        latents: one dense product."""
+        values = torch.addmm(self.biases, x, self.encoder.T).masked_fill(~some, 0).relu()
+        if k < values.shape[1]:
+            top = values.topk(k, dim=1, sorted=False)
+            values = torch.zeros_like(values).scatter(1, top.indices, top.values)
+        return values @ self.decoder
 
 
 class SparseCoder(nn.Module):
@@ -77,23 +97,21 @@ class SparseCoder(nn.Module):
         return self
 
     @torch.no_grad()
-    def calibrate(self, x: Float[Tensor, "batch d_in"], y_mean: Float[Tensor, " d_out"]) -> "SparseCoder":
+    def calibrate(self, x: Inputs, y_mean: Float[Tensor, " d_out"]) -> "SparseCoder":
         """Start b_dec at the targets' mean, and thresholds from the first activations."""
         self.b_dec.copy_(y_mean)
         self.activation.calibrate(self._pre(x))
         return self
 
     @torch.no_grad()
-    def _pre(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
+    def _pre(self, x: Inputs) -> Float[Tensor, "batch d_sae"]:
         # it only selects, so under autocast it may be bfloat16
         return operations(x).product(x, self.W_enc, self.b_enc)
 
-    def _select(self, x: Float[Tensor, "batch d_in"]) -> Latents:
+    def _select(self, x: Inputs) -> Latents:
         return pre_activations(x, self.W_enc, self.b_enc, self.activation.select(self._pre(x)))
 
-    def forward(
-        self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], widths: Sequence[int] | None = None
-    ) -> Forward:
+    def forward(self, x: Inputs, y: Target, widths: Sequence[int] | None = None) -> Forward:
         """The training pass; the prefixes of `widths` (default: the coder's own) are its errors."""
         selected = self._select(x)
         latents = self.activation.activate(selected)
@@ -101,24 +119,17 @@ class SparseCoder(nn.Module):
         return Forward(x, y, selected, latents, errors, residual, self.b_dec)
 
     def errors(
-        self,
-        latents: Latents,
-        x: Float[Tensor, "batch d_in"],
-        y: Float[Tensor, "batch d_out"],
-        widths: Sequence[int],
-    ) -> tuple[Float[Tensor, " prefix"], Float[Tensor, "batch d_out"]]:
+        self, latents: Latents, x: Inputs, y: Target, widths: Sequence[int]
+    ) -> tuple[Float[Tensor, " prefix"], Target]:
         """`Forward.errors` and `Forward.residual` of these latents."""
         return nested_errors(latents, self.W_dec, self.to_explain(x, y), widths)
 
-    def encode(self, x: Float[Tensor, "batch d_in"]) -> Latents:
+    def encode(self, x: Inputs) -> Latents:
         """Sparse latents of activations (in eval mode: by the inference threshold)."""
         return self.activation.activate(self._select(x.to(self.dtype)))
 
     def decode(
-        self,
-        latents: Latents,
-        x: Float[Tensor, "batch d_in"] | None = None,
-        widths: Sequence[int] | None = None,
+        self, latents: Latents, x: Inputs | None = None, widths: Sequence[int] | None = None
     ) -> Float[Tensor, "prefix batch d_out"]:
         """One reconstruction for each prefix of `widths` (default: the coder's own). A skip coder needs `x`."""
         if widths is not None:
@@ -153,15 +164,13 @@ class SparseCoder(nn.Module):
         return rows if features is None else rows[features]
 
     @torch.no_grad()
-    def contribution(self, latents: Latents, slope: Float[Tensor, "batch d_out"]) -> Float[Tensor, " entries"]:
+    def contribution(self, latents: Latents, slope: Target) -> Values:
         """a ⟨slope, W_dec[f]⟩ of every entry: how far each active latent moves the reconstruction along `slope`, one
         direction a row."""
         slope = slope.to(self.dtype)
         return latents.values * operations(slope).dots(slope, self.W_dec, latents.rows, latents.indices)
 
-    def to_explain(
-        self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]
-    ) -> Float[Tensor, "batch d_out"]:
+    def to_explain(self, x: Inputs, y: Target) -> Target:
         """y − b_dec (− x W_skip): what latents times decoder rows are to add up to."""
         rest = y.to(self.dtype) - self.b_dec
         return rest if self.W_skip is None else rest - (x.to(self.dtype) @ self.W_skip).to(rest.dtype)
@@ -193,18 +202,14 @@ class SparseCoder(nn.Module):
     # --- on disk
 
     def save(self, folder: str | Path) -> None:
-        """Write config.json and weights.safetensors into `folder`, which is replaced as a whole or not at all.
-
-        Raises MatryoshkaError if something other than a coder lies there.
-        """
+        """Write config.json and weights.safetensors into `folder`, which is replaced as a whole or not at all. Raises
+        MatryoshkaError if something other than a coder lies there."""
         io.save(Path(folder), self.config, self.card, self.state_dict())
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "SparseCoder":
-        """The coder in a run's folder or a coder's own, in eval mode.
-
-        Raises MatryoshkaError where there is none, or where its files are damaged or foreign.
-        """
+        """The coder in a run's folder or a coder's own, in eval mode. Raises MatryoshkaError where there is none, or
+        where its files are damaged or foreign."""
         config, card, tensors = io.load(Path(path))
         coder = cls(config, card)
         if (dtype := tensors["W_enc"].dtype if "W_enc" in tensors else torch.float32).is_floating_point:

@@ -43,21 +43,34 @@ def save(folder: Path, config: CoderConfig, card: Card | None, tensors: dict[str
 
 
 def load(path: Path) -> tuple[CoderConfig, Card | None, dict[str, Tensor]]:
-    """(config, card, tensors) of the coder in `path` or `path/coder`.
-
-    Raises MatryoshkaError where there is none, or where a file is damaged, foreign or of another version.
-    """
-    folder = _folder(path)
-    config, card = _described(folder)
+    """(config, card, tensors) of the coder in `path` or `path/coder`. Raises MatryoshkaError where there is none, or
+    where a file is damaged, foreign or of another version."""
+    file = _folder(path) / WEIGHTS
+    config, card = load_card(path)
     try:
-        return config, card, load_file(folder / WEIGHTS)
+        return config, card, load_file(file)
     except (SafetensorError, OSError) as error:
-        raise MatryoshkaError(f"{folder / WEIGHTS}: missing or damaged ({error})") from None
+        raise MatryoshkaError(f"{file}: missing or damaged ({error})") from None
 
 
 def load_card(path: Path) -> tuple[CoderConfig, Card | None]:
     """(config, card) of the coder in `path` or `path/coder`, without its weights; raises as `load` does."""
-    return _described(_folder(path))
+    file = _folder(path) / CONFIG
+    content = _object(file)
+    if content.get("format") != FORMAT:
+        raise MatryoshkaError(f"{file}: not a coder of matryoshka (its format is not {FORMAT!r})")
+    if content.get("version") != VERSION:
+        raise MatryoshkaError(
+            f"{file}: coder format version {content.get('version')}; this matryoshka reads version {VERSION}"
+            " (older ones are not in raw units: train anew)"
+        )
+    if unknown := content.keys() - {"format", "version", "coder", "card"}:
+        raise MatryoshkaError(f"{file}: unknown field {min(unknown)!r}")
+    config = _section(CoderConfig, content.get("coder"), f"{file}: coder")
+    card = None if content.get("card") is None else _section(Card, content["card"], f"{file}: card")
+    if card is not None and card.trained is not None and max(card.trained.dead, default=0) >= config.d_sae:
+        raise MatryoshkaError(f"{file}: card.trained.dead: latent {max(card.trained.dead)} of {config.d_sae:,}")
+    return config, card
 
 
 def fingerprint(path: Path) -> str:
@@ -77,25 +90,6 @@ def _folder(path: Path) -> Path:
             f"{path}: no coder here; expected a run, or a folder with config.json and weights.safetensors"
         )
     return folder
-
-
-def _described(folder: Path) -> tuple[CoderConfig, Card | None]:
-    file = folder / CONFIG
-    content = _object(file)
-    if content.get("format") != FORMAT:
-        raise MatryoshkaError(f"{file}: not a coder of matryoshka (its format is not {FORMAT!r})")
-    if content.get("version") != VERSION:
-        raise MatryoshkaError(
-            f"{file}: coder format version {content.get('version')}; this matryoshka reads version {VERSION}"
-            " (older ones are not in raw units: train anew)"
-        )
-    if unknown := content.keys() - {"format", "version", "coder", "card"}:
-        raise MatryoshkaError(f"{file}: unknown field {min(unknown)!r}")
-    config = _section(CoderConfig, content.get("coder"), f"{file}: coder")
-    card = None if content.get("card") is None else _section(Card, content["card"], f"{file}: card")
-    if card is not None and card.trained is not None and max(card.trained.dead, default=0) >= config.d_sae:
-        raise MatryoshkaError(f"{file}: card.trained.dead: latent {max(card.trained.dead)} of {config.d_sae:,}")
-    return config, card
 
 
 def _object(file: Path) -> dict[str, Any]:
@@ -122,8 +116,8 @@ def _section(kind: type[Kind], values: object, where: str) -> Kind:
 
 def _json(content: dict[str, Any]) -> str:
     """Indented, but for lists of numbers, which may be long: one line each."""
-    plain = json.dumps(content, indent=2, ensure_ascii=False)
-    return NUMBERS.sub(lambda match: "[" + " ".join(match[1].split()) + "]", plain)
+    indented = json.dumps(content, indent=2, ensure_ascii=False)
+    return NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", indented)
 
 
 def check_tensors(where: str, expected: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
@@ -133,8 +127,7 @@ def check_tensors(where: str, expected: dict[str, Tensor], stored: dict[str, Ten
             raise MatryoshkaError(f"{where} lack {name}")
         if name not in expected:
             raise MatryoshkaError(f"{where} hold an unknown tensor {name}")
-        for what in ("shape", "dtype"):
-            want, got = (getattr(tensors[name], what) for tensors in (expected, stored))
-            if want != got:
-                shown = [list(x) if what == "shape" else x for x in (got, want)]
-                raise MatryoshkaError(f"{where}: {name} has {what} {shown[0]}, expected {shown[1]}")
+        want, got = ({"shape": list(t[name].shape), "dtype": t[name].dtype} for t in (expected, stored))
+        for what in want:
+            if want[what] != got[what]:
+                raise MatryoshkaError(f"{where}: {name} has {what} {got[what]}, expected {want[what]}")

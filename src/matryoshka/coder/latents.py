@@ -8,28 +8,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from matryoshka.coder.kernels import operations
+from matryoshka.coder.kernels import Entries, Pre, Values, operations
 
 
 class ByLatent(NamedTuple):
     """The entries of a pattern ordered latent by latent, rows ascending within each."""
 
-    order: Int[Tensor, " entries"]
+    order: Entries
     """The places of these entries in the pattern."""
-    rows: Int[Tensor, " entries"]
-    indices: Int[Tensor, " entries"]
+    rows: Entries
+    indices: Entries
     offsets: Int[Tensor, " d_sae_plus_1"]
     """Latent j holds the entries `offsets[j]:offsets[j + 1]`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """Where a batch's entries lie (compressed sparse rows: BatchTopK rows differ in length).
+    """Where a batch's entries lie (compressed sparse rows: BatchTopK rows differ in length): row i holds the entries
+    `offsets[i]:offsets[i + 1]`, of the latents `indices`."""
 
-    Row i holds the entries `offsets[i]:offsets[i + 1]`, of the latents `indices`.
-    """
-
-    indices: Int[Tensor, " entries"]
+    indices: Entries
     offsets: Int[Tensor, " batch_plus_1"]
     d_sae: int
 
@@ -39,7 +37,7 @@ class Pattern:
         return len(self.offsets) - 1
 
     @cached_property
-    def rows(self) -> Int[Tensor, " entries"]:
+    def rows(self) -> Entries:
         """The row of each entry."""
         return torch.repeat_interleave(self.offsets.diff(), output_size=len(self.indices))
 
@@ -58,10 +56,10 @@ class Latents(NamedTuple):
     """
 
     pattern: Pattern
-    values: Float[Tensor, " entries"]
+    values: Values
 
     @property
-    def indices(self) -> Int[Tensor, " entries"]:
+    def indices(self) -> Entries:
         """The latent of each entry."""
         return self.pattern.indices
 
@@ -71,7 +69,7 @@ class Latents(NamedTuple):
         return self.pattern.offsets
 
     @property
-    def rows(self) -> Int[Tensor, " entries"]:
+    def rows(self) -> Entries:
         """The row of each entry."""
         return self.pattern.rows
 
@@ -97,7 +95,7 @@ class Latents(NamedTuple):
         return Latents(Pattern(self.indices[inside], offsets, width), self.values[inside])
 
 
-def from_mask(pre: Float[Tensor, "batch d_sae"], positions: Int[Tensor, " entries"]) -> Latents:
+def from_mask(pre: Pre, positions: Entries) -> Latents:
     """The entries of `pre` at ascending flat `positions` (row · d_sae + latent); gradients flow to `pre`."""
     batch, d_sae = pre.shape
     rows = positions // d_sae
@@ -105,7 +103,7 @@ def from_mask(pre: Float[Tensor, "batch d_sae"], positions: Int[Tensor, " entrie
     return Latents(Pattern(positions - rows * d_sae, _offsets(rows, batch), d_sae), values)
 
 
-def _offsets(rows: Int[Tensor, " entries"], batch: int) -> Int[Tensor, " batch_plus_1"]:
+def _offsets(rows: Entries, batch: int) -> Int[Tensor, " batch_plus_1"]:
     """Where each row begins, given the ascending rows of the entries."""
     counts = torch.zeros(batch, dtype=torch.int64, device=rows.device).scatter_add_(0, rows, torch.ones_like(rows))
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -1,7 +1,7 @@
 """Training losses: named terms, each a pure function of one batch, and the conventions that combine them.
 
 All are in the coder's scaled units. The main term of every convention is made of the errors ‖y − ŷ_m‖² of the
-prefixes alone (`nesting.nested_errors`). A convention repeats how one project weights its terms, so that its runs can
+prefixes alone (`sparse.nested_errors`). A convention repeats how one project weights its terms, so that its runs can
 be repeated here:
 
     matryoshka           mean over prefixes of FVU_m; aux: FVU of the residual, × 1/32
@@ -36,18 +36,6 @@ def fvu(errors: Float[Tensor, " prefix"], y: Target) -> Float[Tensor, " prefix"]
 def squared_error(y: Target, y_hat: Target) -> Scalar:
     """Σ over d_out of (y − ŷ)², mean over the batch."""
     return (y - y_hat).square().sum(-1).mean()
-
-
-def residual_reconstruction(pre: Float[Tensor, "batch dead"], W_dec: Float[Tensor, "dead d_out"], k_aux: int) -> Target:
-    """What the `k_aux` largest positive pre-activations of each row decode to, without b_dec.
-
-    Both arguments are those of *dead* latents alone: one dense product over the compacted subset.
-    """
-    values = pre.relu()
-    if k_aux < pre.shape[1]:
-        top = values.topk(k_aux, dim=1, sorted=False)
-        values = torch.zeros_like(values).scatter(1, top.indices, top.values)
-    return values @ W_dec
 
 
 def l0_deviation(l0: Scalar, k: int) -> Scalar:

@@ -12,8 +12,7 @@ class Meter(nn.Module):
     """FVU of each prefix at each written site, L0 and firing counts over all batches seen.
 
     FVU = Σ‖y − ŷ‖² / Σ‖y − ȳ‖², ȳ the mean of each dimension over *all* rows seen; sums in float64 on the device,
-    merged batch by batch as Chan et al. (1979) do, so that a large mean costs no digits. Nothing is read back until
-    asked.
+    merged batch by batch as Chan et al. (1979) do, so that a large mean costs no digits; nothing is read back unasked.
     """
 
     rows: Tensor
@@ -53,11 +52,6 @@ class Meter(nn.Module):
 
     def _by_site(self, squares: Float[Tensor, "*batch d_out"]) -> Float[Tensor, " site"]:
         return torch.stack([site.sum() for site in squares.split(self.sizes, dim=-1)])
-
-    def reset(self) -> None:
-        """Forget all that was seen."""
-        for buffer in self.buffers():
-            buffer.zero_()
 
     def fvu(self) -> list[float]:
         """Fraction of variance unexplained by each prefix; of several written sites the mean."""

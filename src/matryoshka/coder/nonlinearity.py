@@ -19,79 +19,65 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from matryoshka.coder.architecture import (
-    BatchTopKConfig,
-    JumpReLUConfig,
-    NonlinearityConfig,
-    ReLUConfig,
-    TopKConfig,
-)
-from matryoshka.coder.kernels import operations
+from matryoshka.coder.architecture import BatchTopKConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig
+from matryoshka.coder.kernels import Pre, operations
 from matryoshka.coder.latents import Latents, Pattern, from_mask
 from matryoshka.coder.losses import l0_deviation
 
 
-class _Activation(nn.Module):
-    """Pre-activations → latents in one go, where nothing is put in between."""
+class Nonlinearity(nn.Module):
+    """What all of them can be asked."""
 
-    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+    def select(self, pre: Pre) -> Latents:
         """The entries of `pre` that may be active, with their pre-activations as values."""
         raise NotImplementedError
 
     def activate(self, selected: Latents) -> Latents:
-        """The latents of selected pre-activations."""
-        raise NotImplementedError
+        """The latents of selected pre-activations: their ReLU, if it is nothing else."""
+        return selected._replace(values=selected.values.relu())
 
-    def forward(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+    def forward(self, pre: Pre) -> Latents:
+        """Both in one go, where nothing is put in between."""
         return self.activate(self.select(pre))
 
     def penalty(self, selected: Latents) -> Float[Tensor, ""] | None:
         """The activation's own term of the loss, given what a training-mode `select` has taken; None if it has none."""
         return None
 
-    def calibrate(self, pre: Float[Tensor, "batch d_sae"]) -> None:
+    def calibrate(self, pre: Pre) -> None:
         """Start from the first pre-activations, where anything depends on the data."""
 
     def rescale(self, factor: float) -> None:
         """Follow latents that are multiplied by `factor`, where there is a threshold."""
 
 
-class ReLU(_Activation):
+class ReLU(Nonlinearity):
     """latents = ReLU of every pre-activation."""
 
-    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+    def select(self, pre: Pre) -> Latents:
         """Those above 0."""
         return from_mask(pre, operations(pre).nonzero(pre.detach() > 0))
 
-    def activate(self, selected: Latents) -> Latents:
-        """Their ReLU."""
-        return selected._replace(values=selected.values.relu())
 
-
-class TopK(_Activation):
+class TopK(Nonlinearity):
     """latents = ReLU of the k largest pre-activations of each row, in training and at inference alike."""
 
     def __init__(self, k: int) -> None:
         super().__init__()
         self.k = k
 
-    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+    def select(self, pre: Pre) -> Latents:
         """The k largest of each row."""
         indices = operations(pre).topk(pre.detach(), self.k)
         offsets = torch.arange(0, indices.numel() + 1, self.k, device=pre.device)
         return Latents(Pattern(indices.flatten(), offsets, pre.shape[1]), pre.gather(1, indices).flatten())
 
-    def activate(self, selected: Latents) -> Latents:
-        """Their ReLU."""
-        return selected._replace(values=selected.values.relu())
 
-
-class BatchTopK(_Activation):
+class BatchTopK(Nonlinearity):
     """The k·B largest positive pre-activations of the batch; at inference those above `threshold`.
 
-    `threshold` follows the smallest selected value of each training step: a mean over the first steps, an exponential
-    one after. It is float32 whatever autocast does (in bfloat16 such an average stalls) and moves in training steps
-    only.
+    `threshold` follows the smallest selected value of each training step, and moves in no other: a mean over the first
+    steps, an exponential one after. It is float32 whatever autocast does (in bfloat16 such an average stalls).
     """
 
     DECAY = 0.8  # about 5 steps: the cut of k·B values hardly has noise, and a longer memory lags behind training
@@ -105,7 +91,7 @@ class BatchTopK(_Activation):
         # of training alone: it lies in checkpoints, not with the weights
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64), persistent=False)
 
-    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+    def select(self, pre: Pre) -> Latents:
         """The k·B largest of the batch; at inference those above the threshold."""
         ops, values = operations(pre), pre.detach()
         positions = ops.batch_topk(values, self.k * len(pre)) if self.training else ops.nonzero(values > self.threshold)
@@ -113,7 +99,7 @@ class BatchTopK(_Activation):
 
     def activate(self, selected: Latents) -> Latents:
         """Their ReLU; in a training step the threshold follows the smallest of them."""
-        latents = selected._replace(values=selected.values.relu())
+        latents = super().activate(selected)
         if self.training and torch.is_grad_enabled() and len(latents.values):
             self._track(latents.values.detach())
         return latents
@@ -136,12 +122,11 @@ class BatchTopK(_Activation):
         self.threshold *= factor
 
 
-class JumpReLU(_Activation):
+class JumpReLU(Nonlinearity):
     """latents = pre · H(pre − θ), with a threshold θ = exp(log_threshold) of its own for each latent.
 
     H has no gradient: θ learns by the straight-through estimators of Rajamanoharan et al. (2024), a rectangle kernel of
-    `bandwidth` around θ. Entries within half a bandwidth below θ therefore stay in the pattern, with value 0, in
-    training.
+    `bandwidth` around θ. In training, entries within half a bandwidth below θ therefore stay in the pattern, as 0.
     """
 
     def __init__(self, k: int | None, d_sae: int, bandwidth: float) -> None:
@@ -149,7 +134,7 @@ class JumpReLU(_Activation):
         self.k, self.bandwidth = k, bandwidth
         self.log_threshold = nn.Parameter(torch.zeros(d_sae))
 
-    def select(self, pre: Float[Tensor, "batch d_sae"]) -> Latents:
+    def select(self, pre: Pre) -> Latents:
         """Those above their threshold; in training also those within half a bandwidth below it."""
         reach = self.log_threshold.detach().exp() - (self.bandwidth / 2 if self.training else 0)
         return from_mask(pre, operations(pre).nonzero(pre.detach() > reach))
@@ -157,22 +142,20 @@ class JumpReLU(_Activation):
     def activate(self, selected: Latents) -> Latents:
         """What exceeds its threshold, otherwise 0."""
         threshold = self.log_threshold.exp()[selected.indices]
-        return selected._replace(values=_Jump.apply(selected.values, threshold, self.bandwidth))
+        return selected._replace(values=_Jump.apply(selected.values, threshold, self.bandwidth, False))
 
     def penalty(self, selected: Latents) -> Float[Tensor, ""] | None:
         """(L0/k − 1)²: aims at k active latents a row."""
         return None if self.k is None else l0_deviation(self.l0(selected), self.k)
 
     def l0(self, selected: Latents) -> Float[Tensor, ""]:
-        """Mean number of active latents a row, differentiable in the thresholds.
-
-        `selected` are those of a training-mode `select`: their pattern holds every entry that has a gradient.
-        """
+        """Mean number of active latents a row, differentiable in the thresholds. `selected` are those of a
+        training-mode `select`: their pattern holds every entry that has a gradient."""
         threshold = self.log_threshold.exp()[selected.indices]
-        return _Step.apply(selected.values.detach(), threshold, self.bandwidth).sum() / selected.pattern.batch
+        return _Jump.apply(selected.values.detach(), threshold, self.bandwidth, True).sum() / selected.pattern.batch
 
     @torch.no_grad()
-    def calibrate(self, pre: Float[Tensor, "batch d_sae"]) -> None:
+    def calibrate(self, pre: Pre) -> None:
         """Start from the threshold that leaves k latents active a row on `pre`."""
         if self.k is None:
             raise ValueError("a JumpReLU without k has nothing to aim at")
@@ -188,38 +171,20 @@ class JumpReLU(_Activation):
 
 
 class _Jump(torch.autograd.Function):
-    """z · H(z − θ); ∂/∂z as written, ∂/∂θ = −(θ/ε) · rect((z − θ)/ε)."""
+    """z · H(z − θ), or H(z − θ) where `unit`; ∂/∂z = H(z − θ), or none, ∂/∂θ = −(θ or 1)/ε · rect((z − θ)/ε)."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx, z: Tensor, threshold: Tensor, bandwidth: float, unit: bool) -> Tensor:
         ctx.save_for_backward(z, threshold)
-        ctx.bandwidth = bandwidth
-        return z * (z > threshold)
+        ctx.bandwidth, ctx.unit = bandwidth, unit
+        return (z > threshold).to(z.dtype) if unit else z * (z > threshold)
 
     @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         (grad,), (z, threshold) = grad_outputs, ctx.saved_tensors
         near = (z - threshold).abs() < ctx.bandwidth / 2
-        return grad * (z > threshold), -threshold / ctx.bandwidth * near * grad, None
-
-
-class _Step(torch.autograd.Function):
-    """H(z − θ); ∂/∂θ = −(1/ε) · rect((z − θ)/ε), no gradient to z."""
-
-    @staticmethod
-    def forward(ctx, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-        ctx.save_for_backward(z, threshold)
-        ctx.bandwidth = bandwidth
-        return (z > threshold).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[None, Tensor, None]:
-        (grad,), (z, threshold) = grad_outputs, ctx.saved_tensors
-        near = (z - threshold).abs() < ctx.bandwidth / 2
-        return None, -1 / ctx.bandwidth * near * grad, None
-
-
-Nonlinearity = ReLU | TopK | BatchTopK | JumpReLU
+        of_z = None if ctx.unit else grad * (z > threshold)
+        return of_z, -(1 if ctx.unit else threshold) / ctx.bandwidth * near * grad, None, None
 
 
 def build(config: NonlinearityConfig, d_sae: int) -> Nonlinearity:

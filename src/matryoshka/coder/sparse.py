@@ -1,38 +1,71 @@
+# pyright: reportIncompatibleMethodOverride=false
+# once_differentiable forgets ctx's name
 """The two linear maps of a sparse coder, at its active entries only, and their gradients.
 
     pre_activations   z_e = ⟨x[row_e], W_enc[:, latent_e]⟩ + b_enc[latent_e] for every entry e of a pattern
-    ring_sums         Σ over a ring's entries of a row of z_e W_dec[latent_e], for every ring and row
-    prefix_errors     Σ ‖y − ŷ‖² of every prefix, ŷ_m the sum of the first m rings
+    nested_decode     ŷ_m = Σ_{j < n_m} latents_j W_dec[j] for every prefix n_m of `widths`
+    nested_errors     ‖y − ŷ_m‖² of every prefix
 
 A step costs one dense product, the one that *selects* (it may be of low precision and has no gradient); all else
 touches k entries a row. Both weights learn latent by latent: ∂W[j] is a weighted sum of the rows on which j is active,
 of the inputs, or of the errors that the prefixes holding j leave.
+
+Prefix m of widths n₁ < … < n_M = d_sae reconstructs from latents 0 … n_m − 1. The latents between two widths are a
+*ring*. Every prefix is the sum of its rings, so each latent is decoded once, into its ring, and the prefixes are one
+cumulative sum: M prefixes cost what one costs, forward and backward.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from matryoshka.coder.kernels import operations
+from matryoshka.coder.kernels import Entries, Inputs, operations
 from matryoshka.coder.latents import Latents, Pattern
+from matryoshka.coder.losses import Target
+
+Rows = Float[Tensor, "d_sae d_out"]
+
+
+def random_widths(m: int, d_sae: int, generator: torch.Generator) -> tuple[int, ...]:
+    """At most `m` ascending widths that end with d_sae: m − 1 draws of a Pareto(0.5) truncated to [1, d_sae], equal
+    ones counted once, and the full one. Random prefixes after Nabeshima (2024)."""
+    uniform = torch.rand(m - 1, generator=generator, dtype=torch.float64)
+    # inverse of the distribution function (1 − n^−½)/(1 − d_sae^−½)
+    draws = (1 - uniform * (1 - d_sae**-0.5)) ** -2
+    return tuple(sorted({*draws.long().clamp(1, d_sae).tolist(), d_sae}))
 
 
 def pre_activations(
-    inputs: Float[Tensor, "batch d_in"],
-    W_enc: Float[Tensor, "d_in d_sae"],
-    b_enc: Float[Tensor, " d_sae"],
-    selected: Latents,
+    inputs: Inputs, W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"], selected: Latents
 ) -> Latents:
-    """`selected` with its values made exact and differentiable: inner products in the weights' own precision.
-
-    Values that have that precision already are taken as they are.
-    """
+    """`selected` with its values made exact and differentiable: inner products in the weights' own precision. Values
+    that have that precision already are taken as they are."""
     return selected._replace(values=_PreActivations.apply(inputs, W_enc, b_enc, selected.pattern, selected.values))
+
+
+def nested_decode(latents: Latents, W_dec: Rows, widths: Sequence[int]) -> Float[Tensor, "prefix batch d_out"]:
+    """Σ_{j < n_m} latents_j W_dec[j] for every prefix n_m of `widths`, each latent decoded once. `widths` may end
+    before d_sae: what lies beyond is not decoded."""
+    if widths[-1] < latents.d_sae:
+        latents, W_dec = latents.first(widths[-1]), W_dec[: widths[-1]]
+    return _RingSums.apply(latents.values, W_dec, latents.pattern, tuple(widths)).cumsum(0)
+
+
+def nested_errors(
+    latents: Latents, W_dec: Rows, target: Target, widths: Sequence[int]
+) -> tuple[Float[Tensor, " prefix"], Target]:
+    """‖target − ŷ_m‖², mean over the batch, for every prefix m, ŷ as `nested_decode` gives it; and target − ŷ_M.
+
+    Made for training: the reconstructions are not kept beside their errors, and the second result has no gradient.
+    """
+    rings = _RingSums.apply(latents.values, W_dec, latents.pattern, tuple(widths))
+    sums, residual = _PrefixErrors.apply(rings, target)
+    return sums / len(target), residual
 
 
 class _PreActivations(Function):
@@ -48,9 +81,7 @@ class _PreActivations(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator forgets ctx's name
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (inputs, W_enc), pattern = grad_outputs, ctx.saved_tensors, ctx.pattern
         ops, by = operations(inputs), pattern.by_latent
         of_inputs = of_W = of_b = None
@@ -63,22 +94,9 @@ class _PreActivations(Function):
         return of_inputs, of_W, of_b, None, None
 
 
-def ring_sums(
-    latents: Latents, W_dec: Float[Tensor, "d_sae d_out"], widths: Sequence[int]
-) -> Float[Tensor, "ring batch d_out"]:
-    """What the latents between two of `widths` (which end with d_sae) decode to on each row; each latent once."""
-    return _RingSums.apply(latents.values, W_dec, latents.pattern, tuple(widths))
-
-
-def _ring(indices: Int[Tensor, " entries"], widths: Sequence[int]) -> Int[Tensor, " entries"]:
-    """The ring of each latent. Compared number by number: a tensor of widths would have to be sent to the device."""
-    ring = torch.zeros_like(indices)
-    for width in widths[:-1]:
-        ring += indices >= width
-    return ring
-
-
 class _RingSums(Function):
+    """What the latents of each ring decode to on each row, each latent once: [ring, batch, d_out]."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, W_dec: Tensor, pattern: Pattern, widths: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(values, W_dec)
@@ -90,9 +108,7 @@ class _RingSums(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator forgets ctx's name
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (values, W_dec), pattern = grad_outputs, ctx.saved_tensors, ctx.pattern
         ops, by = operations(W_dec), pattern.by_latent
         grad = grad.reshape(-1, W_dec.shape[1])
@@ -106,17 +122,18 @@ class _RingSums(Function):
         return of_values, of_W, None, None
 
 
-def prefix_errors(
-    rings: Float[Tensor, "prefix batch d_out"], target: Float[Tensor, "batch d_out"]
-) -> tuple[Float[Tensor, " prefix"], Float[Tensor, "batch d_out"]]:
-    """Σ ‖target − ŷ‖² of every prefix, and what the last one leaves of the target (without a gradient).
-
-    Consumes `rings`: the errors are kept in their place.
-    """
-    return _PrefixErrors.apply(rings, target)
+def _ring(indices: Entries, widths: Sequence[int]) -> Entries:
+    """The ring of each latent. Compared number by number: a tensor of widths would have to be sent to the device."""
+    ring = torch.zeros_like(indices)
+    for width in widths[:-1]:
+        ring += indices >= width
+    return ring
 
 
 class _PrefixErrors(Function):
+    """Σ ‖target − ŷ‖² of every prefix, and what the last one leaves of the target (without a gradient). Consumes
+    `rings`: the errors are kept in their place."""
+
     @staticmethod
     def forward(ctx: Any, rings: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         sums = operations(rings).prefix_errors_(rings, target)
@@ -127,9 +144,7 @@ class _PrefixErrors(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator forgets ctx's name
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None]:
         errors = ctx.errors
         del ctx.errors  # overwritten below, so there is no second backward pass
         operations(errors).suffix_sums_(errors, 2 * grad_outputs[0])

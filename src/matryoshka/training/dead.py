@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from matryoshka.coder.coder import SparseCoder
+from matryoshka.coder.coder import SparseCoder, Subset
 from matryoshka.coder.latents import Latents
-from matryoshka.coder.subset import Subset
 
 REFRESH = 8
 """Steps between two listings of the dead. To list them the host has to know their number, and would wait for a GPU. A

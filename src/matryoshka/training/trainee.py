@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from matryoshka.coder.coder import Forward, SparseCoder
 from matryoshka.coder.kernels.cpu import has_bfloat16_product, has_native_bfloat16
 from matryoshka.coder.losses import CONVENTIONS, fvu
-from matryoshka.coder.nesting import random_widths
 from matryoshka.coder.scaling import Scaling
+from matryoshka.coder.sparse import random_widths
 from matryoshka.data.stream import Batch
 from matryoshka.training.dead import REFRESH, Dead, DeadLatents
 from matryoshka.training.optim import Adam, learning_rate

@@ -1,18 +1,7 @@
 """What a sparse coder does with its few active entries and its rows, in three versions with the same functions.
 
-    product             the dense product whose result only selects
-    topk, batch_topk    which entries of the pre-activations are selected, exactly, without sorting them all
-    nonzero             the positions of a mask, where a threshold selects
-    group               entries by latent (the transposed pattern), or by ring and row
-    dots                one inner product for each entry: exact pre-activations, gradients of latents
-    bags                one weighted sum of rows for each bag: the nested reconstruction, gradients of both weights
-    prefix_errors_      the squared error of every prefix in one pass
-    suffix_sums_        its backward pass
-    project_rows_       gradients of unit rows, kept on the sphere
-    normalise_rows_     weights, brought back to it
-
-`reference` is the oracle, `cpu` and `triton` are fast; nothing in them knows autograd. `operations` is the one place
-that chooses; `using` chooses for it.
+`reference` says what each function does and is the oracle; `cpu` and `triton` are fast, and say only what is theirs
+alone. Nothing in them knows autograd. `operations` is the one place that chooses; `using` chooses for it.
 """
 
 from collections.abc import Iterator
@@ -22,12 +11,20 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Protocol, cast, runtime_checkable
 
+from jaxtyping import Float, Int
 from torch import Tensor
+
+Inputs = Float[Tensor, "batch d_in"]
+Pre = Float[Tensor, "batch d_sae"]
+Entries = Int[Tensor, " entries"]
+Values = Float[Tensor, " entries"]
+Table = Float[Tensor, "n d"]
+Rings = Float[Tensor, "prefix batch d"]
 
 
 @runtime_checkable
 class Operations(Protocol):
-    """The functions of each module; `reference` says what they do."""
+    """The functions of each module."""
 
     def product(self, inputs: Tensor, W: Tensor, b: Tensor) -> Tensor: ...
     def topk(self, pre: Tensor, k: int) -> Tensor: ...
@@ -63,7 +60,5 @@ def using(version: Operations) -> Iterator[None]:
 
 @cache
 def _load(device: str) -> Operations:
-    fast = {"cpu": "cpu", "cuda": "triton"}.get(device)
-    if fast == "triton" and find_spec("triton") is None:
-        fast = None
-    return cast(Operations, import_module(f"{__name__}.{fast or 'reference'}"))
+    fast = {"cpu": "cpu", "cuda": "triton" if find_spec("triton") else "reference"}
+    return cast(Operations, import_module(f"{__name__}.{fast.get(device, 'reference')}"))

@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from matryoshka.coder.kernels import reference
+from matryoshka.coder.kernels import Entries, Inputs, Pre, Rings, Table, Values, reference
 
 ROW_GROUP = 8
 """Entries in a group where each row selects for itself, in as many stages as its length allows."""
@@ -26,17 +26,11 @@ BATCH_GROUP = 2**BATCH_GROUP_BITS
 """Entries in a group where the batch selects as a whole: larger, for it has no further stages."""
 ROW_BLOCK = 512
 """Rows of weights worked on at once, so that they come from the cache the second time."""
-CODES = {
-    torch.bfloat16: torch.int16,
-    torch.float16: torch.int16,
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-}
+CODES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers of as many bytes as a float: positive ones are ordered alike."""
 
 
-def product(
-    inputs: Float[Tensor, "batch d_in"], W: Float[Tensor, "d_in d_sae"], b: Float[Tensor, " d_sae"]
-) -> Float[Tensor, "batch d_sae"]:
+def product(inputs: Inputs, W: Float[Tensor, "d_in d_sae"], b: Float[Tensor, " d_sae"]) -> Pre:
     """inputs W + b, the one dense product; of low precision under autocast, where this processor has such a product."""
     low = torch.get_autocast_dtype("cpu")
     if not (torch.is_autocast_enabled("cpu") and low == torch.bfloat16):
@@ -61,14 +55,12 @@ def has_native_bfloat16() -> bool:
     return has_bfloat16_product() and bool(instructions.get("avx512_bf16") or instructions.get("amx_bf16"))
 
 
-def topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
+def topk(pre: Pre, k: int) -> Int[Tensor, "batch k"]:
     """The latents of the `k` largest positive entries of each row, in any order; others where fewer are positive."""
     return _topk(_codes(pre), k)
 
 
-def batch_topk(pre: Float[Tensor, "batch d_sae"], n: int) -> Int[Tensor, " entries"]:
-    """Flat positions, ascending, of the `n` largest positive entries (all, if fewer are positive); the first of ties
-    win."""
+def batch_topk(pre: Pre, n: int) -> Entries:
     grouped = _grouped(_codes(pre), BATCH_GROUP)
     maxima, groups = grouped.amax(1), grouped.shape[2]
     # at least n groups, so at least n entries, reach the bound: what lies below it is not among the n largest
@@ -81,71 +73,53 @@ def batch_topk(pre: Float[Tensor, "batch d_sae"], n: int) -> Int[Tensor, " entri
     return positions[_largest(members.flatten()[near][order], n)]
 
 
-def nonzero(mask: Bool[Tensor, "batch d_sae"]) -> Int[Tensor, " entries"]:
-    """Flat positions, ascending, of what is True."""
+def nonzero(mask: Bool[Tensor, "batch d_sae"]) -> Entries:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
-def group(keys: Int[Tensor, " entries"], n: int) -> tuple[Int[Tensor, " entries"], Int[Tensor, " n_plus_1"]]:
-    """(order, offsets): `order[offsets[i]:offsets[i + 1]]` are the entries whose key is i < n, ascending."""
+def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:
     order = _radix_argsort(keys.numpy(), n)
     counts = torch.bincount(keys, minlength=n)
     return torch.from_numpy(order), torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
-def dots(
-    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], i: Int[Tensor, " entries"], j: Int[Tensor, " entries"]
-) -> Float[Tensor, " entries"]:
-    """⟨a[i], b[j]⟩ of each entry."""
+def dots(a: Table, b: Float[Tensor, "m d"], i: Entries, j: Entries) -> Values:
     # embedding_bag's gradient to its per-sample weights is just this
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(a, b, j, i, i, 0)
 
 
-def bags(
-    table: Float[Tensor, "n d"],
-    rows: Int[Tensor, " entries"],
-    weights: Float[Tensor, " entries"],
-    offsets: Int[Tensor, " bags_plus_1"],
-) -> Float[Tensor, "bags d"]:
-    """Σ weights · table[rows] over the entries `offsets[i]:offsets[i + 1]` of each bag i."""
+def bags(table: Table, rows: Entries, weights: Values, offsets: Int[Tensor, " bags_plus_1"]) -> Float[Tensor, "bags d"]:
     return F.embedding_bag(rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
-def prefix_errors_(
-    rings: Float[Tensor, "prefix batch d"], target: Float[Tensor, "batch d"]
-) -> Float[Tensor, " prefix"]:
-    """Σ (ŷ − target)² of each prefix; `rings` become ŷ − target, ŷ their prefix sums."""
+def prefix_errors_(rings: Rings, target: Float[Tensor, "batch d"]) -> Float[Tensor, " prefix"]:
     rings[0].sub_(target)
     for below, above in pairwise(rings):
         above.add_(below)
     return torch.linalg.vector_norm(rings, dim=2).double().square_().sum(1).to(rings.dtype)
 
 
-def suffix_sums_(errors: Float[Tensor, "prefix batch d"], weights: Float[Tensor, " prefix"]) -> None:
-    """`errors[r]` becomes Σ_{m ≥ r} weights[m] · errors[m]: what the latents of ring r learn from all prefixes that
-    hold them."""
+def suffix_sums_(errors: Rings, weights: Float[Tensor, " prefix"]) -> None:
     *lower, last = weights.tolist()
     errors[-1].mul_(last)
     for r, weight in reversed(list(enumerate(lower))):
         torch.add(errors[r + 1], errors[r], alpha=weight, out=errors[r])
 
 
-def project_rows_(x: Float[Tensor, "n d"], rows: Float[Tensor, "n d"]) -> None:
-    """Remove from each row of `x` its part parallel to the same one of `rows`, which have norm 1."""
+def project_rows_(x: Table, rows: Table) -> None:
     every = torch.arange(ROW_BLOCK)
     for block, units in zip(x.split(ROW_BLOCK), rows.split(ROW_BLOCK), strict=True):
         i = every[: len(block)]
         block.addcmul_(dots(block, units, i, i)[:, None], units, value=-1)
 
 
-def normalise_rows_(rows: Float[Tensor, "n d"]) -> None:
-    """Bring each row to norm 1; rows of zeros stay."""
+def normalise_rows_(rows: Table) -> None:
     for block in rows.split(ROW_BLOCK):
         reference.normalise_rows_(block)
 
 
 def _codes(pre: Float[Tensor, "batch d_sae"]) -> Int[Tensor, "batch d_sae"]:
-    return pre.contiguous().view(CODES[pre.dtype])
+    return pre.contiguous().view(CODES[pre.itemsize])
 
 
 def _grouped(codes: Int[Tensor, "batch n"], size: int) -> Int[Tensor, "batch size groups"]:

@@ -1,23 +1,24 @@
-"""The operations in plain torch, on any device: the oracle of the fast modules and their fallback."""
+"""The operations in plain torch, on any device: the oracle of the fast modules, which select without sorting all, and
+their fallback."""
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from matryoshka.coder.kernels import Entries, Inputs, Pre, Rings, Table, Values
 
-def product(
-    inputs: Float[Tensor, "batch d_in"], W: Float[Tensor, "d_in d_sae"], b: Float[Tensor, " d_sae"]
-) -> Float[Tensor, "batch d_sae"]:
-    """inputs W + b, the one dense product; of low precision under autocast."""
+
+def product(inputs: Inputs, W: Float[Tensor, "d_in d_sae"], b: Float[Tensor, " d_sae"]) -> Pre:
+    """inputs W + b, the one dense product, which only selects; of low precision under autocast."""
     return torch.addmm(b, inputs, W)
 
 
-def topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
+def topk(pre: Pre, k: int) -> Int[Tensor, "batch k"]:
     """The latents of the `k` largest entries of each row, in any order."""
     return pre.topk(k, dim=1, sorted=False).indices
 
 
-def batch_topk(pre: Float[Tensor, "batch d_sae"], n: int) -> Int[Tensor, " entries"]:
+def batch_topk(pre: Pre, n: int) -> Entries:
     """Flat positions, ascending, of the `n` largest positive entries (all, if fewer are positive); the first of ties
     win."""
     flat = pre.flatten()
@@ -25,57 +26,50 @@ def batch_topk(pre: Float[Tensor, "batch d_sae"], n: int) -> Int[Tensor, " entri
     return chosen[flat[chosen] > 0]
 
 
-def nonzero(mask: Bool[Tensor, "batch d_sae"]) -> Int[Tensor, " entries"]:
-    """Flat positions, ascending, of what is True."""
+def nonzero(mask: Bool[Tensor, "batch d_sae"]) -> Entries:
+    """Flat positions, ascending, of what is True, where a threshold selects."""
     return mask.flatten().nonzero().squeeze(1)
 
 
-def group(keys: Int[Tensor, " entries"], n: int) -> tuple[Int[Tensor, " entries"], Int[Tensor, " n_plus_1"]]:
-    """(order, offsets): `order[offsets[i]:offsets[i + 1]]` are the entries whose key is i < n, ascending."""
+def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:
+    """(order, offsets): `order[offsets[i]:offsets[i + 1]]` are the entries whose key is i < n, ascending. The key is a
+    latent (that is the transposed pattern), or a ring and row."""
     counts = torch.zeros(n, dtype=torch.int64, device=keys.device).index_add_(0, keys, torch.ones_like(keys))
     return keys.argsort(stable=True), torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
-def dots(
-    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], i: Int[Tensor, " entries"], j: Int[Tensor, " entries"]
-) -> Float[Tensor, " entries"]:
-    """⟨a[i], b[j]⟩ of each entry."""
+def dots(a: Table, b: Float[Tensor, "m d"], i: Entries, j: Entries) -> Values:
+    """⟨a[i], b[j]⟩ of each entry: exact pre-activations, gradients of latents."""
     return (a[i] * b[j]).sum(1)
 
 
-def bags(
-    table: Float[Tensor, "n d"],
-    rows: Int[Tensor, " entries"],
-    weights: Float[Tensor, " entries"],
-    offsets: Int[Tensor, " bags_plus_1"],
-) -> Float[Tensor, "bags d"]:
-    """Σ weights · table[rows] over the entries `offsets[i]:offsets[i + 1]` of each bag i."""
+def bags(table: Table, rows: Entries, weights: Values, offsets: Int[Tensor, " bags_plus_1"]) -> Float[Tensor, "bags d"]:
+    """Σ weights · table[rows] over the entries `offsets[i]:offsets[i + 1]` of each bag i: the nested reconstruction,
+    the gradients of both weights."""
     bag = torch.arange(len(offsets) - 1, device=rows.device).repeat_interleave(offsets.diff(), output_size=len(rows))
     sums = table.new_zeros(len(offsets) - 1, table.shape[1])
     return sums.index_add_(0, bag, weights[:, None] * table[rows])
 
 
-def prefix_errors_(
-    rings: Float[Tensor, "prefix batch d"], target: Float[Tensor, "batch d"]
-) -> Float[Tensor, " prefix"]:
+def prefix_errors_(rings: Rings, target: Float[Tensor, "batch d"]) -> Float[Tensor, " prefix"]:
     """Σ (ŷ − target)² of each prefix; `rings` become ŷ − target, ŷ their prefix sums."""
     torch.cumsum(rings, 0, out=rings)
     rings.sub_(target)
     return rings.square().sum((1, 2))
 
 
-def suffix_sums_(errors: Float[Tensor, "prefix batch d"], weights: Float[Tensor, " prefix"]) -> None:
+def suffix_sums_(errors: Rings, weights: Float[Tensor, " prefix"]) -> None:
     """`errors[r]` becomes Σ_{m ≥ r} weights[m] · errors[m]: what the latents of ring r learn from all prefixes that
     hold them."""
     errors.mul_(weights[:, None, None])
     errors.copy_(errors.flip(0).cumsum(0).flip(0))
 
 
-def project_rows_(x: Float[Tensor, "n d"], rows: Float[Tensor, "n d"]) -> None:
+def project_rows_(x: Table, rows: Table) -> None:
     """Remove from each row of `x` its part parallel to the same one of `rows`, which have norm 1."""
     x.addcmul_((x * rows).sum(dim=1, keepdim=True), rows, value=-1)
 
 
-def normalise_rows_(rows: Float[Tensor, "n d"]) -> None:
+def normalise_rows_(rows: Table) -> None:
     """Bring each row to norm 1; rows of zeros stay."""
     rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny))

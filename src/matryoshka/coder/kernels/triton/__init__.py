@@ -1,7 +1,6 @@
 """The operations on a GPU, each near its memory traffic, and without a host sync: CUDA graphs can capture them.
 
-`selection` has topk and batch_topk, `sums` dots, bags, prefix_errors_ and suffix_sums_, `rows` project_rows_ and
-normalise_rows_. group is `torch.sort` of the narrowest integers, which is a radix sort.
+group is `torch.sort` of the narrowest integers, which is a radix sort.
 
 Sums are accumulated in float32; float64 is left to `reference`. Under TRITON_INTERPRET=1 the kernels run on CPU
 tensors. They carry `no_type_check` because their annotations are Triton's: jaxtyping's import hook leaves them alone.
@@ -11,31 +10,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from matryoshka.coder.kernels import reference
-from matryoshka.coder.kernels.triton.rows import normalise_rows_, project_rows_
-from matryoshka.coder.kernels.triton.selection import batch_topk, topk
-from matryoshka.coder.kernels.triton.sums import bags, dots, prefix_errors_, suffix_sums_
-
-__all__ = [
-    "bags",
-    "batch_topk",
-    "dots",
-    "group",
-    "nonzero",
-    "normalise_rows_",
-    "prefix_errors_",
-    "product",
-    "project_rows_",
-    "suffix_sums_",
-    "topk",
-]
+from matryoshka.coder.kernels import Entries, reference
+from matryoshka.coder.kernels.triton import selection, sums
 
 product = reference.product
+topk, batch_topk = selection.topk, selection.batch_topk
 nonzero = reference.nonzero  # the size of its result depends on the data: the host waits for it in any case
+dots, bags = sums.dots, sums.bags
+prefix_errors_, suffix_sums_ = sums.prefix_errors_, sums.suffix_sums_
+project_rows_, normalise_rows_ = sums.project_rows_, sums.normalise_rows_
 
 
-def group(keys: Int[Tensor, " entries"], n: int) -> tuple[Int[Tensor, " entries"], Int[Tensor, " n_plus_1"]]:
-    """(order, offsets): `order[offsets[i]:offsets[i + 1]]` are the entries whose key is i < n, ascending."""
+def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:
     # half the digits to sort by where keys fit into 16 bits
     dtype, lowest = (torch.int16, -(2**15)) if n <= 2**16 else (torch.int32, 0)
     ordered, order = (keys + lowest).to(dtype).sort(stable=True)

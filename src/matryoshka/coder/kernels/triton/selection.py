@@ -16,10 +16,10 @@ from typing import no_type_check
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from matryoshka.coder.kernels import reference
+from matryoshka.coder.kernels import Pre, reference
 from matryoshka.coder.kernels.triton import launch
 
 # 16 running maxima for each of 256 threads at d_sae = 65,536, and 16 candidates for each of the k entries
@@ -76,7 +76,7 @@ def _topk(bits, indices, d_sae, k, K: tl.constexpr, GROUPS: tl.constexpr, ROUNDS
     tl.store(indices + tl.cumsum(keep.to(tl.int32)) - 1, at, mask=keep)
 
 
-def topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
+def topk(pre: Pre, k: int) -> Int[Tensor, "batch k"]:
     """The latents of the `k` largest positive entries of each row, in any order; any others where fewer are
     positive, all distinct."""
     if pre.dtype == torch.float64:
@@ -189,7 +189,7 @@ def _largest(codes: Int[Tensor, " length"], n: int) -> Int[Tensor, " n"]:
     return positions
 
 
-def batch_topk(pre: Float[Tensor, "batch d_sae"], n: int) -> Int[Tensor, " n"]:
+def batch_topk(pre: Pre, n: int) -> Int[Tensor, " n"]:
     """Flat positions, ascending, of the `n` largest positive entries; the first of ties win.
 
     Always `n` of them, so that no size depends on data: where fewer entries are positive, the first others fill up.

@@ -1,4 +1,4 @@
-"""Inner products, sums of weighted rows, and the errors of prefixes.
+"""Inner products, sums of weighted rows, the errors of prefixes, and the constraint of unit rows.
 
 dots: tiles of [entries, columns], accumulated over the columns.
 
@@ -7,6 +7,8 @@ piece is written to the result, further ones to a spare buffer that a second ker
 bits every time. How many spare pieces there can be depends on the shapes only.
 
 prefix_errors_, suffix_sums_: one read and one write of everything.
+
+project_rows_, normalise_rows_: a program a row, which comes from the cache the second time that it is read.
 """
 
 from typing import no_type_check
@@ -17,7 +19,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from matryoshka.coder.kernels import reference
+from matryoshka.coder.kernels import Entries, Rings, Table, Values, reference
 from matryoshka.coder.kernels.triton import launch
 
 DOTS_ENTRIES, DOTS_COLUMNS = 8, 256  # a warp reads a row's 256 bfloat16 in one instruction of 16 bytes a thread
@@ -25,6 +27,7 @@ PIECE = 64  # entries; a longer bag than this is shared by several programs
 # four rows in flight; 2 warps of 16 bytes a thread span 512 bfloat16, so that a column's sum stays within a thread
 BAG_ROWS, BAG_COLUMNS, BAG_WARPS = 4, 512, 2
 ELEMENTS = 2048  # of each prefix in a program of prefix_errors_ and suffix_sums_: 16 for each of 128 threads
+ROW_COLUMNS = 1024  # of a row at once, in project_rows_ and normalise_rows_: 8 for each of 128 threads
 
 
 @triton.jit
@@ -43,11 +46,8 @@ def _dots(a, b, i, j, out, entries, d, a_stride, b_stride, ENTRIES: tl.constexpr
     tl.store(out + entry, tl.sum(total, 1), mask=mask)
 
 
-def dots(
-    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], i: Int[Tensor, " entries"], j: Int[Tensor, " entries"]
-) -> Float[Tensor, " entries"]:
-    """⟨a[i], b[j]⟩ of each entry, in float32. Neighbours that share a row read it from the cache: order them by the
-    table that does not fit there."""
+def dots(a: Table, b: Float[Tensor, "m d"], i: Entries, j: Entries) -> Values:
+    """Neighbours that share a row read it from the cache: order entries by the table that does not fit there."""
     if torch.float64 in (a.dtype, b.dtype):
         return reference.dots(a, b, i, j)
     a, b = _with_contiguous_rows(a), _with_contiguous_rows(b)
@@ -112,13 +112,7 @@ def _bags_add_spare(spare_bags, spare_ends, out, spare, bags, d, ROWS: tl.conste
     tl.store(out + bag * d + column, total, mask=column < d)
 
 
-def bags(
-    table: Float[Tensor, "n d"],
-    rows: Int[Tensor, " entries"],
-    weights: Float[Tensor, " entries"],
-    offsets: Int[Tensor, " bags_plus_1"],
-) -> Float[Tensor, "bags d"]:
-    """Σ weights · table[rows] over the entries `offsets[i]:offsets[i + 1]` of each bag i, in float32."""
+def bags(table: Table, rows: Entries, weights: Values, offsets: Int[Tensor, " bags_plus_1"]) -> Float[Tensor, "bags d"]:
     if table.dtype == torch.float64:
         return reference.bags(table, rows, weights, offsets)
     table = _with_contiguous_rows(table)
@@ -151,10 +145,7 @@ def _prefix_errors(rings, target, sums, numel, M: tl.constexpr, ELEMENTS: tl.con
         rings += numel
 
 
-def prefix_errors_(
-    rings: Float[Tensor, "prefix batch d"], target: Float[Tensor, "batch d"]
-) -> Float[Tensor, " prefix"]:
-    """Σ (ŷ − target)² of each prefix; `rings` (contiguous) become ŷ − target, ŷ their prefix sums."""
+def prefix_errors_(rings: Rings, target: Float[Tensor, "batch d"]) -> Float[Tensor, " prefix"]:
     if rings.dtype == torch.float64:
         return reference.prefix_errors_(rings, target)
     launch.check_contiguous(rings)
@@ -179,15 +170,61 @@ def _suffix_sums(errors, weights, numel, M: tl.constexpr, ELEMENTS: tl.constexpr
         tl.store(here, total, mask=mask)
 
 
-def suffix_sums_(errors: Float[Tensor, "prefix batch d"], weights: Float[Tensor, " prefix"]) -> None:
-    """`errors[r]` (contiguous) becomes Σ_{m ≥ r} weights[m] · errors[m]: what the latents of ring r learn from all
-    prefixes that hold them."""
+def suffix_sums_(errors: Rings, weights: Float[Tensor, " prefix"]) -> None:
     if errors.dtype == torch.float64:
         return reference.suffix_sums_(errors, weights)
     launch.check_contiguous(errors)
     numel = errors[0].numel()
     sizes = {"M": len(errors), "ELEMENTS": ELEMENTS}
     launch.run(_suffix_sums, (triton.cdiv(numel, ELEMENTS),), errors, weights.contiguous(), numel, **sizes)
+
+
+@triton.jit
+@no_type_check
+def _project_rows(x, rows, d, COLUMNS: tl.constexpr):
+    first = tl.program_id(0).to(tl.int64) * d
+    products = tl.zeros([COLUMNS], tl.float32)
+    for start in range(0, d, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        here = tl.load(x + first + column, mask=column < d, other=0).to(tl.float32)
+        products += here * tl.load(rows + first + column, mask=column < d, other=0).to(tl.float32)
+    parallel = tl.sum(products)
+    for start in range(0, d, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        here = tl.load(x + first + column, mask=column < d).to(tl.float32)
+        row = tl.load(rows + first + column, mask=column < d).to(tl.float32)
+        tl.store(x + first + column, here - parallel * row, mask=column < d)
+
+
+def project_rows_(x: Table, rows: Table) -> None:
+    if torch.float64 in (x.dtype, rows.dtype):
+        return reference.project_rows_(x, rows)
+    launch.check_contiguous(x)
+    launch.run(_project_rows, (len(x),), x, rows.contiguous(), x.shape[1], COLUMNS=ROW_COLUMNS)
+
+
+@triton.jit
+@no_type_check
+def _normalise_rows(rows, d, COLUMNS: tl.constexpr, TINY: tl.constexpr):
+    first = tl.program_id(0).to(tl.int64) * d
+    squares = tl.zeros([COLUMNS], tl.float32)
+    for start in range(0, d, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        here = tl.load(rows + first + column, mask=column < d, other=0).to(tl.float32)
+        squares += here * here
+    norm = tl.maximum(tl.sqrt_rn(tl.sum(squares)), TINY)
+    for start in range(0, d, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        here = tl.load(rows + first + column, mask=column < d).to(tl.float32)
+        tl.store(rows + first + column, here / norm, mask=column < d)
+
+
+def normalise_rows_(rows: Table) -> None:
+    if rows.dtype == torch.float64:
+        return reference.normalise_rows_(rows)
+    launch.check_contiguous(rows)
+    sizes = {"COLUMNS": ROW_COLUMNS, "TINY": torch.finfo(torch.float32).tiny}
+    launch.run(_normalise_rows, (len(rows),), rows, rows.shape[1], **sizes)
 
 
 def _with_contiguous_rows(x: Tensor) -> Tensor:
