@@ -1,8 +1,7 @@
 """A GGUF file → a folder that transformers reads fast.
 
-transformers needs some 20 s for a small GGUF file and half a second for the same model as safetensors, so
-each file is converted once, to float32: exactly the numbers that it holds. The folder is named by the file's
-sha256.
+transformers needs some 20 s for a small GGUF file and half a second for the same model as safetensors, so each file is
+converted once, to float32: exactly the numbers that it holds. The folder is named by the file's sha256.
 """
 
 import hashlib

@@ -53,10 +53,8 @@ def on_normalized(norm: nn.Module, gain_offset: float, hook: Hook) -> RemovableH
 
 
 def normalized(norm: nn.Module, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """`x` as `norm` divides it, before gain and bias: computed in float32, returned in the dtype of `x`.
-
-    LayerNorm: centred, divided by the biased standard deviation. RMSNorm: divided by the root mean square.
-    """
+    """`x` as `norm` divides it, before gain and bias, in float32, then in the dtype of `x`. LayerNorm: centred, divided
+    by the biased standard deviation. RMSNorm: divided by the root mean square."""
     wide = centred(norm, x.float())
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon(norm))).to(x.dtype)
 
@@ -79,27 +77,19 @@ def affine(norm: nn.Module, gain_offset: float, x: Float[Tensor, "*batch d"]) ->
     return scaled if bias is None else scaled + bias.float()
 
 
+# what a module of a block reads, and what one returns: by kind the module's name in `Family`, "" for the block itself
+READ = {"resid_pre": "", "resid_mid": "mlp_norm"}
+RETURNED = {
+    "attn_in": "attn_norm", "attn_out": "attn_added", "mlp_in": "mlp_norm", "mlp_out": "mlp_added", "resid_post": "",
+}  # fmt: skip
+
+
 def watch(block: nn.Module, family: Family, kind: str, hook: Hook, first: bool = False) -> RemovableHandle:
     """`hook` at the activation of this kind; at resid_mid its replacement would reach the MLP only."""
-    part = block.get_submodule
-    match kind:
-        case "resid_pre":
-            return on_input(block, hook)
-        case "attn_in":
-            return on_output(part(family.attn_norm), hook)
-        case "attn_out":
-            return on_output(part(family.attn_added), hook, first)
-        case "resid_mid":
-            return on_input(part(family.mlp_norm), hook)
-        case "ln2_normalized":
-            return on_normalized(part(family.mlp_norm), family.gain_offset, hook)
-        case "mlp_in":
-            return on_output(part(family.mlp_norm), hook)
-        case "mlp_out":
-            return on_output(part(family.mlp_added), hook)
-        case "resid_post":
-            return on_output(block, hook)
-    raise AssertionError(kind)
+    if kind == "ln2_normalized":
+        return on_normalized(block.get_submodule(family.mlp_norm), family.gain_offset, hook)
+    attach, part = (on_input, READ[kind]) if kind in READ else (on_output, RETURNED[kind])
+    return attach(block.get_submodule(getattr(family, part)) if part else block, hook, first)
 
 
 def substitute(block: nn.Module, family: Family, kind: str, fn: Callable[[Tensor], Tensor]) -> list[RemovableHandle]:

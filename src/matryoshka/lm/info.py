@@ -1,11 +1,15 @@
-"""Where a model's name leads, and what its config alone says: no weights are read here."""
+"""Where a model's name leads, and what its config alone says: no weights are read here.
+
+A model's shape is that of one built on torch's meta device, which allocates nothing.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from matryoshka.errors import MatryoshkaError
@@ -36,9 +40,9 @@ class ModelInfo:
     """Attention and MLP both read resid_pre: there is no resid_mid."""
 
     @property
-    def source(self) -> str:
-        """What transformers is given: the folder or the hub id."""
-        return str(self.folder or self.name)
+    def location(self) -> dict[str, Any]:
+        """What transformers' `from_pretrained` is given, whatever it loads; code from the hub is never run."""
+        return _location(self.name, self.folder, self.revision)
 
     def check(self, site: Site) -> int:
         """Width of the activations at `site`; an error if the model has no such place."""
@@ -61,9 +65,8 @@ def describe(name: str, revision: str | None = None) -> ModelInfo:
     folder = _local_folder(name)
     if folder is not None and revision is not None:
         raise MatryoshkaError(f"{name} is a local model: revision {revision!r} applies to models from the hub only")
-    source = name if folder is None else str(folder)
     try:
-        config: Any = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+        config: Any = AutoConfig.from_pretrained(**_location(name, folder, revision))
     except Exception as error:  # transformers raises OSError, ValueError, KeyError … for what a config may hold
         raise unavailable(name, folder, error) from error
     if config.model_type not in FAMILIES:
@@ -71,10 +74,12 @@ def describe(name: str, revision: str | None = None) -> ModelInfo:
             f"{name}: models of type {config.model_type!r} are not supported (supported: {', '.join(FAMILIES)})"
         )
     text = config.get_text_config()
+    if folder is None:  # the commit is the name of the folder in the local cache where its config now lies
+        revision = extract_commit_hash(cached_file(name, "config.json", revision=revision or "main"), None)
     return ModelInfo(
         name=name,
         folder=folder,
-        revision=None if folder is not None else _commit(source, revision or "main"),
+        revision=revision,
         model_type=config.model_type,
         family=FAMILIES[config.model_type],
         n_layers=text.num_hidden_layers,
@@ -85,10 +90,37 @@ def describe(name: str, revision: str | None = None) -> ModelInfo:
     )
 
 
-def _commit(name: str, revision: str) -> str | None:
-    """The commit that `revision` of a hub id stands for: the folder's name in the local cache, where its config now
-    lies."""
-    return extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
+def _location(name: str, folder: Path | None, revision: str | None) -> dict[str, Any]:
+    return {
+        "pretrained_model_name_or_path": str(folder or name),
+        "revision": revision or "main",
+        "trust_remote_code": False,
+    }
+
+
+class Shape(NamedTuple):
+    """What memory depends on."""
+
+    parameters: int
+    """Tied ones count once."""
+    n_heads: int
+    d_mlp: int
+    """Width of the widest layer of the MLP."""
+    bytes_a_parameter: int
+    """In the checkpoint's own dtype."""
+
+
+def shape(info: ModelInfo) -> Shape:
+    """The shape of the model that `info` describes."""
+    config: Any = AutoConfig.from_pretrained(**info.location)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    text = config.get_text_config()
+    blocks = model.get_submodule(info.family.blocks)
+    widths = [max(p.shape) for p in blocks[0].get_submodule(info.family.mlp).parameters()]
+    own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return Shape(count, text.num_attention_heads, max(widths), own.itemsize)
 
 
 def _local_folder(name: str) -> Path | None:

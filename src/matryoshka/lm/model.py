@@ -11,13 +11,13 @@ slopes = lm.gradient(tokens, [Site("mlp_out", 8)], lambda logits: logits[..., 26
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Integer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -28,8 +28,6 @@ from matryoshka.lm.info import ModelInfo, describe, unavailable
 from matryoshka.lm.selfcheck import self_check
 from matryoshka.lm.sites import Site
 from matryoshka.lm.vocabulary import token_bytes
-
-__all__ = ["LanguageModel", "ModelInfo", "describe", "load", "resolve_device"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,11 +47,7 @@ class Vocabulary(NamedTuple):
 
 
 class LanguageModel:
-    """A causal language model of one of the known families, in evaluation mode and with fixed weights.
-
-    `bos`: the id that begins every window, None if this model wants none. `separator`: the id between
-    documents.
-    """
+    """A causal language model of one of the known families, in evaluation mode and with fixed weights."""
 
     def __init__(self, model: Any, vocabulary: Vocabulary, info: ModelInfo) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -62,6 +56,7 @@ class LanguageModel:
         self.info = info
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
+        self.final_norm: nn.Module = model.get_submodule(info.family.final_norm)
         self._blocks = model.get_submodule(info.family.blocks)
         # hooks act on whoever runs the model: a thread that reads ahead waits while another replaces
         self._lock = RLock()
@@ -96,10 +91,8 @@ class LanguageModel:
             self.info.check(site)
         with self._lock, ExitStack() as attached:
             for site in wanted:
-                handle = hooks.watch(
-                    self._blocks[site.layer], self.info.family, site.kind, lambda x, site=site: keep(site, x)
-                )
-                attached.callback(handle.remove)
+                block = self._blocks[site.layer]
+                attached.enter_context(hooks.watch(block, self.info.family, site.kind, partial(keep, site)))
             if wanted:
                 with suppress(_Stop):
                     self._forward(tokens)
@@ -109,8 +102,8 @@ class LanguageModel:
     def replace(self, site: Site, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """Within the block, everything downstream of `site` gets `fn(activation)` instead of the activation.
 
-        `fn`: [batch, position, d] → the same shape; cast to the activation's dtype. At resid_mid the residual
-        stream itself changes, not only what the MLP reads.
+        `fn`: [batch, position, d] → the same shape; cast to the activation's dtype. At resid_mid the residual stream
+        itself changes, not only what the MLP reads.
         """
         self.info.check(site)
 
@@ -125,7 +118,7 @@ class LanguageModel:
         with self._lock, ExitStack() as attached:
             block = self._blocks[site.layer]
             for handle in hooks.substitute(block, self.info.family, site.kind, replacement):
-                attached.callback(handle.remove)
+                attached.enter_context(handle)
             yield
 
     @contextmanager
@@ -140,8 +133,7 @@ class LanguageModel:
             for block in self._blocks[:layer]:
                 attached.enter_context(hooks.left_out(block))
             # a replacement at this very site, whichever was asked for first, is of what stands here
-            handle = hooks.on_input(self._blocks[layer], lambda x: resid_pre.expand_as(x), first=True)
-            attached.callback(handle.remove)
+            attached.enter_context(hooks.on_input(self._blocks[layer], resid_pre.expand_as, first=True))
             yield
 
     @torch.no_grad()
@@ -167,7 +159,7 @@ class LanguageModel:
 
         with ExitStack() as stack:
             for site in sites:
-                stack.enter_context(self.replace(site, lambda x, site=site: shifted(site, x)))
+                stack.enter_context(self.replace(site, partial(shifted, site)))
             slopes = torch.autograd.grad(metric(self._forward(tokens).logits), list(leaves.values()))
         return dict(zip(leaves, slopes, strict=True))
 
@@ -237,16 +229,11 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | str:
 
 def _weights(info: ModelInfo, dtype: torch.dtype | str) -> Any:
     forced = info.family.attention_implementation
+    attention = {"attn_implementation": forced} if forced else {}
     logging.disable_progress_bar()  # reading weights from a disk is no news
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            info.source,
-            revision=info.revision or "main",
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **({"attn_implementation": forced} if forced else {}),
+            **info.location, dtype=dtype, use_safetensors=True, output_loading_info=True, **attention
         )
     except Exception as error:  # OSError, SafetensorError, RuntimeError for sizes …
         raise unavailable(info.name, info.folder, error) from error
@@ -260,21 +247,14 @@ def _weights(info: ModelInfo, dtype: torch.dtype | str) -> Any:
 def load_vocabulary(info: ModelInfo, prepend_bos: bool | None = None) -> Vocabulary:
     """The tokenizer of the model that `info` describes; loads no weights. `prepend_bos` as in `load`."""
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            info.source, revision=info.revision or "main", trust_remote_code=False
-        )
+        tokenizer: Any = AutoTokenizer.from_pretrained(**info.location)
     except Exception as error:  # a missing file, an unknown class, a missing package: its text says which
         raise unavailable(f"tokenizer of {info.name}", info.folder, error) from error
+    bos = tokenizer.bos_token_id
+    if prepend_bos and bos is None:
+        raise MatryoshkaError(f"tokenizer of {info.name}: has no BOS token, with which texts are to begin")
     # texts begin with BOS if the tokenizer puts it there, or the family is used so nonetheless
-    adds_it = tokenizer("text")["input_ids"][:1] == [tokenizer.bos_token_id]
-    usual = tokenizer.bos_token_id if adds_it or info.family.prepend_bos else None
+    usual = bos if info.family.prepend_bos or tokenizer("text")["input_ids"][:1] == [bos] else None
     separator = tokenizer.eos_token_id if usual is None else usual
-    match prepend_bos:
-        case None:
-            return Vocabulary(tokenizer, usual, separator)
-        case False:
-            return Vocabulary(tokenizer, None, separator)
-        case True if tokenizer.bos_token_id is None:
-            raise MatryoshkaError(f"tokenizer of {info.name}: has no BOS token, with which texts are to begin")
-        case True:
-            return Vocabulary(tokenizer, tokenizer.bos_token_id, separator)
+    begins_with = {None: usual, True: bos, False: None}[prepend_bos]
+    return Vocabulary(tokenizer, begins_with, separator)

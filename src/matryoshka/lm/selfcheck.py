@@ -30,18 +30,14 @@ class Claim(NamedTuple):
 
 
 def self_check(info: ModelInfo, blocks: nn.Module, read: Read) -> None:
-    """Refuse a model for which one of the claims fails on a few tokens, with the numbers.
-
-    `read` is `LanguageModel.read` of the model whose `blocks` these are.
-    """
+    """Refuse a model for which one of the claims fails on a few tokens, with the numbers. `read` is
+    `LanguageModel.read` of the model whose `blocks` these are."""
     values = _values(info, blocks, read)
     dtype = values["0.resid_pre"].dtype
     eps = torch.finfo(dtype).eps
     for whole, parts, slack in _claims(info, eps):
         terms = [values[part] for part in parts]
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
+        total = sum(terms[1:], terms[0])
         error = (values[whole].double() - total.double()).abs()
         sizes = values[whole].double().abs() + sum(term.double().abs() for term in terms)
         allowed = eps * sizes + slack * sizes.amax(-1, keepdim=True)
@@ -87,7 +83,7 @@ def _values(info: ModelInfo, blocks: nn.Module, read: Read) -> dict[str, Tensor]
         for layer, block in enumerate(blocks.children()):
             for name, module in (("attention", family.attention), ("MLP", family.mlp)):
                 hook = keep(f"{layer}.input of {name}")
-                attached.callback(hooks.on_input(block.get_submodule(module), hook).remove)
+                attached.enter_context(hooks.on_input(block.get_submodule(module), hook))
         values.update({str(site): x for site, x in read(tokens[None], sites).items()})
     for layer, block in enumerate(blocks.children()):
         norm, x = block.get_submodule(family.mlp_norm), values[f"{layer}.ln2_normalized"]

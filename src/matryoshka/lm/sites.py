@@ -30,8 +30,6 @@ KINDS = {
 IN_RESIDUAL = frozenset({"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"})
 """What is added to the residual stream or is the stream itself; the others are read off it through a norm."""
 
-_ORDER = {kind: place for place, kind in enumerate(KINDS)}
-
 TRANSFORMER_LENS = {
     "hook_resid_pre": "resid_pre",
     "hook_attn_out": "attn_out",
@@ -61,7 +59,8 @@ class Site:
         return f"{self.layer}.{self.kind}"
 
     def __lt__(self, other: "Site") -> bool:
-        return (self.layer, _ORDER[self.kind]) < (other.layer, _ORDER[other.kind])
+        order = list(KINDS)
+        return (self.layer, order.index(self.kind)) < (other.layer, order.index(other.kind))
 
     @property
     def in_residual(self) -> bool:
@@ -77,10 +76,8 @@ class Site:
         if match and not match[1] and match[3] in KINDS:
             return cls(match[3], int(match[2]))
         layer = digits[0] if (digits := re.search(r"[0-9]+", text)) else "0"
-        lens = text.startswith("blocks")
-        known = (
-            [f"blocks.{layer}.{hook}" for hook in TRANSFORMER_LENS] if lens else [f"{layer}.{kind}" for kind in KINDS]
-        )
+        prefix, names = ("blocks.", TRANSFORMER_LENS) if text.startswith("blocks") else ("", KINDS)
+        known = [f"{prefix}{layer}.{name}" for name in names]
         raise MatryoshkaError(f"unknown site {text!r}{did_you_mean(text, known)}")
 
 
@@ -129,22 +126,23 @@ class Wiring:
 
 @dataclass(frozen=True)
 class Family:
-    """Where a model family keeps its parts: two paths from the model, then names of modules within a block.
+    """Where a model family keeps its parts: two paths from the model, then names of modules within a block. Llama's
+    names, which most families took over, need not be said.
 
     Sizes are not here, nor whether the residual is parallel: those stand in each model's config.
     """
 
     examples: str
-    blocks: str
-    final_norm: str
+    blocks: str = "model.layers"
+    final_norm: str = "model.norm"
     """The norm before the unembedding."""
-    attn_norm: str
-    attention: str
-    attn_added: str
+    attn_norm: str = "input_layernorm"
+    attention: str = "self_attn"
+    attn_added: str = "self_attn"
     """The module whose output attention adds to the residual."""
-    mlp_norm: str
-    mlp: str
-    mlp_added: str
+    mlp_norm: str = "post_attention_layernorm"
+    mlp: str = "mlp"
+    mlp_added: str = "mlp"
     """The module whose output the MLP adds to the residual."""
     gain_offset: float = 0.0
     """The norms multiply by `gain_offset + weight`."""
@@ -154,27 +152,10 @@ class Family:
     """Texts begin with BOS although the tokenizer does not put it there."""
 
 
-_LLAMA = Family(
-    examples="Llama, SmolLM2",
-    blocks="model.layers",
-    final_norm="model.norm",
-    attn_norm="input_layernorm",
-    attention="self_attn",
-    attn_added="self_attn",
-    mlp_norm="post_attention_layernorm",
-    mlp="mlp",
-    mlp_added="mlp",
-)
-
 _GEMMA3 = Family(
     examples="Gemma-3 270m, 1b",
-    blocks="model.layers",
-    final_norm="model.norm",
-    attn_norm="input_layernorm",
-    attention="self_attn",
     attn_added="post_attention_layernorm",
     mlp_norm="pre_feedforward_layernorm",
-    mlp="mlp",
     mlp_added="post_feedforward_layernorm",
     gain_offset=1.0,
 )
@@ -188,8 +169,6 @@ FAMILIES = {
         attention="attn",
         attn_added="attn",
         mlp_norm="ln_2",
-        mlp="mlp",
-        mlp_added="mlp",
         prepend_bos=True,
     ),
     # sdpa has no soft-capping of attention scores: transformers 4 left it out without a word
@@ -202,18 +181,15 @@ FAMILIES = {
         blocks="model.language_model.layers",
         final_norm="model.language_model.norm",
     ),
-    "llama": _LLAMA,
-    "qwen2": replace(_LLAMA, examples="Qwen2, Qwen2.5"),
-    "qwen3": replace(_LLAMA, examples="Qwen3"),
+    "llama": Family(examples="Llama, SmolLM2"),
+    "qwen2": Family(examples="Qwen2, Qwen2.5"),
+    "qwen3": Family(examples="Qwen3"),
     "gpt_neox": Family(
         examples="Pythia, GPT-NeoX",
         blocks="gpt_neox.layers",
         final_norm="gpt_neox.final_layer_norm",
-        attn_norm="input_layernorm",
         attention="attention",
         attn_added="post_attention_dropout",
-        mlp_norm="post_attention_layernorm",
-        mlp="mlp",
         mlp_added="post_mlp_dropout",
     ),
 }

@@ -19,11 +19,10 @@ BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
 def token_bytes(tokenizer: Any) -> list[bytes]:
     """The bytes that each id stands for: index = id, up to the largest id; b"" for an id without a token.
 
-    Byte-level BPE (GPT-2, Llama-3, SmolLM2, Qwen, Pythia): each character of a token is one byte. SentencePiece
-    pieces (Gemma, Llama-2): "▁" is a space, `<0x0A>` one byte. Added tokens stand for their own text. The space
-    that some of these tokenizers put before a text, and take away again when they decode it, stays.
-
-    `tokenizer`: as transformers loads it. One that is of neither sort is refused with MatryoshkaError.
+    Byte-level BPE (GPT-2, Llama-3, SmolLM2, Qwen, Pythia): each character of a token is one byte. SentencePiece pieces
+    (Gemma, Llama-2): "▁" is a space, `<0x0A>` one byte. Added tokens stand for their own text. The space that some of
+    these tokenizers put before a text, and take away again when they decode it, stays. A tokenizer (as transformers
+    loads it) of neither sort is refused with MatryoshkaError.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -50,15 +49,16 @@ def pieces(ids: Iterable[int], vocabulary: Sequence[bytes]) -> list[str]:
     """The text that each token adds: joined, the tokens' bytes decoded as UTF-8 with errors="replace".
 
     A character of several tokens is the piece of the last of them; the others are "". Bytes that are no character
-    become U+FFFD, at the last of the tokens that hold them.
-
-    `ids`: Python integers (`tensor.tolist()`); one outside of `vocabulary` is a MatryoshkaError. `vocabulary`: from
-    `token_bytes`.
+    become U+FFFD, at the last of the tokens that hold them. `ids`: Python integers (`tensor.tolist()`); one outside of
+    `vocabulary`, which is from `token_bytes`, is a MatryoshkaError.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     texts: list[str] = []
     partial = b""  # the beginning of a character
-    for token in _lookup(ids, vocabulary):
+    for number in ids:
+        if not 0 <= number < len(vocabulary):
+            raise MatryoshkaError(f"token {number} is not in the vocabulary: its tokens are 0 to {len(vocabulary) - 1}")
+        token = vocabulary[number]
         if partial and not _continues(partial, token):
             texts[-1] += decoder.decode(b"", final=True)
             partial = b""
@@ -76,14 +76,6 @@ def alone(token: bytes) -> str:
     """A token by itself, in a table: its text, or where it is only a part of a character, its bytes as \\xf0\\x9f."""
     text = whole(token)
     return "".join(f"\\x{byte:02x}" for byte in token) if text is None else text
-
-
-def _lookup(ids: Iterable[int], vocabulary: Sequence[bytes]) -> list[bytes]:
-    ids = list(ids)
-    if ids and not 0 <= min(ids) <= max(ids) < len(vocabulary):
-        wrong = next(number for number in ids if not 0 <= number < len(vocabulary))
-        raise MatryoshkaError(f"token {wrong} is not in the vocabulary: its tokens are 0 to {len(vocabulary) - 1}")
-    return [vocabulary[number] for number in ids]
 
 
 @cache

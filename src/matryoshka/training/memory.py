@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from matryoshka.lm.info import ModelInfo
+from matryoshka.lm.info import ModelInfo, Shape, shape
 from matryoshka.lm.model import DTYPES, resolve_device
-from matryoshka.lm.shape import Shape, shape
 from matryoshka.training.plan import Plan, check, chunk_rows
 from matryoshka.training.recipe import Config
 from matryoshka.training.setup import reads_ahead
