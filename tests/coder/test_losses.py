@@ -10,7 +10,6 @@ from matryoshka.coder.coder import SparseCoder, Subset
 from matryoshka.coder.losses import (
     CONVENTIONS,
     fvu,
-    l0_deviation,
     squared_error,
     variance,
 )
@@ -98,12 +97,16 @@ def test_fvu_of_float32_data_with_a_large_mean():
     torch.testing.assert_close(fvu(prefix_errors(y, y_hat), y).double(), exact, rtol=1e-4, atol=0)
 
 
-def test_l0_deviation_vanishes_at_k_and_pulls_from_both_sides():
-    for l0, value in [(8.0, 0.0), (16.0, 1.0), (4.0, 0.25), (0.0, 1.0)]:
-        assert l0_deviation(torch.tensor(l0), 8).item() == value
-    low, high = torch.tensor(4.0, requires_grad=True), torch.tensor(12.0, requires_grad=True)
-    (l0_deviation(low, 8) + l0_deviation(high, 8)).backward()
-    assert low.grad < 0 < high.grad
+def test_the_sparsity_term_vanishes_at_k_and_pulls_from_both_sides():
+    pulls = {}
+    for l0, value in [(8, 0.0), (16, 1.0), (4, 0.25)]:
+        activation = JumpReLU(k=8, d_sae=16, bandwidth=0.1)
+        pre = torch.full((1, 16), -1.0).index_fill(1, torch.arange(l0), 1.01)  # thresholds start at 1
+        penalty = activation.penalty(activation.select(pre))
+        penalty.backward()
+        assert penalty.item() == value
+        pulls[l0] = activation.log_threshold.grad.sum()
+    assert pulls[16] < pulls[8] == 0 < pulls[4]  # descent raises thresholds where too many fire
 
 
 # conventions, in the units of each project
@@ -300,9 +303,9 @@ def test_dead_latents_with_negative_pre_activations_reconstruct_nothing():
 
 def test_the_sparsity_term_teaches_thresholds_only():
     coder = make("jumprelu")
-    l0 = coder.activation.l0(coder(normal(40, 5, seed=4), normal(40, 3, seed=5)).selected)
-    assert l0.item() > coder.config.k
-    l0_deviation(l0, coder.config.k).backward()
+    selected = coder(normal(40, 5, seed=4), normal(40, 3, seed=5)).selected
+    assert coder.activation.l0(selected).item() > coder.config.k
+    coder.activation.penalty(selected).backward()
     thresholds = coder.activation.log_threshold.grad
     assert (thresholds <= 0).all()  # descent raises thresholds: fewer latents fire
     assert (thresholds < 0).any()

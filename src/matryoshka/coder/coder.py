@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from matryoshka.coder import io
 from matryoshka.coder.architecture import CoderConfig, check_ascending
 from matryoshka.coder.card import Card
-from matryoshka.coder.kernels import Inputs, Values, operations
+from matryoshka.coder.kernels import Inputs, Pre, Values, operations
 from matryoshka.coder.latents import Latents
-from matryoshka.coder.losses import Target
+from matryoshka.coder.losses import Errors, Prefixes, Target
 from matryoshka.coder.nonlinearity import build
 from matryoshka.coder.sparse import nested_decode, nested_errors, pre_activations
 from matryoshka.errors import MatryoshkaError
@@ -37,7 +37,7 @@ class Forward(NamedTuple):
     selected: Latents
     """The pattern with pre-activations as values."""
     latents: Latents
-    errors: Float[Tensor, " prefix"]
+    errors: Errors
     """‖y − ŷ_m‖² of every prefix, mean over the batch."""
     residual: Target
     """y − ŷ of the whole dictionary, without a gradient."""
@@ -104,7 +104,7 @@ class SparseCoder(nn.Module):
         return self
 
     @torch.no_grad()
-    def _pre(self, x: Inputs) -> Float[Tensor, "batch d_sae"]:
+    def _pre(self, x: Inputs) -> Pre:
         # it only selects, so under autocast it may be bfloat16
         return operations(x).product(x, self.W_enc, self.b_enc)
 
@@ -118,9 +118,7 @@ class SparseCoder(nn.Module):
         errors, residual = self.errors(latents, x, y, widths or self.widths)
         return Forward(x, y, selected, latents, errors, residual, self.b_dec)
 
-    def errors(
-        self, latents: Latents, x: Inputs, y: Target, widths: Sequence[int]
-    ) -> tuple[Float[Tensor, " prefix"], Target]:
+    def errors(self, latents: Latents, x: Inputs, y: Target, widths: Sequence[int]) -> tuple[Errors, Target]:
         """`Forward.errors` and `Forward.residual` of these latents."""
         return nested_errors(latents, self.W_dec, self.to_explain(x, y), widths)
 
@@ -128,9 +126,7 @@ class SparseCoder(nn.Module):
         """Sparse latents of activations (in eval mode: by the inference threshold)."""
         return self.activation.activate(self._select(x.to(self.dtype)))
 
-    def decode(
-        self, latents: Latents, x: Inputs | None = None, widths: Sequence[int] | None = None
-    ) -> Float[Tensor, "prefix batch d_out"]:
+    def decode(self, latents: Latents, x: Inputs | None = None, widths: Sequence[int] | None = None) -> Prefixes:
         """One reconstruction for each prefix of `widths` (default: the coder's own). A skip coder needs `x`."""
         if widths is not None:
             check_ascending(widths, self.config.d_sae)

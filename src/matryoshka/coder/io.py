@@ -23,7 +23,7 @@ FORMAT = "matryoshka-coder"
 VERSION = 2
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 NUMBERS = re.compile(r"\[\n\s*(-?\d[\d\s,.eE+-]*?)\n\s*\]")
-"""An indented list of numbers; within a string no line ends."""
+"""An indented list of numbers, which may be long; within a string no line ends."""
 
 
 def save(folder: Path, config: CoderConfig, card: Card | None, tensors: dict[str, Tensor]) -> None:
@@ -37,9 +37,11 @@ def save(folder: Path, config: CoderConfig, card: Card | None, tensors: dict[str
         "coder": config.model_dump(mode="json"),
         "card": None if card is None else card.model_dump(mode="json"),
     }
+    indented = json.dumps(content, indent=2, ensure_ascii=False)
+    one_line_a_list = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", indented)
     with replaced_folder(folder) as new:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new / WEIGHTS)
-        (new / CONFIG).write_text(_json(content) + "\n", encoding="utf-8")
+        (new / CONFIG).write_text(one_line_a_list + "\n", encoding="utf-8")
 
 
 def load(path: Path) -> tuple[CoderConfig, Card | None, dict[str, Tensor]]:
@@ -86,9 +88,7 @@ def fingerprint(path: Path) -> str:
 def _folder(path: Path) -> Path:
     folder = path / "coder" if (path / "coder").is_dir() else path
     if not (folder / CONFIG).is_file():
-        raise MatryoshkaError(
-            f"{path}: no coder here; expected a run, or a folder with config.json and weights.safetensors"
-        )
+        raise MatryoshkaError(f"{path}: no coder here; expected a run, or a folder with {CONFIG} and {WEIGHTS}")
     return folder
 
 
@@ -112,12 +112,6 @@ def _section(kind: type[Kind], values: object, where: str) -> Kind:
         place = ".".join(map(str, (where, *first["loc"])))
         what = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
         raise MatryoshkaError(" ".join(f"{place}: {what}".split())) from None
-
-
-def _json(content: dict[str, Any]) -> str:
-    """Indented, but for lists of numbers, which may be long: one line each."""
-    indented = json.dumps(content, indent=2, ensure_ascii=False)
-    return NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", indented)
 
 
 def check_tensors(where: str, expected: dict[str, Tensor], stored: dict[str, Tensor]) -> None:

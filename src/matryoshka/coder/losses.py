@@ -20,6 +20,8 @@ from torch import Tensor
 from matryoshka.coder.architecture import ConventionName
 
 Target = Float[Tensor, "batch d_out"]
+Prefixes = Float[Tensor, "prefix batch d_out"]
+Errors = Float[Tensor, " prefix"]
 Scalar = Float[Tensor, ""]
 
 
@@ -28,7 +30,7 @@ def variance(y: Target) -> Scalar:
     return (y - y.mean(0)).square().sum(-1).mean()
 
 
-def fvu(errors: Float[Tensor, " prefix"], y: Target) -> Float[Tensor, " prefix"]:
+def fvu(errors: Errors, y: Target) -> Errors:
     """Fraction of the batch's variance that leaves the `errors` ‖y − ŷ_m‖² (means over the batch)."""
     return errors / variance(y).clamp(min=torch.finfo(y.dtype).tiny)
 
@@ -38,18 +40,12 @@ def squared_error(y: Target, y_hat: Target) -> Scalar:
     return (y - y_hat).square().sum(-1).mean()
 
 
-def l0_deviation(l0: Scalar, k: int) -> Scalar:
-    """(L0/k − 1)²: JumpReLU's sparsity term with a target, as Rajamanoharan et al. (2024) suggest."""
-    return (l0 / k - 1).square()
-
-
 class Convention(NamedTuple):
-    """How one project weights the terms."""
+    """How one project weights the terms: the main one is made of (errors of the prefixes, y, b_dec), the dead latents'
+    one of (residual, its reconstruction)."""
 
-    reconstruction: Callable[[Float[Tensor, " prefix"], Target, Float[Tensor, " d_out"]], Scalar]
-    """(errors of the prefixes, y, b_dec) → the main term."""
+    reconstruction: Callable[[Errors, Target, Float[Tensor, " d_out"]], Scalar]
     aux: Callable[[Target, Target], Scalar]
-    """(residual, its reconstruction) → the dead latents' term."""
     aux_coefficient: float
 
 
@@ -57,7 +53,7 @@ def _residual_fvu(residual: Target, r_hat: Target) -> Scalar:
     return fvu(squared_error(residual, r_hat)[None], residual)[0]
 
 
-def _with_bare_bias(errors: Float[Tensor, " prefix"], y: Target, b_dec: Float[Tensor, " d_out"]) -> Scalar:
+def _with_bare_bias(errors: Errors, y: Target, b_dec: Float[Tensor, " d_out"]) -> Scalar:
     bare = (y - b_dec).square().mean()
     return (bare + errors.sum() / y.shape[1]) / (len(errors) + 1)
 

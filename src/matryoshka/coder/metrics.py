@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from matryoshka.coder.architecture import CoderConfig
 from matryoshka.coder.latents import Latents
+from matryoshka.coder.losses import Prefixes, Target
 
 
 class Meter(nn.Module):
@@ -33,9 +34,7 @@ class Meter(nn.Module):
         self.register_buffer("fired", torch.zeros(config.d_sae, dtype=torch.int64))
 
     @torch.no_grad()
-    def update(
-        self, y: Float[Tensor, "batch d_out"], y_hat: Float[Tensor, "prefix batch d_out"], latents: Latents
-    ) -> None:
+    def update(self, y: Target, y_hat: Prefixes, latents: Latents) -> None:
         """Add one batch of targets, their nested reconstructions and the latents behind them."""
         if len(y) == 0:
             return

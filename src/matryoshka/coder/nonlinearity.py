@@ -22,18 +22,17 @@ from torch import Tensor, nn
 from matryoshka.coder.architecture import BatchTopKConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig
 from matryoshka.coder.kernels import Pre, operations
 from matryoshka.coder.latents import Latents, Pattern, from_mask
-from matryoshka.coder.losses import l0_deviation
 
 
-class Nonlinearity(nn.Module):
-    """What all of them can be asked."""
+class ReLU(nn.Module):
+    """latents = ReLU of every pre-activation. What the others do not say otherwise, they do as this one."""
 
     def select(self, pre: Pre) -> Latents:
-        """The entries of `pre` that may be active, with their pre-activations as values."""
-        raise NotImplementedError
+        """The entries of `pre` that may be active, with their pre-activations as values: here those above 0."""
+        return from_mask(pre, operations(pre).nonzero(pre.detach() > 0))
 
     def activate(self, selected: Latents) -> Latents:
-        """The latents of selected pre-activations: their ReLU, if it is nothing else."""
+        """The latents of selected pre-activations: here their ReLU."""
         return selected._replace(values=selected.values.relu())
 
     def forward(self, pre: Pre) -> Latents:
@@ -51,15 +50,7 @@ class Nonlinearity(nn.Module):
         """Follow latents that are multiplied by `factor`, where there is a threshold."""
 
 
-class ReLU(Nonlinearity):
-    """latents = ReLU of every pre-activation."""
-
-    def select(self, pre: Pre) -> Latents:
-        """Those above 0."""
-        return from_mask(pre, operations(pre).nonzero(pre.detach() > 0))
-
-
-class TopK(Nonlinearity):
+class TopK(ReLU):
     """latents = ReLU of the k largest pre-activations of each row, in training and at inference alike."""
 
     def __init__(self, k: int) -> None:
@@ -73,7 +64,7 @@ class TopK(Nonlinearity):
         return Latents(Pattern(indices.flatten(), offsets, pre.shape[1]), pre.gather(1, indices).flatten())
 
 
-class BatchTopK(Nonlinearity):
+class BatchTopK(ReLU):
     """The k·B largest positive pre-activations of the batch; at inference those above `threshold`.
 
     `threshold` follows the smallest selected value of each training step, and moves in no other: a mean over the first
@@ -122,7 +113,7 @@ class BatchTopK(Nonlinearity):
         self.threshold *= factor
 
 
-class JumpReLU(Nonlinearity):
+class JumpReLU(ReLU):
     """latents = pre · H(pre − θ), with a threshold θ = exp(log_threshold) of its own for each latent.
 
     H has no gradient: θ learns by the straight-through estimators of Rajamanoharan et al. (2024), a rectangle kernel of
@@ -145,8 +136,8 @@ class JumpReLU(Nonlinearity):
         return selected._replace(values=_Jump.apply(selected.values, threshold, self.bandwidth, False))
 
     def penalty(self, selected: Latents) -> Float[Tensor, ""] | None:
-        """(L0/k − 1)²: aims at k active latents a row."""
-        return None if self.k is None else l0_deviation(self.l0(selected), self.k)
+        """(L0/k − 1)²: aims at k active latents a row, as Rajamanoharan et al. (2024) suggest."""
+        return None if self.k is None else (self.l0(selected) / self.k - 1).square()
 
     def l0(self, selected: Latents) -> Float[Tensor, ""]:
         """Mean number of active latents a row, differentiable in the thresholds. `selected` are those of a
@@ -187,7 +178,7 @@ class _Jump(torch.autograd.Function):
         return of_z, -(1 if ctx.unit else threshold) / ctx.bandwidth * near * grad, None, None
 
 
-def build(config: NonlinearityConfig, d_sae: int) -> Nonlinearity:
+def build(config: NonlinearityConfig, d_sae: int) -> ReLU:
     """The module that `config` describes."""
     match config:
         case ReLUConfig():

@@ -58,11 +58,8 @@ class Scaling(nn.Module):
     @torch.no_grad()
     def fold(self, coder: SparseCoder) -> SparseCoder:
         """A copy of `coder`, in eval mode, with the constants moved into the weights in float64: the same function of
-        raw activations.
-
-        Its latents are the old ones divided by the (mean) scale_out: with one written site decoder rows stay as they
-        are, and latents times them are in the raw units of the target.
-        """
+        raw activations. Its latents are the old ones divided by the (mean) scale_out: with one written site decoder
+        rows stay as they are, and latents times them are in the raw units of the target."""
         unit = self.scale_out.double().mean()
         into = _columns(self.scale_in.double(), self.config.reads)
         out = _columns(self.scale_out.double(), self.config.writes)

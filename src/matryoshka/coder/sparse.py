@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from matryoshka.coder.kernels import Entries, Inputs, operations
 from matryoshka.coder.latents import Latents, Pattern
-from matryoshka.coder.losses import Target
+from matryoshka.coder.losses import Errors, Prefixes, Target
 
 Rows = Float[Tensor, "d_sae d_out"]
 
@@ -48,7 +48,7 @@ def pre_activations(
     return selected._replace(values=_PreActivations.apply(inputs, W_enc, b_enc, selected.pattern, selected.values))
 
 
-def nested_decode(latents: Latents, W_dec: Rows, widths: Sequence[int]) -> Float[Tensor, "prefix batch d_out"]:
+def nested_decode(latents: Latents, W_dec: Rows, widths: Sequence[int]) -> Prefixes:
     """Σ_{j < n_m} latents_j W_dec[j] for every prefix n_m of `widths`, each latent decoded once. `widths` may end
     before d_sae: what lies beyond is not decoded."""
     if widths[-1] < latents.d_sae:
@@ -56,13 +56,9 @@ def nested_decode(latents: Latents, W_dec: Rows, widths: Sequence[int]) -> Float
     return _RingSums.apply(latents.values, W_dec, latents.pattern, tuple(widths)).cumsum(0)
 
 
-def nested_errors(
-    latents: Latents, W_dec: Rows, target: Target, widths: Sequence[int]
-) -> tuple[Float[Tensor, " prefix"], Target]:
-    """‖target − ŷ_m‖², mean over the batch, for every prefix m, ŷ as `nested_decode` gives it; and target − ŷ_M.
-
-    Made for training: the reconstructions are not kept beside their errors, and the second result has no gradient.
-    """
+def nested_errors(latents: Latents, W_dec: Rows, target: Target, widths: Sequence[int]) -> tuple[Errors, Target]:
+    """‖target − ŷ_m‖², mean over the batch, for every prefix m, ŷ as `nested_decode` gives it; and target − ŷ_M. Made
+    for training: the reconstructions are not kept beside their errors, and the second result has no gradient."""
     rings = _RingSums.apply(latents.values, W_dec, latents.pattern, tuple(widths))
     sums, residual = _PrefixErrors.apply(rings, target)
     return sums / len(target), residual

@@ -149,10 +149,9 @@ def prefix_errors_(rings: Rings, target: Float[Tensor, "batch d"]) -> Float[Tens
     if rings.dtype == torch.float64:
         return reference.prefix_errors_(rings, target)
     launch.check_contiguous(rings)
-    grid = (triton.cdiv(target.numel(), ELEMENTS),)
+    target, grid = target.contiguous(), (triton.cdiv(target.numel(), ELEMENTS),)
     sums = torch.empty(len(rings), *grid, dtype=torch.float32, device=rings.device)
-    sizes = {"M": len(rings), "ELEMENTS": ELEMENTS}
-    launch.run(_prefix_errors, grid, rings, target.contiguous(), sums, target.numel(), **sizes)
+    launch.run(_prefix_errors, grid, rings, target, sums, target.numel(), M=len(rings), ELEMENTS=ELEMENTS)
     return sums.sum(1, dtype=torch.float64).to(rings.dtype)
 
 
@@ -175,8 +174,8 @@ def suffix_sums_(errors: Rings, weights: Float[Tensor, " prefix"]) -> None:
         return reference.suffix_sums_(errors, weights)
     launch.check_contiguous(errors)
     numel = errors[0].numel()
-    sizes = {"M": len(errors), "ELEMENTS": ELEMENTS}
-    launch.run(_suffix_sums, (triton.cdiv(numel, ELEMENTS),), errors, weights.contiguous(), numel, **sizes)
+    grid = (triton.cdiv(numel, ELEMENTS),)
+    launch.run(_suffix_sums, grid, errors, weights.contiguous(), numel, M=len(errors), ELEMENTS=ELEMENTS)
 
 
 @triton.jit
@@ -223,8 +222,8 @@ def normalise_rows_(rows: Table) -> None:
     if rows.dtype == torch.float64:
         return reference.normalise_rows_(rows)
     launch.check_contiguous(rows)
-    sizes = {"COLUMNS": ROW_COLUMNS, "TINY": torch.finfo(torch.float32).tiny}
-    launch.run(_normalise_rows, (len(rows),), rows, rows.shape[1], **sizes)
+    tiny = torch.finfo(torch.float32).tiny
+    launch.run(_normalise_rows, (len(rows),), rows, rows.shape[1], COLUMNS=ROW_COLUMNS, TINY=tiny)
 
 
 def _with_contiguous_rows(x: Tensor) -> Tensor:
