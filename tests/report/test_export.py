@@ -45,7 +45,9 @@ def store(tmp_path: Path) -> FeatureStore:
 @pytest.fixture
 def folder(store: FeatureStore, tmp_path: Path) -> Path:
     folder = tmp_path / "page"
-    export(store, "a </script> run", folder, windows_a_file=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matryoshka.report.export.WINDOWS", 5)
+        export(store, "a </script> run", folder)
     return folder
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from matryoshka import api
 from matryoshka.errors import MatryoshkaError
-from matryoshka.report import curves, drawing, figures
+from matryoshka.report import drawing, figures
 from matryoshka.run import Run
 from matryoshka.scores.result import Result
 from matryoshka.scores.saved import load, save
@@ -131,7 +131,7 @@ def test_in_another_process_too_without_display_pyplot_or_torch(run: Run, densit
 
 def test_curves_are_what_metrics_jsonl_says(run: Run) -> None:
     training, held_out = records(run)
-    fvu, l0, dead = map(lines, figures.training_figure(curves.read_metrics(run), WIDTHS).axes)
+    fvu, l0, dead = map(lines, figures.training_figure(figures.read_metrics(run), WIDTHS).axes)
     tokens = [record["tokens"] / 1000 for record in training]
     held_out_tokens = [record["step"] * 512 / 1000 for record in held_out]
     assert len(training) == 6
@@ -189,7 +189,7 @@ def test_a_plain_coder_and_a_young_run_are_drawn_too(run: Run) -> None:
 
 
 def test_a_widely_ranging_fvu_is_drawn_on_a_log_axis(run: Run) -> None:
-    measured = curves.read_metrics(run)
+    measured = figures.read_metrics(run)
     assert figures.training_figure(measured, WIDTHS).axes[0].get_yscale() == "linear"
     wide = measured._replace(fvu=measured.fvu * np.geomspace(1, 1e-3, len(measured.fvu))[:, None])
     assert figures.training_figure(wide, WIDTHS).axes[0].get_yscale() == "log"

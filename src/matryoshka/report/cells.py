@@ -17,13 +17,10 @@ class Cell(NamedTuple):
     null: str
 
 
-NOTHING = Cell("–", "", "")
-
-
 def cell(scores: Sequence[Score]) -> Cell:
     """Of one coder its value, interval and null; of several seeds the mean ± standard deviation."""
     if not scores:
-        return NOTHING
+        return Cell("–", "", "")
     measure = scores[0].measure
     nulls = [score.null for score in scores if score.null is not None]
     null = f"null {shown(math.fsum(nulls) / len(nulls), measure)}" if nulls else ""

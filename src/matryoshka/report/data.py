@@ -17,6 +17,10 @@ WEB = Path(__file__).parent / "web"
 """The page's files."""
 SHARD = 64
 """Features in one file of a static page."""
+FACTS = {
+    "model", "read", "write", "widths", "activation", "k", "context", "windows", "tokens", "tokens_left_out",
+    "documents", "left_out", "collected",
+}  # fmt: skip
 NUMBERS = ("density", "mean", "max", "entropy", "first", "cosine")
 TEXTS = ("summary", "tokens", "label", "note", "explanation")
 NO_PATH = (
@@ -39,14 +43,8 @@ def facts(store: FeatureStore, key: str, name: str) -> dict[str, Any]:
         "text": f"{about.text}, {about.split.replace('_', '-')} split",
         "shard": SHARD,
         "flags": FLAGS,
-        **about.model_dump(
-            mode="json",
-            include={
-                "model", "read", "write", "widths", "activation", "k", "context", "windows", "tokens",
-                "tokens_left_out", "documents", "left_out", "collected",
-            },
-        ),
-    }  # fmt: skip
+        **about.model_dump(mode="json", include=FACTS),
+    }
 
 
 def columns(store: FeatureStore) -> dict[str, list]:

@@ -1,11 +1,14 @@
-"""How figures look, and the parts they are drawn with: one column of a paper wide, whatever the user's matplotlibrc
-says. pyplot is never touched, so no display is needed and a notebook's figures are left alone."""
+"""How figures look, and the parts they are drawn with: one column of a paper wide, their style, fonts and ids the same
+whatever the user's matplotlibrc says. pyplot is never touched: no display is needed, notebooks' figures are left alone.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from matryoshka.errors import MatryoshkaError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,42 +22,22 @@ PER_DECADE = 5
 their own and none stays empty for want of a whole number."""
 
 STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": [
-        "DejaVu Sans",
-        "Verdana",
-        "Arial",
-        "Helvetica",
-        "sans-serif",
-    ],  # the first comes with matplotlib
-    "font.size": 7,
-    "axes.labelsize": 7,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": QUIET,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
+    **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), QUIET),
     "grid.color": HAIRLINE,
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "Helvetica", "sans-serif"],  # the first is matplotlib's own
+    **dict.fromkeys(("font.size", "axes.labelsize"), 7),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 6.5),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width"), 0.6),
     "grid.linewidth": 0.5,
-    "text.color": INK,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
     "xtick.major.size": 2.5,
     "ytick.major.size": 0,
-    "xtick.major.width": 0.6,
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    "axes.grid.axis": "y",
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-    "legend.fontsize": 6.5,
     "legend.handlelength": 1.6,
     "legend.borderaxespad": 0.2,
-    "savefig.facecolor": "white",
     "svg.fonttype": "none",  # text stays text: it can be searched, and edited for the paper
     "svg.hashsalt": "matryoshka",
 }
@@ -62,9 +45,12 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of all figures, for building and for saving them; afterwards the user's settings are as they were."""
-    import matplotlib
-
+    """The look of all figures, for building and for saving them; afterwards the user's settings are as they were.
+    Raises MatryoshkaError without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise MatryoshkaError("figures need matplotlib: pip install 'matryoshka-sae[figures]'") from None
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -105,8 +91,7 @@ def scale_fvu(axes: "Axes", fvu: np.ndarray) -> None:
     """From 0, or logarithmic where the largest FVU would flatten the smallest."""
     good = fvu[np.isfinite(fvu) & (fvu > 0)]
     if len(good) and good.max() > 20 * good.min():
-        axes.set_yscale("log")
-        axes.set_ylim(good.min() / 1.15, 1.15 * good.max())
+        axes.set(yscale="log", ylim=(good.min() / 1.15, 1.15 * good.max()))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     else:
         axes.set_ylim(0, top(fvu))
@@ -157,18 +142,15 @@ def label_ends(axes: "Axes", values: np.ndarray, names: Sequence[str], colours: 
 
 def apart(values: Sequence[float] | np.ndarray, gap: float) -> np.ndarray:
     """The places nearest to `values` (least squares) that keep their order and lie at least `gap` apart, in 0 to 1."""
+    from scipy.optimize import isotonic_regression
+
     values = np.asarray(values, dtype=float)
+    if not len(values):
+        return values
     order = np.argsort(values, kind="stable")
     steps = np.arange(len(values)) * gap
-    blocks: list[list[float]] = []  # isotonic regression of values − steps: neighbours out of order are averaged
-    for value in values[order] - steps:
-        blocks.append([value])
-        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
-            blocks[-2:] = [blocks[-2] + blocks[-1]]
     places = np.empty(len(values))
-    if len(values):
-        pooled = np.concatenate([np.full(len(block), np.mean(block)) for block in blocks])
-        places[order] = pooled.clip(0, max(0, 1 - steps[-1])) + steps
+    places[order] = isotonic_regression(values[order] - steps).x.clip(0, max(0, 1 - steps[-1])) + steps
     return places
 
 

@@ -11,7 +11,6 @@ import base64
 import json
 import shutil
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +26,15 @@ WINDOWS = 2048
 LIVE, STATIC = (f'<meta name="matryoshka" content="{kind}">' for kind in ("live", "static"))
 
 
-def export(
-    store: FeatureStore,
-    name: str,
-    folder: Path,
-    overwrite: bool = False,
-    progress: Progress = silent,
-    windows_a_file: int = WINDOWS,
-) -> None:
-    """Write the page of a store into `folder`, whole or not at all.
-
-    Raises MatryoshkaError if something lies there; with `overwrite` an earlier page is replaced, nothing else.
-    """
+def export(store: FeatureStore, name: str, folder: Path, overwrite: bool = False, progress: Progress = silent) -> None:
+    """Write the page of a store into `folder`, whole or not at all. Raises MatryoshkaError if something lies there;
+    with `overwrite` an earlier page is replaced, nothing else."""
     folder = folder.resolve()
     _refuse_existing(folder, overwrite)
     with replaced_folder(folder) as new:
         shutil.copytree(WEB, new, dirs_exist_ok=True)
-        page = (new / "index.html").read_text(encoding="utf-8")
-        (new / "index.html").write_text(page.replace(LIVE, STATIC), encoding="utf-8")
+        page = new / "index.html"
+        page.write_text(page.read_text(encoding="utf-8").replace(LIVE, STATIC), encoding="utf-8")
         (new / "data" / "0").mkdir(parents=True)
         _write(new, "runs", {"live": False, "runs": [{"key": "0", "name": name, "features": len(store)}]})
         windows: dict[int, list[str]] = {}
@@ -52,19 +42,14 @@ def export(
             progress(start, len(store))
             end = min(start + data.SHARD, len(store))
             cards = [data.card(store, i) for i in range(start, end)]
-            windows |= {example["window"]: example.pop("tokens") for example in _examples(cards)}
+            examples = (example for card in cards for group in card["groups"] for example in group["examples"])
+            windows |= {example["window"]: example.pop("tokens") for example in examples}
             _write(new, f"0/shard-{start // data.SHARD}", cards)
         numbers = sorted(windows)
-        files = [numbers[start : start + windows_a_file] for start in range(0, len(numbers), windows_a_file)]
+        files = [numbers[start : start + WINDOWS] for start in range(0, len(numbers), WINDOWS)]
         for i, file in enumerate(files):
             _write(new, f"0/windows-{i}", {str(number): windows[number] for number in file})
         _write(new, "0/overview", data.overview(store, "0", name) | {"window_files": [file[0] for file in files]})
-
-
-def _examples(cards: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for card in cards:
-        for group in card["groups"]:
-            yield from group["examples"]
 
 
 def _refuse_existing(folder: Path, overwrite: bool) -> None:

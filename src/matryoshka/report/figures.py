@@ -4,38 +4,35 @@
     fvu-per-prefix    evaluation/reconstruction.json: held-out FVU and CE recovered against the prefix's width
     density           the features' firing shares (given), ring by ring
 
-Each is one column of a paper wide. Style, fonts and ids are fixed here whatever the user's matplotlibrc says, and no
-date is written: the same numbers on the same machine give the same bytes. pyplot is never touched, so no display is
-needed and a notebook's figures are left alone.
+Each is one column of a paper wide, and no date is written: the same numbers on the same machine give the same bytes.
 """
 
+import json
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import write_bytes
 from matryoshka.report import drawing
-from matryoshka.report.curves import Curves, checked, read_metrics, read_results
 from matryoshka.run import Run
 from matryoshka.scores.result import Result
+from matryoshka.scores.saved import load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 200
+DRAWN = ("FVU", "CE recovered", "CE recovered (zero)")
+"""Scores of the reconstruction that are drawn, by name: what measures them imports torch."""
 
 
 def draw(run: Run, density: np.ndarray | None) -> list[Path]:
-    """Draw all figures of `run` into its figures/; the files written.
-
-    `density` is each feature's firing share, [d_sae]; None leaves its figure out. Raises MatryoshkaError, before
-    anything is written, if the run lacks what a figure needs.
-    """
-    _require_matplotlib()
+    """Draw all figures of `run` into its figures/; the files written. `density`: each feature's firing share, [d_sae];
+    None leaves its figure out. Raises MatryoshkaError, before anything is written, if the run lacks what one needs."""
     members = run.members()
     if members and run not in members:
         names = ", ".join(str(member.path) for member in members)
@@ -47,7 +44,7 @@ def draw(run: Run, density: np.ndarray | None) -> list[Path]:
     with drawing.style():
         figures = {"training": training_figure(curves, widths), "fvu-per-prefix": prefix_figure(results)}
         if density is not None:
-            figures["density"] = density_figure(checked(density, widths, run), widths)
+            figures["density"] = density_figure(_checked(density, widths, run), widths)
         files = {
             run.path / "figures" / f"{stem}.{kind}": _encoded(figure, kind, f"{stem}, {name}")
             for stem, figure in figures.items()
@@ -59,6 +56,79 @@ def draw(run: Run, density: np.ndarray | None) -> list[Path]:
     return list(files)
 
 
+class Curves(NamedTuple):
+    """metrics.jsonl in columns: training's [n], of the batch at that point, and held-out text's [m], by the tokens that
+    training had seen; m is 0 if none was measured yet. FVU is [n or m, prefix], dead a share."""
+
+    tokens: np.ndarray
+    fvu: np.ndarray
+    l0: np.ndarray
+    dead: np.ndarray
+    held_out_tokens: np.ndarray
+    held_out_fvu: np.ndarray
+    held_out_l0: np.ndarray
+
+
+def read_metrics(run: Run) -> Curves:
+    """The run's metrics.jsonl. Raises MatryoshkaError if there is no record of training in it, or what is no record."""
+    training, held_out = [], []
+    lines = run.metrics.read_bytes().splitlines() if run.metrics.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # half a line, as a kill leaves it
+                break
+            raise MatryoshkaError(f"{run.metrics}: line {number} is damaged ({error})") from None
+        try:
+            row = (float(record["step"]), float(record["l0"]), [float(value) for value in record["fvu"]])
+            if record.get("held_out"):
+                held_out.append(row)
+            else:
+                training.append((*row, float(record["tokens"]), float(record["dead"])))
+        except (ValueError, TypeError, KeyError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise MatryoshkaError(f"{run.metrics}: line {number} is no record of training ({why})") from None
+    if not training and not run.config_file.is_file():
+        raise MatryoshkaError(f"{run.path}: was not trained here, so there is no training to draw")
+    if not training:
+        raise MatryoshkaError(
+            f"{run.metrics}: no record of training yet; matryoshka train writes them, and goes on after a stop with:"
+            f" matryoshka resume {run.path}"
+        )
+    if len(prefixes := {len(row[2]) for row in (*training, *held_out)}) > 1:
+        raise MatryoshkaError(f"{run.metrics}: expected one number of prefixes in all lines, found {sorted(prefixes)}")
+    steps, l0, fvu, tokens, dead = (np.array(column) for column in zip(*training, strict=True))
+    held_out_fvu = np.array([row[2] for row in held_out]).reshape(len(held_out), fvu.shape[1])
+    held_out_steps, held_out_l0 = np.array([row[:2] for row in held_out]).reshape(len(held_out), 2).T
+    batch = tokens[0] / steps[0]
+    return Curves(tokens, fvu, l0, dead, held_out_steps * batch, held_out_fvu, held_out_l0)
+
+
+def read_results(run: Run, prefixes: int) -> Result:
+    """The run's evaluation/reconstruction.json, with one number a prefix. Raises MatryoshkaError otherwise."""
+    results, file = load(run.evaluation, "reconstruction").result, run.evaluation / "reconstruction.json"
+    lengths = {name: len(results.of(name)) for name in DRAWN}
+    if {*lengths.values()} != {prefixes}:
+        raise MatryoshkaError(
+            f"{file}: not the results of this coder (prefixes: {lengths}, {run.metrics.name} has {prefixes});"
+            f" run: matryoshka eval {run.path} --overwrite"
+        )
+    return results
+
+
+def _checked(density: np.ndarray, widths: Sequence[int], run: Run) -> np.ndarray:
+    """`density` in float64, if it is one share for each feature."""
+    density = np.asarray(density, dtype=np.float64)
+    if density.shape != (widths[-1],):
+        why = f"densities of shape {list(density.shape)} for {widths[-1]:,} features"
+    elif not ((density >= 0) & (density <= 1)).all():
+        why = "densities that are no shares from 0 to 1"
+    else:
+        return density
+    raise MatryoshkaError(f"{run.path}: {why}; collect them again: matryoshka features {run.path}")
+
+
 def training_figure(curves: Curves, widths: Sequence[int]) -> "Figure":
     """FVU of each prefix (thin: of training's batches; thick: held out), L0, and the share of dead latents."""
     from matplotlib.lines import Line2D
@@ -68,17 +138,13 @@ def training_figure(curves: Curves, widths: Sequence[int]) -> "Figure":
     unit, unit_name = drawing.unit(curves.tokens[-1])
     tokens, held_out = curves.tokens / unit, curves.held_out_tokens / unit
     colours = drawing.palette(len(widths))
-    fine: dict[str, Any] = {
-        "linewidth": 0.6,
-        "marker": "." if len(tokens) == 1 else None,
-        "markersize": 3,
-        "clip_on": len(tokens) > 1,
-    }
+    alone = len(tokens) == 1
+    fine: dict[str, Any] = {"linewidth": 0.6, "marker": "." if alone else None, "markersize": 3, "clip_on": not alone}
     thick: dict[str, Any] = {
         "linewidth": 1.2, "marker": "o", "markersize": 2.2, "markevery": 1 + len(held_out) // 16, "clip_on": False,
     }  # fmt: skip
+    faint = 0.45 if len(held_out) else 1.0
     for m, (width, colour) in enumerate(zip(widths, colours, strict=True)):
-        faint = 0.45 if len(held_out) else 1.0
         above.plot(tokens, curves.fvu[:, m], color=colour, alpha=faint, label=f"training, first {width}", **fine)
         if len(held_out):
             above.plot(held_out, curves.held_out_fvu[:, m], color=colour, label=f"held out, first {width}", **thick)
@@ -87,25 +153,20 @@ def training_figure(curves: Curves, widths: Sequence[int]) -> "Figure":
     drawing.label_ends(above, last, [f"first {width:,}" for width in widths], colours, height=1.75)
     above.set_ylabel("FVU")
 
-    middle.plot(tokens, curves.l0, color=drawing.INK, alpha=0.45 if len(held_out) else 1.0, label="training", **fine)
+    middle.plot(tokens, curves.l0, color=drawing.INK, alpha=faint, label="training", **fine)
     if len(held_out):
         middle.plot(held_out, curves.held_out_l0, color=drawing.INK, label="held out", **thick)
-        keys = [
-            Line2D([], [], color=drawing.INK, alpha=0.45, **fine),
-            Line2D([], [], color=drawing.INK, **{**thick, "markevery": 2}),
-        ]
+        styles = {**fine, "alpha": faint}, {**thick, "markevery": 2}
+        keys = [Line2D([], [], color=drawing.INK, **style) for style in styles]
         drawing.key(above, keys, ["training batch", "held out"])
-    middle.set_ylim(0, drawing.top(np.concatenate([curves.l0, curves.held_out_l0])))
-    middle.set_ylabel("L0 (latents)")
+    middle.set(ylabel="L0 (latents)", ylim=(0, drawing.top(np.concatenate([curves.l0, curves.held_out_l0]))))
 
     below.plot(tokens, curves.dead, color=drawing.INK, label="dead", **{**fine, "linewidth": 1.2})
-    below.set_ylim(0, max(0.01, drawing.top(curves.dead)))
+    below.set(ylabel="dead latents", ylim=(0, max(0.01, drawing.top(curves.dead))))
     below.yaxis.set_major_formatter(drawing.percent)
-    below.set_ylabel("dead latents")
     for axes in (middle, below):
         axes.yaxis.set_major_locator(MaxNLocator(3))
-    below.set_xlim(0, max(tokens.max(), held_out.max(initial=0)))
-    below.set_xlabel(f"training tokens{unit_name}")
+    below.set(xlabel=f"training tokens{unit_name}", xlim=(0, max(tokens.max(), held_out.max(initial=0))))
     return figure
 
 
@@ -135,9 +196,7 @@ def prefix_figure(results: Result) -> "Figure":
     drawing.key(below, keys, ["against zero ablation", "against mean ablation"])
     below.yaxis.set_major_locator(MaxNLocator(5))
     below.yaxis.set_major_formatter(drawing.percent)
-    below.set_ylabel("CE recovered")
-    below.set_xscale("log")
-    below.set_xlabel("width of the prefix (latents)")
+    below.set(ylabel="CE recovered", xscale="log", xlabel="width of the prefix (latents)")
     below.xaxis.set_major_locator(FixedLocator(drawing.legible(widths, drawing.COLUMN - drawing.LEFT - right)))
     below.xaxis.set_minor_locator(NullLocator())
     below.xaxis.set_major_formatter(lambda width, _: f"{width:,.0f}")
@@ -179,16 +238,9 @@ def density_figure(density: np.ndarray, widths: Sequence[int]) -> "Figure":
     return figure
 
 
-def _require_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MatryoshkaError("figures need matplotlib: pip install 'matryoshka-sae[figures]'") from None
-
-
 def _encoded(figure: "Figure", kind: str, title: str) -> bytes:
     """The file's bytes; the same ones every time."""
-    metadata = {"Title": title, **({"Date": None} if kind == "svg" else {"Software": None})}
+    metadata = {"Title": title, "Date" if kind == "svg" else "Software": None}
     buffer = BytesIO()
     figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
     return buffer.getvalue()

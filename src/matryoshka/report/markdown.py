@@ -12,6 +12,15 @@ from matryoshka.files import write_bytes, write_text
 from matryoshka.report.cells import Cell, cell, counted, numbers
 from matryoshka.scores.comparison import Entry, columns, differences, reasons, tidy, verdict
 
+TEXT, WHOLE, REAL = pa.string(), pa.int64(), pa.float64()
+TIDY = pa.schema(
+    [
+        *(("entry", TEXT), ("seed", WHOLE), ("evaluation", TEXT), ("name", TEXT), ("width", WHOLE)),
+        *((name, REAL) for name in ("value", "low", "high", "null")),
+        *(("unit", TEXT), ("units", WHOLE)),
+    ]
+)
+
 
 def write(entries: Sequence[Entry], folder: Path) -> Path:
     """Write report.md, scores.json and scores.parquet on all `entries` into `folder`; the report."""
@@ -29,23 +38,6 @@ def parquet(entries: Sequence[Entry]) -> bytes:
     return file.getvalue()
 
 
-TIDY = pa.schema(
-    {
-        "entry": pa.string(),
-        "seed": pa.int64(),
-        "evaluation": pa.string(),
-        "name": pa.string(),
-        "width": pa.int64(),
-        "value": pa.float64(),
-        "low": pa.float64(),
-        "high": pa.float64(),
-        "null": pa.float64(),
-        "unit": pa.string(),
-        "units": pa.int64(),
-    }
-)
-
-
 def markdown(entries: Sequence[Entry]) -> str:
     """The report: the table, the differences, every score of every prefix, what each means, what was not measured."""
     parts = ["# Evaluation", "", *_table(entries), ""]
@@ -60,13 +52,13 @@ def markdown(entries: Sequence[Entry]) -> str:
 
 def _table(entries: Sequence[Entry]) -> list[str]:
     heads = columns(entries)
-    rows = [[_escaped(counted(entry)), *(_joined(cell(entry.scores(column))) for column in heads)] for entry in entries]
+    rows = [[counted(entry), *(_joined(cell(entry.scores(column))) for column in heads)] for entry in entries]
     return _lines(["", *(column.head for column in heads)], rows)
 
 
 def _differences(entries: Sequence[Entry]) -> list[str]:
     rows = [
-        [_escaped(difference.entry.label), difference.column.head, *numbers(difference), verdict(difference)]
+        [difference.entry.label, difference.column.head, *numbers(difference), verdict(difference)]
         for difference in differences(entries)
     ]
     return _lines(["", "score", "difference", "95 % interval", "detectable", "verdict"], rows)
@@ -87,11 +79,8 @@ def _legend(entries: Sequence[Entry]) -> list[str]:
         measure = column.measure
         null = f" Null: {measure.null}." if measure.null else ""
         lines.append(f"- **{column.head}** (units: {measure.unit}). {measure.meaning}{null}")
-    return [
-        *lines,
-        "",
-        "Intervals hold 95 % of 1,000 resamplings of the units; of several seeds, ± is their standard deviation.",
-    ]
+    said = "Intervals hold 95 % of 1,000 resamplings of the units; of several seeds, ± is their standard deviation."
+    return [*lines, "", said]
 
 
 def _joined(cell: Cell) -> str:
@@ -99,10 +88,7 @@ def _joined(cell: Cell) -> str:
     return f"{cell.value} ({more})" if more else cell.value
 
 
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
 def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [heads, ["---"] * len(heads), *rows]
+    """A table; a name with a bar in it cannot break it."""
+    cells = ([text.replace("|", "\\|") for text in row] for row in (heads, ["---"] * len(heads), *rows))
     return [f"| {' | '.join(row)} |" for row in cells]

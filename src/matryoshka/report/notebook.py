@@ -49,12 +49,9 @@ class FeatureCard:
         name = printable(feature.name) or "never fires"
         lines = [f"feature {self.index}, ring {feature.ring}: {name} (density {feature.statistics.density:.3%})"]
         for example in (example for group in feature.groups[:1] for example in group.examples[:5]):
-            around = slice(max(0, example.peak - 12), example.peak + 6)
-            shown = (
-                f"«{token}»" if i in example.positions else token
-                for i, token in list(enumerate(example.tokens))[around]
-            )
-            lines.append(f"  {example.activation:7.3g}  {''.join(shown).strip()!r}")
+            marked = [f"«{token}»" if i in example.positions else token for i, token in enumerate(example.tokens)]
+            around = "".join(marked[max(0, example.peak - 12) : example.peak + 6]).strip()
+            lines.append(f"  {example.activation:7.3g}  {around!r}")
         return "\n".join(lines)
 
 

@@ -45,12 +45,11 @@ HEADERS = {
 
 
 class Shown(NamedTuple):
-    """A run on the page."""
+    """A run on the page; `read` takes a text through the language model and the coder."""
 
     name: str
     store: FeatureStore
     read: Callable[[str], Reading]
-    """Runs a text through the language model and the coder."""
 
 
 def application(shown: Sequence[Shown], port: int) -> ASGIApp:
@@ -64,20 +63,18 @@ def application(shown: Sequence[Shown], port: int) -> ASGIApp:
         return key, runs[key]
 
     def list_runs(request: Request) -> Any:
-        return {
-            "live": True,
-            "runs": [{"key": key, "name": run.name, "features": len(run.store)} for key, run in runs.items()],
-        }
+        entries = [{"key": key, "name": run.name, "features": len(run.store)} for key, run in runs.items()]
+        return {"live": True, "runs": entries}
 
     def overview(request: Request) -> Any:
         key, run = run_of(request)
         return data.overview(run.store, key, run.name)
 
     def feature_of(request: Request) -> tuple[FeatureStore, int]:
-        store, given = run_of(request)[1].store, request.path_params["index"]
-        if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given) < len(store)):
-            raise HTTPException(404, f"there is no feature {given[:20]!r}; there are 0 to {len(store) - 1}")
-        return store, int(given)
+        store, index = run_of(request)[1].store, request.path_params["index"]
+        if not (index.isascii() and index.isdigit() and len(index) < 10 and int(index) < len(store)):
+            raise HTTPException(404, f"there is no feature {index[:20]!r}; there are 0 to {len(store) - 1}")
+        return store, int(index)
 
     def card(request: Request) -> Any:
         return data.card(*feature_of(request))
@@ -100,16 +97,14 @@ def application(shown: Sequence[Shown], port: int) -> ASGIApp:
             Route("/api/runs/{key}/try", _answer(try_text), methods=["POST"]),
             Route("/{path:path}", _files()),
         ],
-        exception_handlers={MatryoshkaError: _refused, HTTPException: _refused, Exception: _failed},
+        exception_handlers=dict.fromkeys((MatryoshkaError, HTTPException, Exception), _failed),
     )
     return _guarded(app, port)
 
 
 def serve(shown: Sequence[Shown], port: int, ready: Callable[[str], None]) -> None:
-    """Serve until interrupted; `ready(address)` is called once the port is ours. Port 0 takes any free one.
-
-    Raises MatryoshkaError if the port is taken.
-    """
+    """Serve until interrupted; `ready(address)` is called once the port is ours. Port 0 takes any free one. Raises
+    MatryoshkaError if the port is taken."""
     with socket.socket() as listening:
         if os.name == "posix":  # elsewhere it would let a second server take the same port
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -180,14 +175,11 @@ def _files() -> Callable[[Request], Any]:
     return file
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _failed(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return _json({"error": error.detail}, error.status_code)
-    return _json({"error": " ".join(str(error).split())}, 400)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    return _json({"error": " ".join(f"{type(error).__name__}: {error}".split())}, 500)
+    kind, status = ("", 400) if isinstance(error, MatryoshkaError) else (f"{type(error).__name__}: ", 500)
+    return _json({"error": " ".join(f"{kind}{error}".split())}, status)
 
 
 def _guarded(app: ASGIApp, port: int) -> ASGIApp:
