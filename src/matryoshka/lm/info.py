@@ -3,17 +3,19 @@
 A model's shape is that of one built on torch's meta device, which allocates nothing.
 """
 
+import hashlib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.lm import gguf
+from matryoshka.files import cache_dir, replaced_folder
 from matryoshka.lm.sites import FAMILIES, Family, Site
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -42,7 +44,11 @@ class ModelInfo:
     @property
     def location(self) -> dict[str, Any]:
         """What transformers' `from_pretrained` is given, whatever it loads; code from the hub is never run."""
-        return _location(self.name, self.folder, self.revision)
+        return {
+            "pretrained_model_name_or_path": str(self.folder or self.name),
+            "revision": self.revision or "main",
+            "trust_remote_code": False,
+        }
 
     def check(self, site: Site) -> int:
         """Width of the activations at `site`; an error if the model has no such place."""
@@ -65,8 +71,9 @@ def describe(name: str, revision: str | None = None) -> ModelInfo:
     folder = _local_folder(name)
     if folder is not None and revision is not None:
         raise MatryoshkaError(f"{name} is a local model: revision {revision!r} applies to models from the hub only")
+    source, wanted = str(folder or name), revision or "main"
     try:
-        config: Any = AutoConfig.from_pretrained(**_location(name, folder, revision))
+        config: Any = AutoConfig.from_pretrained(source, revision=wanted, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError … for what a config may hold
         raise unavailable(name, folder, error) from error
     if config.model_type not in FAMILIES:
@@ -75,7 +82,7 @@ def describe(name: str, revision: str | None = None) -> ModelInfo:
         )
     text = config.get_text_config()
     if folder is None:  # the commit is the name of the folder in the local cache where its config now lies
-        revision = extract_commit_hash(cached_file(name, "config.json", revision=revision or "main"), None)
+        revision = extract_commit_hash(cached_file(source, "config.json", revision=wanted), None)
     return ModelInfo(
         name=name,
         folder=folder,
@@ -90,24 +97,14 @@ def describe(name: str, revision: str | None = None) -> ModelInfo:
     )
 
 
-def _location(name: str, folder: Path | None, revision: str | None) -> dict[str, Any]:
-    return {
-        "pretrained_model_name_or_path": str(folder or name),
-        "revision": revision or "main",
-        "trust_remote_code": False,
-    }
-
-
 class Shape(NamedTuple):
-    """What memory depends on."""
+    """What memory depends on: tied parameters count once, the MLP is as wide as its widest layer, bytes are those of
+    the checkpoint's own dtype."""
 
     parameters: int
-    """Tied ones count once."""
     n_heads: int
     d_mlp: int
-    """Width of the widest layer of the MLP."""
     bytes_a_parameter: int
-    """In the checkpoint's own dtype."""
 
 
 def shape(info: ModelInfo) -> Shape:
@@ -129,13 +126,51 @@ def _local_folder(name: str) -> Path | None:
         return BUNDLED
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
-        return gguf.converted(path)
+        return _converted(path)
     if (path / "config.json").is_file():
         return path
     if name.startswith(("/", ".", "~")) or not name:
         fault = "has no config.json" if path.is_dir() else "does not exist"
         raise MatryoshkaError(f"{name!r} {fault}; expected a model's folder, a .gguf file, a hub id or 'bundled'")
     return None
+
+
+def _converted(file: Path) -> Path:
+    """The folder in the cache with a GGUF file's model and tokenizer, named by its sha256; made if it is not there yet.
+
+    transformers needs some 20 s for a small GGUF file and half a second for the same model as safetensors, so each file
+    is converted once, to float32: exactly the numbers that it holds.
+    """
+    if not file.is_file():
+        raise MatryoshkaError(f"{file}: there is no such GGUF file")
+    with file.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise MatryoshkaError(f"{file}: not a GGUF file (it does not begin with the bytes GGUF)")
+        opened.seek(0)
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    folder = cache_dir() / "models" / digest
+    if not (folder / "config.json").is_file():
+        _convert(file, folder)
+    return folder
+
+
+def _convert(file: Path, folder: Path) -> None:
+    missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise MatryoshkaError(f"{file}: reading GGUF needs {' and '.join(missing)}: pip install 'matryoshka-sae[gguf]'")
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:  # a foreign architecture, a damaged file: whatever transformers and gguf raise
+        raise MatryoshkaError(f"{file}: cannot be read as GGUF: {' '.join(str(error).split())}") from error
+    # the weights are plain numbers now, but save_pretrained refuses a model that is marked as quantised
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    with replaced_folder(folder) as new:
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
 
 
 def unavailable(name: str, folder: Path | None, error: Exception) -> MatryoshkaError:

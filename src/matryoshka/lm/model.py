@@ -37,13 +37,12 @@ class _Stop(Exception):
 
 
 class Vocabulary(NamedTuple):
-    """A model's tokenizer, and the ids that frame its texts."""
+    """A model's tokenizer, and the ids that frame its texts: `bos` begins every window (None if this model wants none),
+    `separator` stands between documents."""
 
     tokenizer: Any
     bos: int | None
-    """Begins every window; None if this model wants none."""
     separator: int | None
-    """Stands between documents."""
 
 
 class LanguageModel:
@@ -100,11 +99,9 @@ class LanguageModel:
 
     @contextmanager
     def replace(self, site: Site, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Within the block, everything downstream of `site` gets `fn(activation)` instead of the activation.
-
-        `fn`: [batch, position, d] → the same shape; cast to the activation's dtype. At resid_mid the residual stream
-        itself changes, not only what the MLP reads.
-        """
+        """Within the block, everything downstream of `site` gets `fn(activation)` instead of the activation. `fn`:
+        [batch, position, d] → the same shape; cast to the activation's dtype. At resid_mid the residual stream itself
+        changes, not only what the MLP reads."""
         self.info.check(site)
 
         def replacement(x: Tensor) -> Tensor:
@@ -147,9 +144,7 @@ class LanguageModel:
         self, tokens: Integer[Tensor, "batch position"], sites: Iterable[Site], metric: Callable[[Tensor], Tensor]
     ) -> dict[Site, Float[Tensor, "batch position d"]]:
         """∂ metric / ∂ activation at each of `sites`, from one backward pass: to first order, what a small change there
-        does to the metric.
-
-        `metric`: logits, [batch, position, vocab] → one number. Within `replace`, of the model so changed.
+        does to the metric (logits, [batch, position, vocab] → one number). Within `replace`, of the model so changed.
         """
         leaves: dict[Site, Tensor] = {}
 

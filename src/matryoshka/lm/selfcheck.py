@@ -6,6 +6,7 @@ without a word, on something else than their label says.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -73,16 +74,13 @@ def _values(info: ModelInfo, blocks: nn.Module, read: Read) -> dict[str, Tensor]
     family = info.family
     values: dict[str, Tensor] = {}
 
-    def keep(name: str) -> hooks.Hook:
-        return lambda x: values.update({name: x})
-
     kinds = [kind for kind in KINDS if not (info.parallel and kind == "resid_mid")]
     sites = [Site(kind, layer) for layer in range(info.n_layers) for kind in kinds]
     tokens = torch.linspace(0, min(info.d_vocab, 1000) - 1, min(TOKENS, info.context)).long()
     with ExitStack() as attached:
         for layer, block in enumerate(blocks.children()):
             for name, module in (("attention", family.attention), ("MLP", family.mlp)):
-                hook = keep(f"{layer}.input of {name}")
+                hook = partial(values.__setitem__, f"{layer}.input of {name}")
                 attached.enter_context(hooks.on_input(block.get_submodule(module), hook))
         values.update({str(site): x for site, x in read(tokens[None], sites).items()})
     for layer, block in enumerate(blocks.children()):

@@ -27,9 +27,6 @@ KINDS = {
 }
 """In the order of the forward pass (raw Hugging Face model: nothing folded, nothing centred)."""
 
-IN_RESIDUAL = frozenset({"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"})
-"""What is added to the residual stream or is the stream itself; the others are read off it through a norm."""
-
 TRANSFORMER_LENS = {
     "hook_resid_pre": "resid_pre",
     "hook_attn_out": "attn_out",
@@ -64,8 +61,9 @@ class Site:
 
     @property
     def in_residual(self) -> bool:
-        """What is written here is added to the residual stream, so it has a direct path to the logits."""
-        return self.kind in IN_RESIDUAL
+        """What is written here is added to the residual stream or is the stream itself, so it has a direct path to the
+        logits; the other kinds are read off it through a norm."""
+        return self.kind in {"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"}
 
     @classmethod
     def parse(cls, text: str) -> "Site":

@@ -7,8 +7,8 @@ pieces(ids, vocabulary)                  # ["The", " people", "", "", "🙂"]: a
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
+from functools import cache, partial
 from typing import Any
 
 from matryoshka.errors import MatryoshkaError
@@ -31,7 +31,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     if any(step["type"] == "ByteLevel" for step in [*decoders, *_steps(backend.pre_tokenizer)]):
         meaning, added_meaning = _byte_level, str.encode
     elif space := _space(decoders):
-        meaning = added_meaning = _sentencepiece(space)
+        meaning = added_meaning = partial(_sentencepiece, space)
     else:
         kinds = " + ".join(step["type"] for step in decoders) or "none"
         raise MatryoshkaError(
@@ -112,13 +112,10 @@ def _byte_level(token: str) -> bytes:
         return token.encode()
 
 
-def _sentencepiece(space: str) -> Callable[[str], bytes]:
-    def meaning(token: str) -> bytes:
-        if token.startswith("<0x") and (byte := BYTE_PIECE.fullmatch(token)):
-            return bytes.fromhex(byte[1])
-        return token.replace(space, " ").encode()
-
-    return meaning
+def _sentencepiece(space: str, token: str) -> bytes:
+    if token.startswith("<0x") and (byte := BYTE_PIECE.fullmatch(token)):
+        return bytes.fromhex(byte[1])
+    return token.replace(space, " ").encode()
 
 
 def _steps(component: Any) -> list[dict[str, Any]]:
