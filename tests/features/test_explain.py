@@ -23,8 +23,7 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features import prompts
 from matryoshka.features import trials as shown_contexts
-from matryoshka.features.chat import ChatModel, Malformed
-from matryoshka.features.choice import Choice
+from matryoshka.features.chat import ChatModel, Choice, Malformed
 from matryoshka.features.collection import collected
 from matryoshka.features.endpoint import Cost, Endpoint
 from matryoshka.features.explain import _others, choose, explain, prepare

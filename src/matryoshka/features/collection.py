@@ -12,7 +12,8 @@ again without the language model. Killed in step 1, the next call goes on; kille
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, partial
@@ -28,7 +29,7 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.features.effects import direct_effects, final_scale
 from matryoshka.features.filling import Dictionary, fill
 from matryoshka.features.relations import BLOCK_SCORES, cosine_neighbours
-from matryoshka.features.schema import About
+from matryoshka.features.schema import About, Words
 from matryoshka.features.store import FeatureStore
 from matryoshka.features.summary import BLOCK_ENTRIES, Wanted
 from matryoshka.features.writer import Writer
@@ -77,13 +78,8 @@ class _TextPass:
     """Where the recording lies: of several runs, in the first one."""
 
 
-class _Ready(NamedTuple):
-    """What a pass needs in memory."""
-
-    lm: LanguageModel
-    windows: Windows
-    coders: list[HookedCoder]
-    """In the order of the pass's members."""
+_Ready = tuple[LanguageModel, Windows, list[HookedCoder]]
+"""What a pass needs in memory, the coders in the order of its members."""
 
 
 def collect(
@@ -121,36 +117,29 @@ def _passes(runs: Sequence[Run], text: str | None) -> list[_TextPass]:
 def _prepare(text_pass: _TextPass, split: Split, device: str) -> _Ready:
     lm = text_pass.studied.open_lm(device)
     windows = text_pass.studied.open_tokens(lm.vocabulary).windows(split)
-    return _Ready(lm, windows, hook_all([member.coder for member in text_pass.members], lm, windows))
+    return lm, windows, hook_all([member.coder for member in text_pass.members], lm, windows)
 
 
 def _record(
     text_pass: _TextPass, ready: _Ready, request: Request, world: World, announce: Callable[[Needs], None]
 ) -> None:
-    lm, windows, coders = ready
-    for member, hooked in zip(text_pass.members, coders, strict=True):
-        _annotations(member, hooked.fingerprint)  # refused before the work, not after
+    (lm, windows, coders), members = ready, text_pass.members
+    for member, hooked in zip(members, coders, strict=True):
+        _kept(member, hooked.fingerprint)  # refused before the work, not after
     announce(needs(coders, windows, request.tokens))
     numbers = spread_windows(windows, request.tokens)
-    with progress_bar(f"reading text for {_named(text_pass.members)}") as update:
+    readers = members[0].path.name if len(members) == 1 else f"{len(members)} coders"
+    with progress_bar(f"reading text for {readers}") as update:
         record(lm, windows, numbers, coders, text_pass.folder, world=world, progress=update)
-
-
-def _named(members: Sequence[Run]) -> str:
-    return members[0].path.name if len(members) == 1 else f"{len(members)} coders"
 
 
 def _make_stores(text_pass: _TextPass, ready: _Ready, request: Request) -> list[FeatureStore]:
     lm, windows, coders = ready
     recording, stores, source = Recording(text_pass.folder), [], text_pass.studied.text.source
     for member, hooked in zip(text_pass.members, coders, strict=True):
+        file, kept = member.features_file, partial(_kept, member, hooked.fingerprint)
         with progress_bar(f"making the features of {member.path.name}") as update:
-            kept, explained = partial(_annotations, member, hooked.fingerprint), _explanations(member, hooked)
-            store = make_store(
-                lm, windows, hooked, recording, member.features_file, source, request.wanted, kept, update
-            )
-            store.explain(explained)
-            stores.append(store)
+            stores.append(make_store(lm, windows, hooked, recording, file, source, request.wanted, kept, update))
     if not request.keep_recording:
         shutil.rmtree(text_pass.folder)
     return stores
@@ -172,13 +161,13 @@ def make_store(
     path: Path,
     text: str,
     wanted: Wanted = Wanted(),  # noqa: B008
-    annotations: Callable[[], Mapping[int, tuple[str, str]]] = dict,
+    kept: Callable[[], tuple[Words, Words]] = lambda: ({}, {}),
     progress: Progress = silent,
 ) -> FeatureStore:
     """Make the store of a coder at `path` of what a recording holds of it.
 
-    `windows`: those that were recorded. `text`: their source, in words. `annotations`: labels and notes to take over,
-    asked for at the end. `progress(done, total)` counts features.
+    `windows`: those that were recorded. `text`: their source, in words. `kept`: labels with notes, and explanations, to
+    take over, asked for at the end. `progress(done, total)` counts features.
     """
     recorded = recording.of(hooked)
     if not recorded.rows:
@@ -198,7 +187,7 @@ def make_store(
     writer = Writer(path, vocabulary)
     try:
         fill(writer, recorded, numbers, known, wanted, progress)
-        return writer.finish(_about(lm, windows, hooked, recorded, text, wanted), annotations())
+        return writer.finish(_about(lm, windows, hooked, recorded, text, wanted), *kept())
     finally:
         writer.abandon()
 
@@ -244,30 +233,19 @@ def collected(member: Run, about: About, lm: LanguageModel) -> HookedCoder:
     return hooked
 
 
-def _annotations(member: Run, fingerprint: str) -> dict[int, tuple[str, str]]:
-    """The labels and notes that a new store takes over from the one that lies there."""
-    if not member.features_file.exists():
-        return {}
-    try:
-        store = FeatureStore(member.features_file)
-        kept = store.annotations()
-    except MatryoshkaError as error:
-        logger.warning("%s; its labels and notes, if any, are lost", error)
-        return {}
-    store.close()
-    if kept and store.about.coder != fingerprint:
+def _kept(member: Run, fingerprint: str) -> tuple[Words, Words]:
+    """The labels with notes, and the explanations, that a new store takes over from the one that lies there."""
+    annotations, explanations, coder = {}, {}, fingerprint
+    if member.features_file.exists():
+        try:
+            with closing(FeatureStore(member.features_file)) as store:
+                annotations, coder = store.annotations(), store.about.coder
+                with suppress(MatryoshkaError):  # damaged: a program can say it again
+                    explanations = store.explanations() if coder == fingerprint else {}
+        except MatryoshkaError as error:
+            logger.warning("%s; its labels and notes, if any, are lost", error)
+    if annotations and coder != fingerprint:
         raise MatryoshkaError(
-            f"{member.features_file}: holds {len(kept)} labels and notes for another coder; move it away first"
+            f"{member.features_file}: holds {len(annotations)} labels and notes for another coder; move it away first"
         )
-    return kept
-
-
-def _explanations(member: Run, hooked: HookedCoder) -> dict[int, tuple[str, str]]:
-    """The same of explanations."""
-    try:
-        store = FeatureStore(member.features_file)
-        kept = store.explanations() if store.about.coder == hooked.fingerprint else {}
-    except MatryoshkaError:  # there is none, or a damaged one, which `_annotations` has warned of
-        return {}
-    store.close()
-    return kept
+    return annotations, explanations

@@ -15,6 +15,7 @@ import json
 import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -171,15 +172,16 @@ class Endpoint:
 
     def _asked(self, messages: Messages) -> str:
         """From the server, again and again while what fails may pass."""
-        why = ""
+        why = "stopped"
         for attempt in range(ATTEMPTS):
             if self._stop.is_set():
                 break
             try:
                 return self._once(messages)
             except _Passing as error:
-                why = str(error)
-                wait = self._wait(attempt) if error.wait is None else error.wait
+                # doubling, each time by chance up to half less, so that many do not come back at once
+                doubling = min(LONGEST_WAIT, self._first_wait * 2**attempt) * random.uniform(0.5, 1.0)
+                why, wait = str(error), doubling if error.wait is None else error.wait
             if wait > LONGEST_WAIT:
                 raise MatryoshkaError(
                     f"{self.model.base_url}: {why}, and asks to wait {wait:,.0f} seconds; the same command goes on"
@@ -188,13 +190,9 @@ class Endpoint:
             if attempt < ATTEMPTS - 1:
                 self._stop.wait(wait)
         raise MatryoshkaError(
-            f"{self.model.base_url}: {why or 'stopped'} ({ATTEMPTS} attempts); what was answered is kept, and the same"
+            f"{self.model.base_url}: {why} ({ATTEMPTS} attempts); what was answered is kept, and the same"
             " command goes on with the rest"
         )
-
-    def _wait(self, attempt: int) -> float:
-        """Doubling, each time by chance up to half less, so that many do not come back at once."""
-        return min(LONGEST_WAIT, self._first_wait * 2**attempt) * random.uniform(0.5, 1.0)
 
     def _once(self, messages: Messages) -> str:
         openai = _package()
@@ -227,7 +225,7 @@ class Endpoint:
         said = " ".join(str(body.get("message") or error.message).split())
         why = f"status {error.status_code}: {said.replace(self.model.key, '…')[:300]}"
         if error.status_code in PASSING:
-            raise _Passing(why, _retry_after(error.response.headers.get("retry-after")))
+            raise _Passing(why, _retry_after(error.response.headers.get("retry-after", "")))
         hint = {
             401: f"; is the key in {self.model.key_variable} right?",
             403: f"; may the key in {self.model.key_variable} use it?",
@@ -239,8 +237,8 @@ class Endpoint:
     def _client(self) -> Any:
         openai = _package()
         # a proxy would see the key of an unencrypted request, which is for this machine only
-        here = {"http_client": openai.DefaultHttpxClient(trust_env=False)} if self.model.is_here else {}
         model = self.model
+        here = {"http_client": openai.DefaultHttpxClient(trust_env=False)} if model.is_here else {}
         return openai.OpenAI(api_key=model.key, base_url=model.base_url, timeout=model.timeout, max_retries=0, **here)
 
 
@@ -262,19 +260,14 @@ def _sent_back(messages: Messages, answer: str, error: Malformed) -> Messages:
     return (*messages, *said, Message("user", complaint))
 
 
-def _retry_after(header: str | None) -> float | None:
-    """Seconds, of which the header says how many or until when."""
-    if header is None:
-        return None
-    try:
+def _retry_after(header: str) -> float | None:
+    """Seconds, of which the header says how many or until when; None where it says neither."""
+    with suppress(ValueError):
         return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError):
         until = parsedate_to_datetime(header)
-    except ValueError:
-        return None
-    return max(0.0, (until - datetime.now(UTC if until.tzinfo else None)).total_seconds())
+        return max(0.0, (until - datetime.now(UTC if until.tzinfo else None)).total_seconds())
+    return None
 
 
 def _package() -> Any:

@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features import prompts
-from matryoshka.features.chat import Messages
-from matryoshka.features.choice import Choice
+from matryoshka.features.chat import Choice, Messages
 from matryoshka.features.endpoint import Cost, Endpoint
 from matryoshka.features.scoring import Explained, Judged, Test, failed, scores, table
 from matryoshka.features.store import FeatureStore
@@ -40,12 +40,7 @@ class Questions:
     wanted: Choice
     chosen: list[int]
     shown: list[Evidence]
-    """Of those that can be explained and tested."""
-
-    @property
-    def too_few(self) -> list[int]:
-        """The others: they have fewer contexts than LEAST of some kind."""
-        return sorted(set(self.chosen) - {case.index for case in self.shown})
+    """Of those that can be explained and tested; the others have fewer contexts than LEAST of some kind."""
 
     @property
     def for_explanations(self) -> dict[Messages, Callable[[str], str]]:
@@ -104,15 +99,19 @@ def prepare(
 
 def choose(store: FeatureStore, wanted: Choice) -> list[int]:
     """The features that are wanted, ascending. Raises MatryoshkaError for one that never fired."""
-    count, ring = (np.array(store.columns()[name]) for name in ("count", "ring"))
     if wanted.features is not None:
-        store.brief(wanted.features)  # refuses numbers that are none
-        if never := [index for index in wanted.features if not count[index]]:
+        brief = store.brief(wanted.features)  # refuses numbers that are none
+        if never := [index for index in wanted.features if not brief[index].count]:
             raise MatryoshkaError(f"{store.path}: feature {never[0]} never fired, so nothing explains it")
-        return sorted(set(wanted.features))
+        return sorted(brief)
     rng = np.random.default_rng([wanted.seed, 2])
-    alive = [np.flatnonzero((ring == number) & (count > 0)) for number in range(len(store.about.widths))]
-    return sorted(int(i) for ring in alive for i in rng.permutation(ring)[: wanted.per_ring])
+    return sorted(int(i) for ring in _living(store) for i in rng.permutation(ring)[: wanted.per_ring])
+
+
+def _living(store: FeatureStore) -> list[Int[np.ndarray, " living"]]:
+    """The features that fire, ring by ring."""
+    count, ring = (np.array(store.columns()[name]) for name in ("count", "ring"))
+    return [np.flatnonzero((ring == number) & (count > 0)) for number in range(len(store.about.widths))]
 
 
 def _enough(shown: Evidence) -> bool:
@@ -135,37 +134,23 @@ def explain(plan: Questions, progress: Progress = silent) -> Result:
     store.explain({index: (text, endpoint.model.name) for index, text in texts.items()})
     others = _others(texts, seed)
     judgements = endpoint.converse_all(plan.for_judgements(texts, others), progress)
-    explained = [
-        Explained(
-            case.index,
-            case.ring,
-            texts[case.index],
-            {test: _judged(case, test, texts[case.index], judgements) for test in TESTS},
-            {test: _judged(case, test, others[case.index], judgements) for test in TESTS},
-        )
-        for case in plan.shown
-        if case.index in texts
-    ]
-    living = _living(store)
+    explained = []
+    for case in (case for case in plan.shown if case.index in texts):
+        own, other = (_judged(case, text[case.index], judgements) for text in (texts, others))
+        explained.append(Explained(case.index, case.ring, texts[case.index], own, other))
+    living = [len(ring) for ring in _living(store)]
     details = {
         "chat model": endpoint.model.name,
         "address": endpoint.model.base_url,
         "seed": seed,
         "living features by ring": living,
         "features chosen": len(plan.chosen),
-        "too few contexts": plan.too_few,
+        "too few contexts": sorted(set(plan.chosen) - {case.index for case in plan.shown}),
         "no explanation of the right form": sorted(explanations.keys() - texts.keys()),
         "contexts without a judgement of the right form": failed(explained),
         "features": table(explained),
     }
     return Result(scores(explained, [] if plan.wanted.features is not None else living, store.about.widths), details)
-
-
-def _living(store: FeatureStore) -> list[int]:
-    """Features that fire, of each ring."""
-    columns = store.columns()
-    alive = np.array(columns["ring"])[np.array(columns["count"]) > 0]
-    return np.bincount(alive, minlength=len(store.about.widths)).tolist()
 
 
 def _others(texts: Mapping[int, str], seed: int) -> dict[int, str | None]:
@@ -184,13 +169,13 @@ def _batches(trials: Sequence[Trial]) -> list[Sequence[Trial]]:
 
 
 def _judged(
-    shown: Evidence, test: Test, text: str | None, judgements: Mapping[Messages, list[bool] | None]
-) -> Judged | None:
-    """How an explanation did in a test; None without one."""
+    shown: Evidence, text: str | None, judgements: Mapping[Messages, list[bool] | None]
+) -> Mapping[Test, Judged | None]:
+    """How an explanation did in each test; None without one."""
     if text is None:
-        return None
-    judged = Judged()
-    for batch in _batches(getattr(shown, test)):
-        said = judgements[TESTS[test](text, batch)]
-        judged = judged.plus([trial.right for trial in batch], said)
+        return dict.fromkeys(TESTS)
+    judged: dict[Test, Judged] = {test: Judged() for test in TESTS}
+    for test, question in TESTS.items():
+        for batch in _batches(getattr(shown, test)):
+            judged[test] = judged[test].plus([trial.right for trial in batch], judgements[question(text, batch)])
     return judged

@@ -37,6 +37,11 @@ class Partners(NamedTuple):
     value: Float[np.ndarray, "n partners"]
     """Cosine, or P(other | this)."""
 
+    def of(self, i: int, name: str) -> dict[str, np.ndarray]:
+        """Those of the i-th feature, as schema.LAYOUT names them."""
+        some = self.other[i] >= 0
+        return {f"{name}_other": self.other[i][some], f"{name}_value": self.value[i][some]}
+
 
 @torch.no_grad()
 def cosine_neighbours(W_dec: Float[Tensor, "d_sae d_out"]) -> Partners:

@@ -7,7 +7,7 @@ a prefix's mean is one over its living features. Answers that never had the righ
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,27 +15,22 @@ import numpy as np
 from matryoshka.scores.result import Measure, Score, score
 
 Test = Literal["detection", "fuzzing"]
-NULL = "the explanation of another feature, judged by the same model on the same contexts"
 DETECTION = Measure(
     "detection",
     better="higher",
     meaning="Mean over living features of the (TPR + TNR) / 2 with which a chat model that is given a feature's"
     " explanation tells contexts in which it fires from others, in documents that the explanation was not made of.",
     unit="feature",
-    null=NULL,
+    null="the explanation of another feature, judged by the same model on the same contexts",
     paired=False,
 )
-FUZZING = Measure(
-    "fuzzing",
-    better="higher",
+FUZZING = replace(
+    DETECTION,
+    name="fuzzing",
     meaning="Mean over living features of the (TPR + TNR) / 2 with which a chat model that is given a feature's"
     " explanation tells contexts with marks on the tokens it fires on from contexts with as many marks on others, in"
     " documents that the explanation was not made of.",
-    unit="feature",
-    null=NULL,
-    paired=False,
 )
-MEASURES = (DETECTION, FUZZING)
 
 
 class Judged(NamedTuple):
@@ -88,30 +83,26 @@ def scores(explained: Sequence[Explained], living: Sequence[int], widths: Sequen
     tests: tuple[tuple[Test, Measure], ...] = (("detection", DETECTION), ("fuzzing", FUZZING))
     results = []
     for test, measure in tests:
-        own = [(feature, value) for feature in explained if (value := _accuracy(feature.own[test])) is not None]
-        other = [(feature, value) for feature in explained if (value := _accuracy(feature.other[test])) is not None]
+        own = _weighted([(feature, feature.own[test]) for feature in explained], living)
+        other = _weighted([(feature, feature.other[test]) for feature in explained], living)
         for width in widths:
-            inside = _weighted(own, living, width)
-            null = _weighted(other, living, width)
+            inside, null = ([row for row in rows if row[0] < width] for rows in (own, other))
             if inside:
                 units, values, weights = zip(*inside, strict=True)
                 results.append(score(measure, width, units, np.multiply(values, weights), weights, _mean(null)))
     return tuple(results)
 
 
-def _accuracy(judged: Judged | None) -> float | None:
-    return None if judged is None else judged.balanced_accuracy
-
-
 def _weighted(
-    tested: Sequence[tuple[Explained, float]], living: Sequence[int], width: int
+    judged: Sequence[tuple[Explained, Judged | None]], living: Sequence[int]
 ) -> list[tuple[int, float, float]]:
-    """(feature, value, weight) of those in the prefix: a ring's weights sum to its living features."""
+    """(feature, balanced accuracy, weight) where there is one: a ring's weights sum to its living features."""
+    accuracies = ((feature, None if of is None else of.balanced_accuracy) for feature, of in judged)
+    tested = [(feature, accuracy) for feature, accuracy in accuracies if accuracy is not None]
     in_ring = Counter(feature.ring for feature, _ in tested)
     return [
-        (feature.index, value, living[feature.ring] / in_ring[feature.ring] if living else 1.0)
-        for feature, value in tested
-        if feature.index < width
+        (feature.index, accuracy, living[feature.ring] / in_ring[feature.ring] if living else 1.0)
+        for feature, accuracy in tested
     ]
 
 

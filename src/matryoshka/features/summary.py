@@ -13,7 +13,7 @@ The features are taken in blocks whose entries fit into memory. Within a block n
 Values are in the units of the coder that was recorded. Random choices follow from the seed alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -167,7 +167,12 @@ def _summary(recorded: RecordedCoder, block: _Block, wanted: Wanted, sampled: in
     at_first = reduced(np.add, _is_first(recorded)[block.place].astype(np.int64), block.offsets)
     by_value = sorted_by(block.feature, ordered(value))
     top_tokens, top_counts, top_shares, entropy = _tokens(block, recorded.tokens[block.place].astype(np.int64))
-    chosen = [_top(recorded, block, wanted), *_quantiles(recorded, block, by_value, wanted)]
+    # the ranks by ascending value that belong to each quantile group, the strongest group first
+    part, start = wanted.groups - 1 - np.arange(wanted.groups), block.offsets[:-1, None]
+    low, high = (start + ends * count[:, None] // wanted.groups for ends in (part, part + 1))
+    limits, some = np.zeros((n, wanted.groups, 2)), high > low
+    limits[some] = value[by_value[np.stack([low[some], high[some] - 1], axis=1)]]
+    chosen = [_top(recorded, block, wanted), *_quantiles(recorded, block, by_value, low, high, wanted)]
     return Summary(
         first=block.first,
         count=count,
@@ -180,7 +185,7 @@ def _summary(recorded: RecordedCoder, block: _Block, wanted: Wanted, sampled: in
         histogram=np.bincount(
             block.feature * BINS + _bins(value, least[block.feature], largest[block.feature]), minlength=n * BINS
         ).reshape(n, BINS),
-        limits=_limits(value[by_value], block, wanted.groups),
+        limits=limits,
         top_tokens=top_tokens,
         top_counts=top_counts,
         top_shares=top_shares,
@@ -222,14 +227,7 @@ def _tokens(block: _Block, token: Int[np.ndarray, " entries"]) -> tuple[np.ndarr
     return *tables, entropy
 
 
-class _Chosen(NamedTuple):
-    """Entries of a block chosen as the examples of a group."""
-
-    group: int
-    entries: Int[np.ndarray, " chosen"]
-
-
-def _top(recorded: RecordedCoder, block: _Block, wanted: Wanted) -> _Chosen:
+def _top(recorded: RecordedCoder, block: _Block, wanted: Wanted) -> Int[np.ndarray, " chosen"]:
     """The strongest firing of each document, strongest first; twice as many candidates as are wanted make up for
     near-duplicates."""
     starts = run_starts(block.feature, recorded.documents[block.place])
@@ -239,44 +237,27 @@ def _top(recorded: RecordedCoder, block: _Block, wanted: Wanted) -> _Chosen:
     peaks = n - 1 - (np.maximum.reduceat(ranked, starts) & 0xFFFFFFFF) if n else starts
     peaks = peaks[sorted_by(block.feature[peaks], descending(block.value[peaks]))]
     candidates = peaks[rank_in_run(block.feature[peaks]) < 2 * wanted.top]
-    return _Chosen(0, _distinct(recorded, block, candidates, wanted.top))
+    return _distinct(recorded, block, candidates, wanted.top)
 
 
 def _quantiles(
-    recorded: RecordedCoder, block: _Block, by_value: Int[np.ndarray, " entries"], wanted: Wanted
-) -> Iterator[_Chosen]:
-    """Random members of each quantile group, the strongest group first: of twice as many equal parts of the group's
-    ranks a random firing each, in random order, without near-duplicates and second members from one window."""
+    recorded: RecordedCoder, block: _Block, by_value: np.ndarray, low: np.ndarray, high: np.ndarray, wanted: Wanted
+) -> Iterator[Int[np.ndarray, " chosen"]]:
+    """Random members of each quantile group, which holds its ranks from `low` to `high` [n groups]: of twice as many
+    equal parts of these a random firing each, in random order, without near-duplicates and second members from one
+    window."""
     draws = 2 * wanted.members
-    features = np.arange(block.first, block.first + len(block.count))
-    for group in range(wanted.groups):
-        low, high = _ranks(block, wanted.groups, group)
-        size = (high - low)[:, None]
-        part = np.arange(draws)
+    feature, part = block.first + np.arange(len(block.count))[:, None], np.arange(draws)
+    for group, (start, size) in enumerate(zip(low.T[..., None], (high - low).T[..., None], strict=True)):
         # where a group has fewer firings than draws, each firing is drawn at most once
-        u = uniform(wanted.seed, features[:, None], group * draws + part)
+        u = uniform(wanted.seed, feature, group * draws + part)
         rank = np.minimum(((part + u) * size / draws).astype(np.int64), size - 1)
-        fresh = np.concatenate([np.ones((len(size), 1), bool), np.diff(rank, axis=1) > 0], axis=1) & (size > 0)
-        drawn = by_value[(low[:, None] + rank)[fresh]]
-        luck = uniform(wanted.seed + 1, features[:, None], group * draws + part)[fresh]
+        fresh = (np.diff(rank, axis=1, prepend=-1) > 0) & (size > 0)
+        drawn = by_value[(start + rank)[fresh]]
+        luck = uniform(wanted.seed + 1, feature, group * draws + part)[fresh]
         drawn = drawn[sorted_by(block.feature[drawn], ordered(luck.astype(np.float32)))]
         drawn = drawn[first_of(block.feature[drawn], block.place[drawn] // recorded.context)]
-        yield _Chosen(group + 1, _distinct(recorded, block, drawn, wanted.members))
-
-
-def _ranks(block: _Block, groups: int, group: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """The ranks by ascending value that belong to a quantile group, the strongest group first."""
-    part, start = groups - 1 - group, block.offsets[:-1]
-    return start + part * block.count // groups, start + (part + 1) * block.count // groups
-
-
-def _limits(ascending: np.ndarray, block: _Block, groups: int) -> Float[np.ndarray, "n groups 2"]:
-    limits = np.zeros((len(block.count), groups, 2))
-    for group in range(groups):
-        low, high = _ranks(block, groups, group)
-        some = high > low
-        limits[some, group] = np.stack([ascending[low[some]], ascending[high[some] - 1]], axis=1)
-    return limits
+        yield _distinct(recorded, block, drawn, wanted.members)
 
 
 def _distinct(recorded: RecordedCoder, block: _Block, candidates: np.ndarray, n: int) -> Int[np.ndarray, " chosen"]:
@@ -290,9 +271,10 @@ def _distinct(recorded: RecordedCoder, block: _Block, candidates: np.ndarray, n:
     return kept[rank_in_run(block.feature[kept]) < n]
 
 
-def _examples(recorded: RecordedCoder, block: _Block, chosen: list[_Chosen]) -> Examples:
-    entries = np.concatenate([part.entries for part in chosen])
-    group = np.repeat([part.group for part in chosen], [len(part.entries) for part in chosen])
+def _examples(recorded: RecordedCoder, block: _Block, chosen: Sequence[Int[np.ndarray, " _"]]) -> Examples:
+    """Of the entries chosen for each group."""
+    entries = np.concatenate(chosen)
+    group = np.repeat(np.arange(len(chosen)), [len(of_group) for of_group in chosen])
     order = np.argsort(block.feature[entries], kind="stable")
     entries, group = entries[order], group[order]
     feature, place = block.feature[entries], block.place[entries]

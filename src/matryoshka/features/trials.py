@@ -93,9 +93,7 @@ def silence(
     """Some windows of all kinds of features, and where `features` fire in them."""
     examples = _pool(store, seed)
     tokens = store.windows({example.window for example in examples})
-    if not examples:
-        return Silence([], {index: np.zeros((0, store.about.context), bool) for index in features})
-    shown = np.array([tokens[example.window] for example in examples])
+    shown = np.array([tokens[example.window] for example in examples], np.int64).reshape(-1, store.about.context)
     return Silence(examples, firing(lm, hooked, shown, features, progress))
 
 
@@ -103,13 +101,11 @@ def _pool(store: FeatureStore, seed: int) -> list[Example]:
     """Random firings of many living features, as many of each, no two in one window."""
     alive = np.flatnonzero(store.columns()["count"])
     rng = np.random.default_rng([seed, 0])
-    chosen = rng.permutation(alive)[:POOL_WINDOWS].tolist()
-    by_window: dict[int, Example] = {}
+    chosen, drawn = rng.permutation(alive)[:POOL_WINDOWS].tolist(), []
     for index in chosen:
         examples = _members(store[index])
-        for i in rng.permutation(len(examples))[: -(-POOL_WINDOWS // len(chosen))].tolist():
-            by_window.setdefault(examples[i].window, examples[i])
-    return list(by_window.values())[:POOL_WINDOWS]
+        drawn += [examples[i] for i in rng.permutation(len(examples))[: -(-POOL_WINDOWS // len(chosen))].tolist()]
+    return _one_a_window(drawn)[:POOL_WINDOWS]
 
 
 def firing(
@@ -159,15 +155,12 @@ def _held_documents(feature: Feature, seed: int) -> set[int]:
     firings = Counter(example.document for example in _members(feature))
     sides: tuple[set[int], set[int]] = set(), set()
     totals = [0, 0]
-    for document in sorted(firings, key=lambda document: (-firings[document], _hash(seed, document))):
+    luck = {document: hashlib.sha256(f"{seed}:{document}".encode()).digest() for document in firings}
+    for document in sorted(firings, key=lambda document: (-firings[document], luck[document])):
         side = int(totals[1] < totals[0])
         sides[side].add(document)
         totals[side] += firings[document]
     return sides[0]
-
-
-def _hash(seed: int, document: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{document}".encode()).digest()
 
 
 def _detection(
@@ -191,9 +184,11 @@ def _detection(
 def _fuzzing(feature: Feature, tests: list[Example], rng: np.random.Generator) -> list[Trial]:
     """Of two neighbours in the order of quantile groups one is marked rightly, the other like the first."""
     contexts = [_cut(feature, example, _place(rng)) for example in tests]
-    pairs = [(right, _marked_like(right, other)) for right, other in zip(contexts[::2], contexts[1::2], strict=False)]
-    whole = [(right, wrong) for right, wrong in pairs if wrong is not None][:TESTS]
-    return [Trial(context, i == 0) for pair in whole for i, context in enumerate(pair)]
+    trials = []
+    for right, other in zip(contexts[::2], contexts[1::2], strict=False):
+        if (wrong := _marked_like(right, other)) is not None:
+            trials += [Trial(right, True), Trial(wrong, False)]
+    return trials[: 2 * TESTS]
 
 
 def _marked_like(right: Context, context: Context) -> Context | None:
