@@ -36,6 +36,7 @@ LONGEST_WAIT = 120.0
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """HTTP statuses that may be others soon."""
 REPAIRS = 2
+COMPLAINT = "This is not the JSON that was asked for: {}. Answer again, with that JSON and nothing else."
 CHARACTERS = 4
 """In a token, for estimates."""
 
@@ -50,10 +51,6 @@ class Cost(NamedTuple):
     def price(self, per_million_in: float, per_million_out: float) -> float:
         """At these prices of a million tokens."""
         return (self.tokens_in * per_million_in + self.tokens_out * per_million_out) / 1e6
-
-
-class _Unknown(Exception):
-    """It is not in the cache."""
 
 
 class _Passing(Exception):
@@ -90,16 +87,7 @@ class Endpoint:
 
     def known(self, messages: Messages, parse: Callable[[str], T]) -> tuple[bool, T | None]:
         """(whether nothing needs to be asked, the outcome if so) of a conversation: see `converse`."""
-
-        def recall(messages: Messages) -> str:
-            if (answer := self.cached(messages)) is None:
-                raise _Unknown
-            return answer
-
-        try:
-            return True, _outcome(messages, parse, recall)
-        except _Unknown:
-            return False, None
+        return _outcome(messages, parse, self.cached)
 
     def cost(self, conversations: Mapping[Messages, Callable[[str], object]]) -> Cost:
         """Of what is not known of these conversations, if every answer is of the right form."""
@@ -154,7 +142,7 @@ class Endpoint:
 
     def converse(self, messages: Messages, parse: Callable[[str], T]) -> T | None:
         """`parse(answer)`; an answer that it calls Malformed goes back, and None is the outcome if it stays so."""
-        return _outcome(messages, parse, self.ask)
+        return _outcome(messages, parse, self.ask)[1]
 
     def ask(self, messages: Messages) -> str:
         """The answer, from the cache if it lies there.
@@ -242,22 +230,20 @@ class Endpoint:
         return openai.OpenAI(api_key=model.key, base_url=model.base_url, timeout=model.timeout, max_retries=0, **here)
 
 
-def _outcome(messages: Messages, parse: Callable[[str], T], answered: Callable[[Messages], str]) -> T | None:
-    """What the first well-formed answer of a conversation means; None without one in 1 + REPAIRS turns."""
+def _outcome(
+    messages: Messages, parse: Callable[[str], T], answered: Callable[[Messages], str | None]
+) -> tuple[bool, T | None]:
+    """(whether all turns are answered, what the first well-formed answer of at most 1 + REPAIRS means)."""
     for _ in range(1 + REPAIRS):
-        answer = answered(messages)
+        if (answer := answered(messages)) is None:
+            return False, None
         try:
-            return parse(answer)
+            return True, parse(answer)
         except Malformed as error:
-            messages = _sent_back(messages, answer, error)
-    return None
-
-
-def _sent_back(messages: Messages, answer: str, error: Malformed) -> Messages:
-    """The conversation with an answer of the wrong form, and what is wrong about it."""
-    complaint = f"This is not the JSON that was asked for: {error}. Answer again, with that JSON and nothing else."
-    said = (Message("assistant", answer),) if answer else ()  # of an empty turn some servers want to know nothing
-    return (*messages, *said, Message("user", complaint))
+            complaint = COMPLAINT.format(error)
+        said = [Message("assistant", answer)] if answer else []  # of an empty turn some servers want to know nothing
+        messages = (*messages, *said, Message("user", complaint))
+    return True, None
 
 
 def _retry_after(header: str) -> float | None:

@@ -5,30 +5,93 @@
     3. what it will cost, and whether to go on
     4. one explanation each, into the store beside the reader's labels                          (features/prompts.py)
     5. detection and fuzzing with it (Paulo et al. 2024), and with another feature's explanation on the same contexts
-    6. balanced accuracy = (TPR + TNR) / 2 of each feature, its mean for every prefix            (features/scoring.py)
+    6. balanced accuracy = (TPR + TNR) / 2 over each feature's test contexts, half for an explanation that always says
+       yes, or no; its mean for every prefix
 
+The sample has as many features of each ring; each counts for as many living features of its ring as it stands for, so
+that a prefix's mean is one over its living features. Answers that never had the right form are counted, not scored.
 Every answer lies in the cache (features/endpoint.py): a second call asks nothing, one after a kill asks for the rest.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features import prompts
 from matryoshka.features.chat import Choice, Messages
 from matryoshka.features.endpoint import Cost, Endpoint
-from matryoshka.features.scoring import Explained, Judged, Test, failed, scores, table
 from matryoshka.features.store import FeatureStore
 from matryoshka.features.trials import LEAST, Evidence, Trial, evidence, silence
 from matryoshka.lm.model import LanguageModel
 from matryoshka.progress import Progress, silent
-from matryoshka.scores.result import NotMeasurable, Result
+from matryoshka.scores.result import Measure, NotMeasurable, Result, Score, score
 from matryoshka.study.hooked import HookedCoder
 
+Test = Literal["detection", "fuzzing"]
+DETECTION = Measure(
+    "detection",
+    better="higher",
+    meaning="Mean over living features of the (TPR + TNR) / 2 with which a chat model that is given a feature's"
+    " explanation tells contexts in which it fires from others, in documents that the explanation was not made of.",
+    unit="feature",
+    null="the explanation of another feature, judged by the same model on the same contexts",
+    paired=False,
+)
+FUZZING = replace(
+    DETECTION,
+    name="fuzzing",
+    meaning="Mean over living features of the (TPR + TNR) / 2 with which a chat model that is given a feature's"
+    " explanation tells contexts with marks on the tokens it fires on from contexts with as many marks on others, in"
+    " documents that the explanation was not made of.",
+)
 TESTS: dict[Test, Callable[[str, Sequence[Trial]], Messages]] = {"detection": prompts.detect, "fuzzing": prompts.fuzz}
+
+
+class Judged(NamedTuple):
+    """What was said of the contexts of one test."""
+
+    right: int = 0
+    right_found: int = 0
+    wrong: int = 0
+    wrong_found: int = 0
+    failed: int = 0
+    """Contexts without an answer of the right form."""
+
+    def plus(self, truth: Sequence[bool], said: Sequence[bool] | None) -> "Judged":
+        """With some more contexts."""
+        if said is None:
+            return self._replace(failed=self.failed + len(truth))
+        counts = Counter(zip(truth, said, strict=True))
+        return Judged(
+            self.right + counts[True, True] + counts[True, False],
+            self.right_found + counts[True, True],
+            self.wrong + counts[False, False] + counts[False, True],
+            self.wrong_found + counts[False, False],
+            self.failed,
+        )
+
+    @property
+    def balanced_accuracy(self) -> float | None:
+        """(TPR + TNR) / 2; None where one of the two is not known."""
+        if not self.right or not self.wrong:
+            return None
+        return (self.right_found / self.right + self.wrong_found / self.wrong) / 2
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A feature, its explanation, and how this and another's did."""
+
+    index: int
+    ring: int
+    text: str
+    own: Mapping[Test, Judged | None]
+    other: Mapping[Test, Judged | None]
 
 
 @dataclass(frozen=True)
@@ -151,6 +214,60 @@ def explain(plan: Questions, progress: Progress = silent) -> Result:
         "features": table(explained),
     }
     return Result(scores(explained, [] if plan.wanted.features is not None else living, store.about.widths), details)
+
+
+def scores(explained: Sequence[Explained], living: Sequence[int], widths: Sequence[int]) -> tuple[Score, ...]:
+    """Both measures for every prefix in which a feature was tested.
+
+    `living`: features that fire, ring by ring, for which the explained ones stand; empty if they stand for themselves.
+    """
+    tests: tuple[tuple[Test, Measure], ...] = (("detection", DETECTION), ("fuzzing", FUZZING))
+    results = []
+    for test, measure in tests:
+        own = _weighted([(feature, feature.own[test]) for feature in explained], living)
+        other = _weighted([(feature, feature.other[test]) for feature in explained], living)
+        for width in widths:
+            inside, null = (rows[rows[:, 0] < width] for rows in (own, other))
+            by_other = float(np.average(null[:, 1], weights=null[:, 2])) if len(null) else None
+            if len(inside):
+                units, accuracy, weight = inside.T
+                results.append(score(measure, width, units.astype(int), accuracy * weight, weight, by_other))
+    return tuple(results)
+
+
+def _weighted(judged: Sequence[tuple[Explained, Judged | None]], living: Sequence[int]) -> Float[np.ndarray, "n 3"]:
+    """(feature, balanced accuracy, weight) where there is one: a ring's weights sum to its living features."""
+    accuracies = ((feature, None if of is None else of.balanced_accuracy) for feature, of in judged)
+    tested = [(feature, accuracy) for feature, accuracy in accuracies if accuracy is not None]
+    in_ring = Counter(feature.ring for feature, _ in tested)
+    weights = (living[feature.ring] / in_ring[feature.ring] if living else 1.0 for feature, _ in tested)
+    rows = [(feature.index, accuracy, weight) for (feature, accuracy), weight in zip(tested, weights, strict=True)]
+    return np.array(rows, np.float64).reshape(-1, 3)
+
+
+def table(explained: Sequence[Explained]) -> list[dict[str, Any]]:
+    """A row a feature: its explanation, and how it and another one did."""
+    return [
+        {
+            "feature": feature.index,
+            "ring": feature.ring,
+            "explanation": feature.text,
+            **{test: _row(judged) for test, judged in feature.own.items()},
+            **{f"{test} by another explanation": _row(judged) for test, judged in feature.other.items()},
+        }
+        for feature in explained
+    ]
+
+
+def _row(judged: Judged | None) -> dict[str, Any] | None:
+    return None if judged is None else {"balanced accuracy": judged.balanced_accuracy, **judged._asdict()}
+
+
+def failed(explained: Sequence[Explained]) -> int:
+    """Contexts whose judgement never had the right form."""
+    return sum(
+        j.failed for feature in explained for j in (*feature.own.values(), *feature.other.values()) if j is not None
+    )
 
 
 def _others(texts: Mapping[int, str], seed: int) -> dict[int, str | None]:

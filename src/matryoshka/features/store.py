@@ -162,13 +162,11 @@ class FeatureStore:
             if given is not None and len(given) > most:
                 raise MatryoshkaError(f"feature {index}: a {name} of {len(given):,} characters; at most {most:,}")
         with self._changing():
-            old = self._all("SELECT label, note FROM annotations WHERE id = ?", index) or [("", "")]
-            new = (
-                old[0][0] if label is None else well_formed(label).strip(),
-                old[0][1] if note is None else well_formed(note),
-            )
-            schema.set_words(self._db, "annotations", index, *new)
-        return new
+            [(old_label, old_note)] = self._all("SELECT label, note FROM annotations WHERE id = ?", index) or [("", "")]
+            label = old_label if label is None else well_formed(label).strip()
+            note = old_note if note is None else well_formed(note)
+            schema.set_words(self._db, "annotations", index, label, note)
+        return label, note
 
     def explain(self, explanations: Mapping[int, tuple[str, str]]) -> None:
         """Set the explanations of features, each with its author ("rule", a chat model's name); "" removes one.
@@ -304,22 +302,15 @@ class FeatureStore:
         try:
             yield
         except DAMAGE as error:
-            said, code = str(error).splitlines()[0] if str(error) else type(error).__name__, _code(error)
-            if code in CIRCUMSTANCES:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what its extended codes add
+            if code in CIRCUMSTANCES or isinstance(error, sqlite3.ProgrammingError):  # such as of a closed store
                 message = f"cannot be used: {said}"
             elif code == sqlite3.SQLITE_NOTADB:
                 message = f"not a store of features, or a damaged one ({said})"
             else:
                 message = f"damaged ({said}); collect the features anew with: matryoshka features RUN --overwrite"
             raise MatryoshkaError(f"{self.path}: {message}") from error
-
-
-def _code(error: BaseException) -> int | None:
-    """SQLite's, without what its extended codes add."""
-    if isinstance(error, sqlite3.ProgrammingError):  # such as a store that has been closed
-        return sqlite3.SQLITE_MISUSE
-    code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
 
 
 def _by_lift(partners: Iterable[Partner]) -> list[Partner]:

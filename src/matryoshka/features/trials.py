@@ -169,16 +169,13 @@ def _detection(
     documents, windows = ({getattr(e, of) for e in training} for of in ("document", "window"))
     quiet = []
     for i in rng.permutation(len(known.examples)).tolist():
-        example = known.examples[i]
-        start = _start(example, _place(rng))
-        if example.document in documents or example.window in windows:
-            continue
-        if not known.fires[feature.index][i, start : start + LENGTH].any():
-            tokens = tuple(example.tokens[start : start + LENGTH])
-            quiet.append(Context(example.window, example.document, start, tokens, (), 0.0))
+        context = _stretch(known.examples[i], _place(rng))
+        fires = known.fires[feature.index][i, context.start : context.start + LENGTH]
+        if context.document not in documents and context.window not in windows and not fires.any():
+            quiet.append(context)
     n = min(TESTS, len(tests), len(quiet))
-    fires = [_cut(feature, example, _place(rng)) for example in tests[:n]]
-    return [*(Trial(context, True) for context in fires), *(Trial(context, False) for context in quiet[:n])]
+    right = [Trial(_cut(feature, example, _place(rng)), True) for example in tests[:n]]
+    return right + [Trial(context, False) for context in quiet[:n]]
 
 
 def _fuzzing(feature: Feature, tests: list[Example], rng: np.random.Generator) -> list[Trial]:
@@ -226,20 +223,21 @@ def _place(rng: np.random.Generator) -> int:
     return int(rng.integers(LEAD, LENGTH))
 
 
-def _start(example: Example, place: int) -> int:
-    """Where a context of LENGTH tokens begins that has the peak at `place`, or as near as its window allows: a window's
-    first token, which never counts and may be BOS, is not shown."""
-    return max(1, min(example.peak - place, len(example.tokens) - LENGTH))
+def _stretch(example: Example, place: int) -> Context:
+    """LENGTH tokens without marks, the peak at `place`, or as near as its window allows: a window's first token, which
+    never counts and may be BOS, is not shown."""
+    start = max(1, min(example.peak - place, len(example.tokens) - LENGTH))
+    return Context(example.window, example.document, start, tuple(example.tokens[start : start + LENGTH]), (), 0.0)
 
 
 def _cut(feature: Feature, example: Example, place: int) -> Context:
-    start = _start(example, place)
-    tokens = tuple(example.tokens[start : start + LENGTH])
-    fired = [(p - start, value) for p, value in zip(example.positions, example.values, strict=True)]
-    inside = [(p, value) for p, value in fired if 0 <= p < len(tokens)]
-    marks = sorted({_shown(tokens, p) for p, _ in inside})
+    """The same with marks where the feature fires."""
+    context = _stretch(example, place)
+    fired = [(p - context.start, value) for p, value in zip(example.positions, example.values, strict=True)]
+    inside = [(p, value) for p, value in fired if 0 <= p < len(context.tokens)]
+    marks = sorted({_shown(context.tokens, p) for p, _ in inside})
     strength = max(value for _, value in inside) / (feature.statistics.max or 1.0)
-    return Context(example.window, example.document, start, tokens, tuple(marks), strength)
+    return context._replace(marks=tuple(marks), strength=strength)
 
 
 def _shown(tokens: Sequence[str], place: int) -> int:
