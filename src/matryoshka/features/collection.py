@@ -4,7 +4,7 @@
     2. summarise   statistics and examples, exactly, block by block             (features/summary.py)
     3. relate      cosine and co-active neighbours, parents                     (features/relations.py)
                    the direct effect on the logits                              (features/effects.py)
-    4. store       one database file a coder                                    (features/filling.py)
+    4. store       one database file a coder                                    (features/store.py)
 
 Coders of one language model and text share one pass and one recording. It stays, so that the same features are made
 again without the language model. Killed in step 1, the next call goes on; killed later, it starts step 2 again.
@@ -12,7 +12,7 @@ again without the language model. Killed in step 1, the next call goes on; kille
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import date
@@ -21,18 +21,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from matryoshka.data.rowfilter import SINK_FACTOR, RowFilter
 from matryoshka.data.tokens import Split, Windows
 from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features.effects import direct_effects, final_scale
-from matryoshka.features.filling import Dictionary, fill
-from matryoshka.features.relations import BLOCK_SCORES, cosine_neighbours
-from matryoshka.features.schema import About, Words
+from matryoshka.features.feature import flag_bits, summarise, top_tokens
+from matryoshka.features.relations import BLOCK_SCORES, Partners, coactive, cosine_neighbours
+from matryoshka.features.schema import STATISTICS, About, Words
 from matryoshka.features.store import FeatureStore
-from matryoshka.features.summary import BLOCK_ENTRIES, Wanted
-from matryoshka.features.writer import Writer
+from matryoshka.features.summary import BLOCK_ENTRIES, Summary, Wanted
+from matryoshka.features.summary import summarise as summaries
+from matryoshka.features.writer import Row, Writer
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
 from matryoshka.lm.vocabulary import alone
@@ -153,6 +155,22 @@ def needs(coders: Sequence[HookedCoder], windows: Windows, tokens: int) -> Needs
     return Needs(memory, bytes_needed(coders, count))
 
 
+class _Known(NamedTuple):
+    """What is known before the first block of features."""
+
+    numbers: Int[np.ndarray, " windows"]
+    """Of the recorded windows."""
+    widths: Sequence[int]
+    firings: Int[np.ndarray, " d_sae"]
+    """On how many tokens each fires."""
+    dead: Collection[int]
+    cosine: Partners
+    effects: Iterator[tuple[np.ndarray, np.ndarray]]
+    """Of each feature, in order: tokens, and what it does to their logits."""
+    texts: Sequence[str]
+    """Of each token alone."""
+
+
 def make_store(
     lm: LanguageModel,
     windows: Windows,
@@ -173,23 +191,76 @@ def make_store(
     if not recorded.rows:
         raise MatryoshkaError(f"{text}: no position counts in {len(recorded.tokens):,} tokens")
     coder, vocabulary = hooked.coder, lm.token_bytes
-    dead = np.zeros(coder.config.d_sae, bool)
-    dead[list(hooked.dead or ())] = True
-    known = Dictionary(
+    known = _Known(
+        numbers=spread(len(recorded.tokens) // windows.context, len(windows)),
         widths=coder.widths,
-        count=np.bincount(recorded.indices, minlength=coder.config.d_sae),
-        dead=dead,
+        firings=np.bincount(recorded.indices, minlength=coder.config.d_sae),
+        dead=frozenset(hooked.dead or ()),
         cosine=cosine_neighbours(coder.decoder_rows()),
         effects=direct_effects(lm, hooked, lambda: recording.number("final scale", lambda: final_scale(lm, windows))),
         texts=[alone(token) for token in vocabulary],
     )
-    numbers = spread(len(recorded.tokens) // windows.context, len(windows))
     writer = Writer(path, vocabulary)
     try:
-        fill(writer, recorded, numbers, known, wanted, progress)
+        _fill(writer, recorded, known, wanted, progress)
         return writer.finish(_about(lm, windows, hooked, recorded, text, wanted), *kept())
     finally:
         writer.abandon()
+
+
+def _fill(writer: Writer, recorded: RecordedCoder, known: _Known, wanted: Wanted, progress: Progress) -> None:
+    """Write all features, and the windows that their examples lie in."""
+    used = np.zeros(len(known.numbers), bool)
+    for summary in summaries(recorded, wanted):
+        partners, parents = coactive(recorded, known.widths, known.firings, summary.first, summary.sample)
+        writer.features(_rows(summary, recorded, known, partners))
+        child, rank = np.nonzero(parents.other >= 0)
+        relations = child + summary.first, parents.other[child, rank], parents.value[child, rank]
+        writer.parents(zip(*(column.tolist() for column in relations), strict=True))
+        used[summary.examples.place // recorded.context] = True
+        progress(summary.first + len(summary.count), recorded.d_sae)
+    tokens = recorded.tokens.reshape(-1, recorded.context)
+    writer.windows((int(known.numbers[window]), tokens[window]) for window in np.flatnonzero(used))
+
+
+def _rows(summary: Summary, recorded: RecordedCoder, known: _Known, partners: Partners) -> Iterator[Row]:
+    examples, indices = summary.examples, summary.first + np.arange(len(summary.count))
+    rings = np.searchsorted(known.widths, indices, side="right")
+    bounds = np.searchsorted(examples.feature, np.append(indices, indices[-1] + 1))
+    columns = {
+        "example_group": examples.group,
+        "example_window": known.numbers[examples.place // recorded.context],
+        "example_document": recorded.documents[examples.place],
+        "example_peak": examples.place % recorded.context,
+    }
+    where_it_fires = (summary.mean, summary.mean_square, summary.max, summary.entropy, summary.first_position)
+    for i, index in enumerate(indices.tolist()):
+        count, (start, end) = int(summary.count[i]), bounds[i : i + 2]
+        top = summary.top_tokens[i] >= 0
+        arrays = {name: getattr(summary, name)[i][top] for name in ("top_tokens", "top_counts", "top_shares")}
+        arrays |= known.cosine.of(index, "cosine") | partners.of(i, "coactive")
+        arrays["logit_tokens"], arrays["logit_effects"] = next(known.effects)
+        arrays |= {name: column[start:end] for name, column in columns.items()}
+        offsets = examples.offsets[start : end + 1]
+        arrays |= {
+            "example_offsets": offsets - offsets[0],
+            "positions": examples.positions[offsets[0] : offsets[-1]],
+            "values": examples.values[offsets[0] : offsets[-1]],
+            "histogram": summary.histogram[i],
+            "range": np.array([summary.min[i], summary.max[i]]),
+            "limits": summary.limits[i] if count else np.empty(0),
+        }
+        tokens = top_tokens(arrays, known.texts.__getitem__)
+        nearest = float(arrays["cosine_value"][0]) if len(arrays["cosine_value"]) else None
+        density, numbers_of = count / recorded.rows, [float(column[i]) if count else None for column in where_it_fires]
+        yield Row(
+            index=index,
+            statistics=dict(zip(STATISTICS, (int(rings[i]), count, density, *numbers_of, nearest), strict=True)),
+            flags=flag_bits(density, index in known.dead, tokens[0].share if tokens else 0.0, nearest or 0.0),
+            summary=summarise(tokens),
+            tokens="".join(share.token for share in tokens),
+            arrays=arrays,
+        )
 
 
 def _about(

@@ -210,7 +210,12 @@ def explain(plan: Questions, progress: Progress = silent) -> Result:
         "features chosen": len(plan.chosen),
         "too few contexts": sorted(set(plan.chosen) - {case.index for case in plan.shown}),
         "no explanation of the right form": sorted(explanations.keys() - texts.keys()),
-        "contexts without a judgement of the right form": failed(explained),
+        "contexts without a judgement of the right form": sum(
+            judged.failed
+            for feature in explained
+            for judged in (*feature.own.values(), *feature.other.values())
+            if judged is not None
+        ),
         "features": table(explained),
     }
     return Result(scores(explained, [] if plan.wanted.features is not None else living, store.about.widths), details)
@@ -261,13 +266,6 @@ def table(explained: Sequence[Explained]) -> list[dict[str, Any]]:
 
 def _row(judged: Judged | None) -> dict[str, Any] | None:
     return None if judged is None else {"balanced accuracy": judged.balanced_accuracy, **judged._asdict()}
-
-
-def failed(explained: Sequence[Explained]) -> int:
-    """Contexts whose judgement never had the right form."""
-    return sum(
-        j.failed for feature in explained for j in (*feature.own.values(), *feature.other.values()) if j is not None
-    )
 
 
 def _others(texts: Mapping[int, str], seed: int) -> dict[int, str | None]:

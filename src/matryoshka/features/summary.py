@@ -154,7 +154,9 @@ def _summary(recorded: RecordedCoder, block: _Block, wanted: Wanted, sampled: in
     n, count, value = len(block.count), block.count, block.value
     divisor = np.maximum(count, 1)
     largest, least = reduced(np.maximum, value, block.offsets), reduced(np.minimum, value, block.offsets)
-    at_first = reduced(np.add, _is_first(recorded)[block.place].astype(np.int64), block.offsets)
+    kept = recorded.kept.reshape(-1, recorded.context)
+    first = (kept & (kept.cumsum(1) == 1)).reshape(-1)  # of its window that counts
+    at_first = reduced(np.add, first[block.place].astype(np.int64), block.offsets)
     by_value = sorted_by(block.feature, ordered(value))
     top_tokens, top_counts, top_shares, entropy = _tokens(block, recorded.tokens[block.place].astype(np.int64))
     # the ranks by ascending value that belong to each quantile group, the strongest group first
@@ -172,9 +174,7 @@ def _summary(recorded: RecordedCoder, block: _Block, wanted: Wanted, sampled: in
         min=least,
         entropy=entropy,
         first_position=at_first / divisor,
-        histogram=np.bincount(
-            block.feature * BINS + _bins(value, least[block.feature], largest[block.feature]), minlength=n * BINS
-        ).reshape(n, BINS),
+        histogram=_histogram(block, least, largest),
         limits=limits,
         top_tokens=top_tokens,
         top_counts=top_counts,
@@ -184,15 +184,11 @@ def _summary(recorded: RecordedCoder, block: _Block, wanted: Wanted, sampled: in
     )
 
 
-def _bins(value: np.ndarray, least: np.ndarray, greatest: np.ndarray) -> Int[np.ndarray, " entries"]:
+def _histogram(block: _Block, least: np.ndarray, greatest: np.ndarray) -> Int[np.ndarray, "n bins"]:
+    least, greatest, n = least[block.feature], greatest[block.feature], len(block.count)
     span = np.maximum(np.log(greatest / least), 1e-9)
-    return np.minimum((np.log(value / least) / span * BINS).astype(np.int64), BINS - 1)
-
-
-def _is_first(recorded: RecordedCoder) -> Bool[np.ndarray, " places"]:
-    """Whether a place is the first of its window that counts."""
-    kept = recorded.kept.reshape(-1, recorded.context)
-    return (kept & (kept.cumsum(1) == 1)).reshape(-1)
+    bins = np.minimum((np.log(block.value / least) / span * BINS).astype(np.int64), BINS - 1)
+    return np.bincount(block.feature * BINS + bins, minlength=n * BINS).reshape(n, BINS)
 
 
 def _tokens(block: _Block, token: Int[np.ndarray, " entries"]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
