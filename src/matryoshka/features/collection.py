@@ -75,7 +75,7 @@ class _TextPass:
     """Coders that read the same text through the same language model."""
 
     studied: Studied
-    members: Sequence[Run]
+    members: list[Run]
     folder: Path
     """Where the recording lies: of several runs, in the first one."""
 
@@ -110,9 +110,10 @@ def _passes(runs: Sequence[Run], text: str | None) -> list[_TextPass]:
         wishes = {member: studied(member.coder, text) for member in run.trained()}
         shared = len({wanted.key for wanted in wishes.values()}) == 1  # otherwise one recording would replace another
         for member, wanted in wishes.items():
-            before = passes.get(wanted.key, _TextPass(wanted, [], (run if shared else member).recording))
-            members = list(dict.fromkeys([*before.members, member]))
-            passes[wanted.key] = _TextPass(before.studied, members, before.folder)
+            new = _TextPass(wanted, [], (run if shared else member).recording)
+            members = passes.setdefault(wanted.key, new).members
+            if member not in members:
+                members.append(member)
     return list(passes.values())
 
 

@@ -223,9 +223,8 @@ class Endpoint:
 
     @cached_property
     def _client(self) -> Any:
-        openai = _package()
+        openai, model = _package(), self.model
         # a proxy would see the key of an unencrypted request, which is for this machine only
-        model = self.model
         here = {"http_client": openai.DefaultHttpxClient(trust_env=False)} if model.is_here else {}
         return openai.OpenAI(api_key=model.key, base_url=model.base_url, timeout=model.timeout, max_retries=0, **here)
 

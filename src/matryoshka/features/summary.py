@@ -117,19 +117,8 @@ def summarise(
     """The summaries of all features, a block of at most `at_once` entries at a time, in order; `sampled`: firings of
     each feature that are kept as its sample."""
     firings = np.bincount(recorded.indices, minlength=recorded.d_sae)
-    for first, end in _blocks(firings, at_once):
+    for first, end in ranges(np.concatenate([[0], np.cumsum(firings)]), at_once):
         yield _summary(recorded, _read(recorded, first, end, at_once), wanted, sampled)
-
-
-def _blocks(firings: Int[np.ndarray, " d_sae"], at_once: int) -> Iterator[tuple[int, int]]:
-    """Ranges of features with at most `at_once` entries each, or of one feature."""
-    first, held = 0, 0
-    for i, n in enumerate(firings.tolist()):
-        if i > first and held + n > at_once:
-            yield first, i
-            first, held = i, 0
-        held += n
-    yield first, len(firings)
 
 
 def _read(recorded: RecordedCoder, first: int, end: int, at_once: int) -> _Block:
@@ -284,6 +273,18 @@ def _sample(block: _Block, most: int) -> Firings:
 
 
 # --- sums, orders and ranks within groups: of entries that are sorted by feature, without a loop over features
+
+
+def ranges(
+    offsets: Int[np.ndarray, " n_plus_1"], most: int | float, longest: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Ranges of groups with at most `most` entries together, or of one group; of at most `longest` groups."""
+    start, n = 0, len(offsets) - 1
+    while start < n:
+        enough = int(np.searchsorted(offsets, offsets[start] + most, side="right")) - 1
+        end = max(start + 1, min(n, enough, start + (longest or n)))
+        yield start, end
+        start = end
 
 
 def reduced(ufunc: np.ufunc, values: np.ndarray, offsets: Int[np.ndarray, " n_plus_1"]) -> np.ndarray:

@@ -153,14 +153,13 @@ def evidence(feature: Feature, known: Silence, seed: int) -> Evidence:
 def _held_documents(feature: Feature, seed: int) -> set[int]:
     """The documents for tests: those with the most random firings first, each goes to the side that has fewer."""
     firings = Counter(example.document for example in _members(feature))
-    sides: tuple[set[int], set[int]] = set(), set()
-    totals = [0, 0]
+    held, ahead = set(), 0
     luck = {document: hashlib.sha256(f"{seed}:{document}".encode()).digest() for document in firings}
     for document in sorted(firings, key=lambda document: (-firings[document], luck[document])):
-        side = int(totals[1] < totals[0])
-        sides[side].add(document)
-        totals[side] += firings[document]
-    return sides[0]
+        if ahead <= 0:
+            held.add(document)
+        ahead += firings[document] if document in held else -firings[document]
+    return held
 
 
 def _detection(
