@@ -56,7 +56,7 @@ def draw(rng: np.random.Generator, size: int | tuple[int, ...]) -> np.ndarray:
 
 
 def rows(rng: np.random.Generator, features: int, examples: int, words: list[bytes]) -> Iterator[Row]:
-    """The features, in the shapes and types that `features/filling.py` gives them."""
+    """The features, in the shapes and types that `features/collection.py` gives them."""
     ends = [round(features * share) for share in RINGS]
     group = np.repeat(np.arange(GROUPS + 1), [examples - examples // 2, *_shares(examples // 2)]).astype(np.uint8)
     for index in range(features):

@@ -29,8 +29,7 @@ from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.suite import Setting, explained, labelled, measured, recipes, target
 from matryoshka.evaluation.table import chosen, evaluations
-from matryoshka.features.chat import ChatModel
-from matryoshka.features.choice import Choice
+from matryoshka.features.chat import ChatModel, Choice
 from matryoshka.features.collection import Needs, Request, collect, collected
 from matryoshka.features.endpoint import Cost, Endpoint
 from matryoshka.features.explain import explain as explain_features

@@ -34,7 +34,7 @@ def windows() -> Iterator[tuple[int, np.ndarray]]:
 
 
 def row(index: int) -> Row:
-    """A feature like those of `features/filling.py`; the same at every call."""
+    """A feature like those of `features/collection.py`; the same at every call."""
     rng, fires = np.random.default_rng(index), index != SILENT
     group = np.array([0, 0, 1, 2, 2] if fires else [], np.uint8)
     fired = [np.sort(rng.choice(CONTEXT, 3, replace=False)) for _ in group]

@@ -23,13 +23,21 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features import prompts
 from matryoshka.features import trials as shown_contexts
-from matryoshka.features.chat import ChatModel, Malformed
-from matryoshka.features.choice import Choice
+from matryoshka.features.chat import ChatModel, Choice, Malformed
 from matryoshka.features.collection import collected
 from matryoshka.features.endpoint import Cost, Endpoint
-from matryoshka.features.explain import _others, choose, explain, prepare
+from matryoshka.features.explain import (
+    DETECTION,
+    FUZZING,
+    Explained,
+    Judged,
+    _others,
+    choose,
+    explain,
+    prepare,
+    scores,
+)
 from matryoshka.features.naming import name_by_rules
-from matryoshka.features.scoring import DETECTION, FUZZING, Explained, Judged, scores
 from matryoshka.features.store import FeatureStore
 from matryoshka.features.trials import LEAST, LENGTH, TESTS, TRAINING, Context, Evidence, Trial
 from matryoshka.lm.model import LanguageModel

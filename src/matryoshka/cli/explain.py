@@ -10,8 +10,7 @@ from rich.text import Text
 from matryoshka.cli.flags import add_device, add_run, count
 from matryoshka.cli.tables import console, new_table
 from matryoshka.errors import MatryoshkaError
-from matryoshka.features.chat import ChatModel
-from matryoshka.features.choice import Choice
+from matryoshka.features.chat import ChatModel, Choice
 from matryoshka.features.endpoint import Cost
 from matryoshka.run import Run
 

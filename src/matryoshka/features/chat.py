@@ -1,10 +1,11 @@
-"""A chat model: its name, its address, its key, and what is said to it.
+"""A chat model: its name, its address, its key, what is said to it, and about which features.
 
 The key comes from the environment and goes into the request's header, and nowhere else; without encryption it is sent
 to this machine alone.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -27,6 +28,14 @@ Messages = tuple[Message, ...]
 
 class Malformed(ValueError):
     """An answer is not of the form that was asked for; the text says what is wrong, to the model."""
+
+
+class Choice(NamedTuple):
+    """Which features it is asked about: those of `features`, or `per_ring` living ones of each ring."""
+
+    features: Sequence[int] | None = None
+    per_ring: int = 10
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,8 @@ class ChatModel:
         """What is sent beside the messages."""
         # OpenAI's own models refuse the older name, most other servers do not know the newer one
         limit = "max_completion_tokens" if self.host == urlsplit(OPENAI).hostname else "max_tokens"
-        given = {"temperature": self.temperature} if self.temperature is not None else {}
-        return {"model": self.name, limit: self.max_tokens, **given}
+        temperature = {} if self.temperature is None else {"temperature": self.temperature}
+        return {"model": self.name, limit: self.max_tokens, **temperature}
 
     @property
     def key(self) -> str:

@@ -4,7 +4,7 @@
     2. summarise   statistics and examples, exactly, block by block             (features/summary.py)
     3. relate      cosine and co-active neighbours, parents                     (features/relations.py)
                    the direct effect on the logits                              (features/effects.py)
-    4. store       one database file a coder                                    (features/filling.py)
+    4. store       one database file a coder                                    (features/store.py)
 
 Coders of one language model and text share one pass and one recording. It stays, so that the same features are made
 again without the language model. Killed in step 1, the next call goes on; killed later, it starts step 2 again.
@@ -12,7 +12,8 @@ again without the language model. Killed in step 1, the next call goes on; kille
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, partial
@@ -20,18 +21,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from matryoshka.data.rowfilter import SINK_FACTOR, RowFilter
 from matryoshka.data.tokens import Split, Windows
 from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features.effects import direct_effects, final_scale
-from matryoshka.features.filling import Dictionary, fill
-from matryoshka.features.relations import BLOCK_SCORES, cosine_neighbours
-from matryoshka.features.schema import About
+from matryoshka.features.feature import flag_bits, summarise, top_tokens
+from matryoshka.features.relations import BLOCK_SCORES, Partners, coactive, cosine_neighbours
+from matryoshka.features.schema import STATISTICS, About, Words
 from matryoshka.features.store import FeatureStore
-from matryoshka.features.summary import BLOCK_ENTRIES, Wanted
-from matryoshka.features.writer import Writer
+from matryoshka.features.summary import BLOCK_ENTRIES, Summary, Wanted
+from matryoshka.features.summary import summarise as summaries
+from matryoshka.features.writer import Row, Writer
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
 from matryoshka.lm.vocabulary import alone
@@ -72,18 +75,13 @@ class _TextPass:
     """Coders that read the same text through the same language model."""
 
     studied: Studied
-    members: Sequence[Run]
+    members: list[Run]
     folder: Path
     """Where the recording lies: of several runs, in the first one."""
 
 
-class _Ready(NamedTuple):
-    """What a pass needs in memory."""
-
-    lm: LanguageModel
-    windows: Windows
-    coders: list[HookedCoder]
-    """In the order of the pass's members."""
+_Ready = tuple[LanguageModel, Windows, list[HookedCoder]]
+"""What a pass needs in memory, the coders in the order of its members."""
 
 
 def collect(
@@ -112,45 +110,39 @@ def _passes(runs: Sequence[Run], text: str | None) -> list[_TextPass]:
         wishes = {member: studied(member.coder, text) for member in run.trained()}
         shared = len({wanted.key for wanted in wishes.values()}) == 1  # otherwise one recording would replace another
         for member, wanted in wishes.items():
-            before = passes.get(wanted.key, _TextPass(wanted, [], (run if shared else member).recording))
-            members = list(dict.fromkeys([*before.members, member]))
-            passes[wanted.key] = _TextPass(before.studied, members, before.folder)
+            new = _TextPass(wanted, [], (run if shared else member).recording)
+            members = passes.setdefault(wanted.key, new).members
+            if member not in members:
+                members.append(member)
     return list(passes.values())
 
 
 def _prepare(text_pass: _TextPass, split: Split, device: str) -> _Ready:
     lm = text_pass.studied.open_lm(device)
     windows = text_pass.studied.open_tokens(lm.vocabulary).windows(split)
-    return _Ready(lm, windows, hook_all([member.coder for member in text_pass.members], lm, windows))
+    return lm, windows, hook_all([member.coder for member in text_pass.members], lm, windows)
 
 
 def _record(
     text_pass: _TextPass, ready: _Ready, request: Request, world: World, announce: Callable[[Needs], None]
 ) -> None:
-    lm, windows, coders = ready
-    for member, hooked in zip(text_pass.members, coders, strict=True):
-        _annotations(member, hooked.fingerprint)  # refused before the work, not after
+    (lm, windows, coders), members = ready, text_pass.members
+    for member, hooked in zip(members, coders, strict=True):
+        _kept(member, hooked.fingerprint)  # refused before the work, not after
     announce(needs(coders, windows, request.tokens))
     numbers = spread_windows(windows, request.tokens)
-    with progress_bar(f"reading text for {_named(text_pass.members)}") as update:
+    readers = members[0].path.name if len(members) == 1 else f"{len(members)} coders"
+    with progress_bar(f"reading text for {readers}") as update:
         record(lm, windows, numbers, coders, text_pass.folder, world=world, progress=update)
-
-
-def _named(members: Sequence[Run]) -> str:
-    return members[0].path.name if len(members) == 1 else f"{len(members)} coders"
 
 
 def _make_stores(text_pass: _TextPass, ready: _Ready, request: Request) -> list[FeatureStore]:
     lm, windows, coders = ready
     recording, stores, source = Recording(text_pass.folder), [], text_pass.studied.text.source
     for member, hooked in zip(text_pass.members, coders, strict=True):
+        file, kept = member.features_file, partial(_kept, member, hooked.fingerprint)
         with progress_bar(f"making the features of {member.path.name}") as update:
-            kept, explained = partial(_annotations, member, hooked.fingerprint), _explanations(member, hooked)
-            store = make_store(
-                lm, windows, hooked, recording, member.features_file, source, request.wanted, kept, update
-            )
-            store.explain(explained)
-            stores.append(store)
+            stores.append(make_store(lm, windows, hooked, recording, file, source, request.wanted, kept, update))
     if not request.keep_recording:
         shutil.rmtree(text_pass.folder)
     return stores
@@ -164,6 +156,22 @@ def needs(coders: Sequence[HookedCoder], windows: Windows, tokens: int) -> Needs
     return Needs(memory, bytes_needed(coders, count))
 
 
+class _Known(NamedTuple):
+    """What is known before the first block of features."""
+
+    numbers: Int[np.ndarray, " windows"]
+    """Of the recorded windows."""
+    widths: Sequence[int]
+    firings: Int[np.ndarray, " d_sae"]
+    """On how many tokens each fires."""
+    dead: Collection[int]
+    cosine: Partners
+    effects: Iterator[tuple[np.ndarray, np.ndarray]]
+    """Of each feature, in order: tokens, and what it does to their logits."""
+    texts: Sequence[str]
+    """Of each token alone."""
+
+
 def make_store(
     lm: LanguageModel,
     windows: Windows,
@@ -172,35 +180,88 @@ def make_store(
     path: Path,
     text: str,
     wanted: Wanted = Wanted(),  # noqa: B008
-    annotations: Callable[[], Mapping[int, tuple[str, str]]] = dict,
+    kept: Callable[[], tuple[Words, Words]] = lambda: ({}, {}),
     progress: Progress = silent,
 ) -> FeatureStore:
     """Make the store of a coder at `path` of what a recording holds of it.
 
-    `windows`: those that were recorded. `text`: their source, in words. `annotations`: labels and notes to take over,
-    asked for at the end. `progress(done, total)` counts features.
+    `windows`: those that were recorded. `text`: their source, in words. `kept`: labels with notes, and explanations, to
+    take over, asked for at the end. `progress(done, total)` counts features.
     """
     recorded = recording.of(hooked)
     if not recorded.rows:
         raise MatryoshkaError(f"{text}: no position counts in {len(recorded.tokens):,} tokens")
     coder, vocabulary = hooked.coder, lm.token_bytes
-    dead = np.zeros(coder.config.d_sae, bool)
-    dead[list(hooked.dead or ())] = True
-    known = Dictionary(
+    known = _Known(
+        numbers=spread(len(recorded.tokens) // windows.context, len(windows)),
         widths=coder.widths,
-        count=np.bincount(recorded.indices, minlength=coder.config.d_sae),
-        dead=dead,
+        firings=np.bincount(recorded.indices, minlength=coder.config.d_sae),
+        dead=frozenset(hooked.dead or ()),
         cosine=cosine_neighbours(coder.decoder_rows()),
         effects=direct_effects(lm, hooked, lambda: recording.number("final scale", lambda: final_scale(lm, windows))),
         texts=[alone(token) for token in vocabulary],
     )
-    numbers = spread(len(recorded.tokens) // windows.context, len(windows))
     writer = Writer(path, vocabulary)
     try:
-        fill(writer, recorded, numbers, known, wanted, progress)
-        return writer.finish(_about(lm, windows, hooked, recorded, text, wanted), annotations())
+        _fill(writer, recorded, known, wanted, progress)
+        return writer.finish(_about(lm, windows, hooked, recorded, text, wanted), *kept())
     finally:
         writer.abandon()
+
+
+def _fill(writer: Writer, recorded: RecordedCoder, known: _Known, wanted: Wanted, progress: Progress) -> None:
+    """Write all features, and the windows that their examples lie in."""
+    used = np.zeros(len(known.numbers), bool)
+    for summary in summaries(recorded, wanted):
+        partners, parents = coactive(recorded, known.widths, known.firings, summary.first, summary.sample)
+        writer.features(_rows(summary, recorded, known, partners))
+        child, rank = np.nonzero(parents.other >= 0)
+        relations = child + summary.first, parents.other[child, rank], parents.value[child, rank]
+        writer.parents(zip(*(column.tolist() for column in relations), strict=True))
+        used[summary.examples.place // recorded.context] = True
+        progress(summary.first + len(summary.count), recorded.d_sae)
+    tokens = recorded.tokens.reshape(-1, recorded.context)
+    writer.windows((int(known.numbers[window]), tokens[window]) for window in np.flatnonzero(used))
+
+
+def _rows(summary: Summary, recorded: RecordedCoder, known: _Known, partners: Partners) -> Iterator[Row]:
+    examples, indices = summary.examples, summary.first + np.arange(len(summary.count))
+    rings = np.searchsorted(known.widths, indices, side="right")
+    bounds = np.searchsorted(examples.feature, np.append(indices, indices[-1] + 1))
+    columns = {
+        "example_group": examples.group,
+        "example_window": known.numbers[examples.place // recorded.context],
+        "example_document": recorded.documents[examples.place],
+        "example_peak": examples.place % recorded.context,
+    }
+    where_it_fires = (summary.mean, summary.mean_square, summary.max, summary.entropy, summary.first_position)
+    for i, index in enumerate(indices.tolist()):
+        count, (start, end) = int(summary.count[i]), bounds[i : i + 2]
+        top = summary.top_tokens[i] >= 0
+        arrays = {name: getattr(summary, name)[i][top] for name in ("top_tokens", "top_counts", "top_shares")}
+        arrays |= known.cosine.of(index, "cosine") | partners.of(i, "coactive")
+        arrays["logit_tokens"], arrays["logit_effects"] = next(known.effects)
+        arrays |= {name: column[start:end] for name, column in columns.items()}
+        offsets = examples.offsets[start : end + 1]
+        arrays |= {
+            "example_offsets": offsets - offsets[0],
+            "positions": examples.positions[offsets[0] : offsets[-1]],
+            "values": examples.values[offsets[0] : offsets[-1]],
+            "histogram": summary.histogram[i],
+            "range": np.array([summary.min[i], summary.max[i]]),
+            "limits": summary.limits[i] if count else np.empty(0),
+        }
+        tokens = top_tokens(arrays, known.texts.__getitem__)
+        nearest = float(arrays["cosine_value"][0]) if len(arrays["cosine_value"]) else None
+        density, numbers_of = count / recorded.rows, [float(column[i]) if count else None for column in where_it_fires]
+        yield Row(
+            index=index,
+            statistics=dict(zip(STATISTICS, (int(rings[i]), count, density, *numbers_of, nearest), strict=True)),
+            flags=flag_bits(density, index in known.dead, tokens[0].share if tokens else 0.0, nearest or 0.0),
+            summary=summarise(tokens),
+            tokens="".join(share.token for share in tokens),
+            arrays=arrays,
+        )
 
 
 def _about(
@@ -244,30 +305,19 @@ def collected(member: Run, about: About, lm: LanguageModel) -> HookedCoder:
     return hooked
 
 
-def _annotations(member: Run, fingerprint: str) -> dict[int, tuple[str, str]]:
-    """The labels and notes that a new store takes over from the one that lies there."""
-    if not member.features_file.exists():
-        return {}
-    try:
-        store = FeatureStore(member.features_file)
-        kept = store.annotations()
-    except MatryoshkaError as error:
-        logger.warning("%s; its labels and notes, if any, are lost", error)
-        return {}
-    store.close()
-    if kept and store.about.coder != fingerprint:
+def _kept(member: Run, fingerprint: str) -> tuple[Words, Words]:
+    """The labels with notes, and the explanations, that a new store takes over from the one that lies there."""
+    annotations, explanations, coder = {}, {}, fingerprint
+    if member.features_file.exists():
+        try:
+            with closing(FeatureStore(member.features_file)) as store:
+                annotations, coder = store.annotations(), store.about.coder
+                with suppress(MatryoshkaError):  # damaged: a program can say it again
+                    explanations = store.explanations() if coder == fingerprint else {}
+        except MatryoshkaError as error:
+            logger.warning("%s; its labels and notes, if any, are lost", error)
+    if annotations and coder != fingerprint:
         raise MatryoshkaError(
-            f"{member.features_file}: holds {len(kept)} labels and notes for another coder; move it away first"
+            f"{member.features_file}: holds {len(annotations)} labels and notes for another coder; move it away first"
         )
-    return kept
-
-
-def _explanations(member: Run, hooked: HookedCoder) -> dict[int, tuple[str, str]]:
-    """The same of explanations."""
-    try:
-        store = FeatureStore(member.features_file)
-        kept = store.explanations() if store.about.coder == hooked.fingerprint else {}
-    except MatryoshkaError:  # there is none, or a damaged one, which `_annotations` has warned of
-        return {}
-    store.close()
-    return kept
+    return annotations, explanations

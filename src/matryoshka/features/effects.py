@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from functools import reduce
+from itertools import repeat
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from matryoshka.data.rowfilter import SAMPLE, RowFilter
 from matryoshka.data.tokens import Windows
@@ -37,25 +36,17 @@ def direct_effects(
 
     `scale`: what the final norm divides by, asked for where it is needed.
     """
-    rows = written_into_residual(lm, hooked)
-    if rows is None:
-        for _ in range(hooked.coder.config.d_sae):
-            yield np.empty(0, np.int32), np.empty(0, np.float32)
+    sites = hooked.wiring.writes
+    parts = hooked.coder.decoder_rows().split([lm.info.check(site) for site in sites], dim=1)
+    direct = [part for site, part in zip(sites, parts, strict=True) if site.in_residual]
+    if not direct:
+        yield from repeat((np.empty(0, np.int32), np.empty(0, np.float32)), hooked.coder.config.d_sae)
         return
     divisor = scale()
-    for block in rows.split(max(1, LOGIT_BLOCK // lm.info.d_vocab)):
+    for block in reduce(torch.add, direct).split(max(1, LOGIT_BLOCK // lm.info.d_vocab)):
         logits = direct_logits(lm, block, divisor)
         logits = logits[:, : len(lm.token_bytes)]  # a padded unembedding knows more than the tokenizer
         n = min(EFFECTS, logits.shape[1])
         top, bottom = logits.topk(n), logits.topk(n, largest=False)
         tokens, effects = torch.cat([top.indices, bottom.indices], 1), torch.cat([top.values, bottom.values], 1)
         yield from zip(tokens.int().cpu().numpy(), effects.float().cpu().numpy(), strict=True)
-
-
-def written_into_residual(lm: LanguageModel, hooked: HookedCoder) -> Float[Tensor, "d_sae d_model"] | None:
-    """The sum of each feature's decoder rows over the written sites that are in the residual stream; None where none
-    is."""
-    sites = hooked.wiring.writes
-    parts = hooked.coder.decoder_rows().split([lm.info.check(site) for site in sites], dim=1)
-    direct = [part for site, part in zip(sites, parts, strict=True) if site.in_residual]
-    return reduce(torch.add, direct) if direct else None

@@ -15,6 +15,7 @@ import json
 import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -35,6 +36,7 @@ LONGEST_WAIT = 120.0
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """HTTP statuses that may be others soon."""
 REPAIRS = 2
+COMPLAINT = "This is not the JSON that was asked for: {}. Answer again, with that JSON and nothing else."
 CHARACTERS = 4
 """In a token, for estimates."""
 
@@ -49,10 +51,6 @@ class Cost(NamedTuple):
     def price(self, per_million_in: float, per_million_out: float) -> float:
         """At these prices of a million tokens."""
         return (self.tokens_in * per_million_in + self.tokens_out * per_million_out) / 1e6
-
-
-class _Unknown(Exception):
-    """It is not in the cache."""
 
 
 class _Passing(Exception):
@@ -89,16 +87,7 @@ class Endpoint:
 
     def known(self, messages: Messages, parse: Callable[[str], T]) -> tuple[bool, T | None]:
         """(whether nothing needs to be asked, the outcome if so) of a conversation: see `converse`."""
-
-        def recall(messages: Messages) -> str:
-            if (answer := self.cached(messages)) is None:
-                raise _Unknown
-            return answer
-
-        try:
-            return True, _outcome(messages, parse, recall)
-        except _Unknown:
-            return False, None
+        return _outcome(messages, parse, self.cached)
 
     def cost(self, conversations: Mapping[Messages, Callable[[str], object]]) -> Cost:
         """Of what is not known of these conversations, if every answer is of the right form."""
@@ -153,7 +142,7 @@ class Endpoint:
 
     def converse(self, messages: Messages, parse: Callable[[str], T]) -> T | None:
         """`parse(answer)`; an answer that it calls Malformed goes back, and None is the outcome if it stays so."""
-        return _outcome(messages, parse, self.ask)
+        return _outcome(messages, parse, self.ask)[1]
 
     def ask(self, messages: Messages) -> str:
         """The answer, from the cache if it lies there.
@@ -171,15 +160,16 @@ class Endpoint:
 
     def _asked(self, messages: Messages) -> str:
         """From the server, again and again while what fails may pass."""
-        why = ""
+        why = "stopped"
         for attempt in range(ATTEMPTS):
             if self._stop.is_set():
                 break
             try:
                 return self._once(messages)
             except _Passing as error:
-                why = str(error)
-                wait = self._wait(attempt) if error.wait is None else error.wait
+                # doubling, each time by chance up to half less, so that many do not come back at once
+                doubling = min(LONGEST_WAIT, self._first_wait * 2**attempt) * random.uniform(0.5, 1.0)
+                why, wait = str(error), doubling if error.wait is None else error.wait
             if wait > LONGEST_WAIT:
                 raise MatryoshkaError(
                     f"{self.model.base_url}: {why}, and asks to wait {wait:,.0f} seconds; the same command goes on"
@@ -188,13 +178,9 @@ class Endpoint:
             if attempt < ATTEMPTS - 1:
                 self._stop.wait(wait)
         raise MatryoshkaError(
-            f"{self.model.base_url}: {why or 'stopped'} ({ATTEMPTS} attempts); what was answered is kept, and the same"
+            f"{self.model.base_url}: {why} ({ATTEMPTS} attempts); what was answered is kept, and the same"
             " command goes on with the rest"
         )
-
-    def _wait(self, attempt: int) -> float:
-        """Doubling, each time by chance up to half less, so that many do not come back at once."""
-        return min(LONGEST_WAIT, self._first_wait * 2**attempt) * random.uniform(0.5, 1.0)
 
     def _once(self, messages: Messages) -> str:
         openai = _package()
@@ -227,7 +213,7 @@ class Endpoint:
         said = " ".join(str(body.get("message") or error.message).split())
         why = f"status {error.status_code}: {said.replace(self.model.key, '…')[:300]}"
         if error.status_code in PASSING:
-            raise _Passing(why, _retry_after(error.response.headers.get("retry-after")))
+            raise _Passing(why, _retry_after(error.response.headers.get("retry-after", "")))
         hint = {
             401: f"; is the key in {self.model.key_variable} right?",
             403: f"; may the key in {self.model.key_variable} use it?",
@@ -237,44 +223,36 @@ class Endpoint:
 
     @cached_property
     def _client(self) -> Any:
-        openai = _package()
+        openai, model = _package(), self.model
         # a proxy would see the key of an unencrypted request, which is for this machine only
-        here = {"http_client": openai.DefaultHttpxClient(trust_env=False)} if self.model.is_here else {}
-        model = self.model
+        here = {"http_client": openai.DefaultHttpxClient(trust_env=False)} if model.is_here else {}
         return openai.OpenAI(api_key=model.key, base_url=model.base_url, timeout=model.timeout, max_retries=0, **here)
 
 
-def _outcome(messages: Messages, parse: Callable[[str], T], answered: Callable[[Messages], str]) -> T | None:
-    """What the first well-formed answer of a conversation means; None without one in 1 + REPAIRS turns."""
+def _outcome(
+    messages: Messages, parse: Callable[[str], T], answered: Callable[[Messages], str | None]
+) -> tuple[bool, T | None]:
+    """(whether all turns are answered, what the first well-formed answer of at most 1 + REPAIRS means)."""
     for _ in range(1 + REPAIRS):
-        answer = answered(messages)
+        if (answer := answered(messages)) is None:
+            return False, None
         try:
-            return parse(answer)
+            return True, parse(answer)
         except Malformed as error:
-            messages = _sent_back(messages, answer, error)
-    return None
+            complaint = COMPLAINT.format(error)
+        said = [Message("assistant", answer)] if answer else []  # of an empty turn some servers want to know nothing
+        messages = (*messages, *said, Message("user", complaint))
+    return True, None
 
 
-def _sent_back(messages: Messages, answer: str, error: Malformed) -> Messages:
-    """The conversation with an answer of the wrong form, and what is wrong about it."""
-    complaint = f"This is not the JSON that was asked for: {error}. Answer again, with that JSON and nothing else."
-    said = (Message("assistant", answer),) if answer else ()  # of an empty turn some servers want to know nothing
-    return (*messages, *said, Message("user", complaint))
-
-
-def _retry_after(header: str | None) -> float | None:
-    """Seconds, of which the header says how many or until when."""
-    if header is None:
-        return None
-    try:
+def _retry_after(header: str) -> float | None:
+    """Seconds, of which the header says how many or until when; None where it says neither."""
+    with suppress(ValueError):
         return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError):
         until = parsedate_to_datetime(header)
-    except ValueError:
-        return None
-    return max(0.0, (until - datetime.now(UTC if until.tzinfo else None)).total_seconds())
+        return max(0.0, (until - datetime.now(UTC if until.tzinfo else None)).total_seconds())
+    return None
 
 
 def _package() -> Any:

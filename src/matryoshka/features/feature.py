@@ -1,5 +1,6 @@
-"""One feature and its evidence, in the units and words in which people look at it."""
+"""One feature and its evidence, in the units and words in which people look at it, made of its arrays in the store."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ FLAGS = {
 """What each means, in the order of their bits."""
 BINS = 32
 """Of a histogram, log-spaced between a feature's least and greatest activation."""
+Arrays = Mapping[str, np.ndarray]
+"""By the names of schema.LAYOUT."""
 
 
 def flag_bits(density: float, dead: bool, token_share: float, cosine: float) -> int:
@@ -174,6 +177,57 @@ def edges(least: float, greatest: float) -> Float[np.ndarray, " bins_plus_1"]:
     return np.geomspace(least, greatest, BINS + 1)
 
 
+def histogram(arrays: Arrays) -> Histogram:
+    """Empty for a silent feature."""
+    counts = arrays["histogram"]
+    if not counts.any():
+        return Histogram([], [])
+    return Histogram(edges(*arrays["range"].tolist()).tolist(), counts.tolist())
+
+
+def rows(arrays: Arrays, *names: str) -> list[tuple]:
+    """Arrays of equal length, side by side."""
+    return list(zip(*(arrays[name].tolist() for name in names), strict=True))
+
+
+def top_tokens(arrays: Arrays, text: Callable[[int], str]) -> list[TokenShare]:
+    """`text`: of a token."""
+    columns = rows(arrays, "top_tokens", "top_shares", "top_counts")
+    return [TokenShare(text(token), share, count) for token, share, count in columns]
+
+
+def logits(arrays: Arrays, text: Callable[[int], str]) -> Logits | None:
+    """`text`: of a token."""
+    effects = [Effect(text(token), effect) for token, effect in rows(arrays, "logit_tokens", "logit_effects")]
+    half = len(effects) // 2
+    return Logits(effects[:half], effects[half:]) if effects else None
+
+
+def groups(arrays: Arrays, windows: Callable[[set[int]], Mapping[int, list[str]]]) -> list[Group]:
+    """`windows`: the tokens' texts of each window."""
+    limits = arrays["limits"].reshape(-1, 2).tolist()
+    if not limits:
+        return []
+    examples: list[list[Example]] = [[] for _ in range(len(limits) + 1)]
+    names = ("example_group", "example_window", "example_document", "example_peak", "example_offsets")
+    group, window, document, peak, offsets = (arrays[name].tolist() for name in names)
+    positions, values = arrays["positions"].tolist(), arrays["values"].tolist()
+    tokens = windows(set(window))
+    for i, which in enumerate(group):
+        where, what = positions[offsets[i] : offsets[i + 1]], values[offsets[i] : offsets[i + 1]]
+        at_peak = what[where.index(peak[i])]
+        examples[which].append(Example(document[i], window[i], peak[i], at_peak, tokens[window[i]], where, what))
+    n = len(limits)
+    parts = [f"{100 * (n - 1 - i) // n}–{100 * (n - i) // n} %" for i in range(n)]
+    strongest = [example.activation for example in examples[0]]
+    ranges = [(strongest[-1], strongest[0]), *limits]
+    return [
+        Group(name, low, high, members)
+        for name, (low, high), members in zip(["strongest", *parts], ranges, examples, strict=True)
+        if members
+    ]
+
+
 def well_formed(text: str) -> str:
     """`text` with U+FFFD for each lone half of a surrogate pair: JSON may bring one, and no file takes it."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -185,13 +239,8 @@ def printable(token: str) -> str:
     return "".join(signs.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in token)
 
 
-def visible(token: str) -> str:
-    """A token without the spaces around it, for a label."""
-    return printable(token).strip() or "␣"
-
-
 def summarise(tokens: list[TokenShare]) -> str:
     """A label made of the top tokens: as many as carry a twentieth of the activation each, at most four."""
     named = [top for top in tokens[:4] if top.share >= 0.05]
-    shown = ", ".join(f"‘{visible(top.token)}’" for top in named or tokens[:2])
+    shown = ", ".join(f"‘{printable(top.token).strip() or '␣'}’" for top in named or tokens[:2])
     return shown if named or not tokens else f"many tokens, among them {shown}"

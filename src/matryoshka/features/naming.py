@@ -5,7 +5,6 @@ each token whether the feature fires on it. These were chosen for its firing, an
 describes the examples and measures nothing; that is what evaluation/monosemanticity.py is for.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -35,17 +34,13 @@ def name_by_rules(store: FeatureStore, progress: Progress = silent) -> Named:
     least. Explanations by others stay, and so do labels; `progress(done, total)` counts features."""
     others = {index for index, (_, author) in store.explanations().items() if author != AUTHOR}
     alive = [index for index, count in enumerate(store.columns()["count"]) if count and index not in others]
-    names = dict(zip(alive, _names(store, alive, progress), strict=True))
-    store.explain({index: (name, AUTHOR) for index, name in names.items()})
-    named = sum(bool(name) for name in names.values())
+    names, vocabulary = {}, store.vocabulary
+    for done, index in enumerate(alive, start=1):
+        names[index] = _name(store, store[index], vocabulary), AUTHOR
+        progress(done, len(alive))
+    store.explain(names)
+    named = sum(bool(name) for name, _ in names.values())
     return Named(named, len(alive) - named, len(others))
-
-
-def _names(store: FeatureStore, indices: list[int], progress: Progress) -> Iterator[str]:
-    vocabulary = store.vocabulary
-    for done, index in enumerate(indices, start=1):
-        yield _name(store, store[index], vocabulary)
-        progress(done, len(indices))
 
 
 def _name(store: FeatureStore, feature: Feature, vocabulary: list[bytes]) -> str:

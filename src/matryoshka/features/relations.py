@@ -11,7 +11,7 @@ exact for rarer features; otherwise P(other | this) has a standard error of at m
 follows from it by Bayes' rule, one of as many times more as this one fires more often than the other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from matryoshka.features.summary import Firings
+from matryoshka.features.summary import Firings, ranges
 from matryoshka.study.recording import RecordedCoder
 
 PARTNERS = 10
@@ -36,6 +36,11 @@ class Partners(NamedTuple):
     other: Int[np.ndarray, "n partners"]
     value: Float[np.ndarray, "n partners"]
     """Cosine, or P(other | this)."""
+
+    def of(self, i: int, name: str) -> dict[str, np.ndarray]:
+        """Those of the i-th feature, as schema.LAYOUT names them."""
+        some = self.other[i] >= 0
+        return {f"{name}_other": self.other[i][some], f"{name}_value": self.value[i][some]}
 
 
 @torch.no_grad()
@@ -64,7 +69,8 @@ def coactive(
     rings = torch.from_numpy(np.searchsorted(widths, np.arange(recorded.d_sae), side="right"))
     firing = torch.from_numpy(count)
     partners, parents = (_none(len(firings.offsets) - 1, min(most, recorded.d_sae)) for most in (PARTNERS, PARENTS))
-    for start, end in _batches(recorded, firings.offsets):
+    l0 = max(1.0, len(recorded.indices) / max(1, recorded.rows))
+    for start, end in ranges(firings.offsets, BLOCK_SCORES / l0, max(1, BLOCK_SCORES // recorded.d_sae)):
         pairs = _cofirings(recorded, firings, start, end).float()
         sampled = torch.from_numpy(np.diff(firings.offsets[start : end + 1])).clamp(min=1)[:, None]
         best = _partners(pairs.div_(sampled), sampled, first + start, firing, rings, recorded.rows)
@@ -76,17 +82,6 @@ def coactive(
 def _none(n: int, most: int) -> Partners:
     """Filled in place: small results of each batch kept among its large temporaries would break up the memory."""
     return Partners(np.full((n, most), -1), np.zeros((n, most)))
-
-
-def _batches(recorded: RecordedCoder, offsets: Int[np.ndarray, " n_plus_1"]) -> Iterator[tuple[int, int]]:
-    """Ranges of features with a bounded number of pairs, and of firings."""
-    l0 = len(recorded.indices) / max(1, recorded.rows)
-    start, n = 0, len(offsets) - 1
-    while start < n:
-        enough = int(np.searchsorted(offsets, offsets[start] + BLOCK_SCORES / max(1.0, l0)))
-        end = min(n, start + max(1, BLOCK_SCORES // recorded.d_sae), max(start + 1, enough))
-        yield start, end
-        start = end
 
 
 def _cofirings(recorded: RecordedCoder, firings: Firings, first: int, end: int) -> Int[Tensor, "n d_sae"]:

@@ -2,7 +2,7 @@
 
 about         one row: what was collected, of which coder, on which text (`About`)
 features      a row a feature: what one sorts, filters and searches by
-details       a row a feature: arrays (histogram, examples, neighbours …), compressed: see details.py
+details       a row a feature: arrays (histogram, examples, neighbours …), compressed: see LAYOUT
 windows       the tokens of the windows that examples lie in
 vocabulary    the bytes of each token
 parents       (child, parent, coverage)
@@ -12,8 +12,13 @@ search        full-text index (trigrams) over tokens, summaries, labels, notes a
 """
 
 import sqlite3
+import zlib
+from collections.abc import Mapping
 from datetime import date
+from itertools import accumulate
+from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from matryoshka.features.feature import well_formed
@@ -22,6 +27,8 @@ APPLICATION = 0x4D747279  # "Mtry" in the file's header
 VERSION, OLDEST = 2, 1
 EXPLANATIONS = "explanations (id INTEGER PRIMARY KEY, text TEXT NOT NULL, author TEXT NOT NULL)"
 SCHEMA = f"""
+PRAGMA application_id = {APPLICATION};
+PRAGMA user_version = {VERSION};
 CREATE TABLE about (json TEXT NOT NULL);
 CREATE TABLE features (
     id INTEGER PRIMARY KEY, ring INTEGER, count INTEGER, density REAL, mean REAL, mean_square REAL, max REAL,
@@ -38,6 +45,51 @@ CREATE VIRTUAL TABLE search USING fts5 (text, tokenize = 'trigram');
 """
 STATISTICS = ("ring", "count", "density", "mean", "mean_square", "max", "entropy", "first", "cosine")
 """What features can be sorted by, besides their index."""
+WITH_WORDS = "features LEFT JOIN annotations USING (id) LEFT JOIN explanations USING (id)"
+
+
+LAYOUT = {
+    "histogram": "<i4",  # counts of the bins …
+    "range": "<f8",  # … between the least and the greatest activation
+    "limits": "<f4",  # least and greatest of each quantile group, the strongest first; none if silent
+    "top_tokens": "<i4",  # by summed activation
+    "top_counts": "<i4",
+    "top_shares": "<f4",
+    "example_group": "u1",  # 0: the strongest
+    "example_window": "<i4",
+    "example_document": "<i4",
+    "example_peak": "<i4",
+    "example_offsets": "<i4",  # example i: positions[offsets[i]:offsets[i + 1]]
+    "positions": "<u2",
+    "values": "<f4",
+    "cosine_other": "<i4",
+    "cosine_value": "<f4",
+    "coactive_other": "<i4",
+    "coactive_value": "<f4",
+    "logit_tokens": "<i4",  # the greatest effects, then as many of the least; none without a direct path
+    "logit_effects": "<f4",
+}
+"""A feature's arrays, flat, and their numbers. Another layout is another version of the store."""
+TYPES = {name: np.dtype(kind) for name, kind in LAYOUT.items()}
+
+
+def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """A blob: zlib of the length of each array of LAYOUT (int32), then the arrays, little-endian."""
+    columns = [np.asarray(arrays[name], kind) for name, kind in TYPES.items()]
+    lengths = np.array([array.size for array in columns], "<i4")
+    return zlib.compress(b"".join([lengths.tobytes(), *(array.tobytes() for array in columns)]), 2)
+
+
+def unpack(blob: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a blob. Raises zlib.error or ValueError for anything else."""
+    content = zlib.decompress(blob)
+    lengths = np.frombuffer(content, "<i4", len(TYPES)).tolist()
+    sizes = [n * kind.itemsize for n, kind in zip(lengths, TYPES.values(), strict=True)]
+    *starts, end = accumulate(sizes, initial=4 * len(TYPES))
+    if end != len(content):
+        raise ValueError("arrays of another layout")
+    columns = zip(TYPES.items(), lengths, starts, strict=True)
+    return {name: np.frombuffer(content, kind, n, start) for (name, kind), n, start in columns}
 
 
 class About(BaseModel):
@@ -77,31 +129,23 @@ class About(BaseModel):
     seed: int
 
 
-def set_annotation(db: sqlite3.Connection, index: int, label: str, note: str) -> None:
-    """Make these a feature's label and note, and let them be found."""
-    db.execute("DELETE FROM annotations WHERE id = ?", (index,))
-    if label or note:
-        db.execute("INSERT INTO annotations VALUES (?, ?, ?)", (index, label, note))
-    _index(db, index)
+Words = Mapping[int, tuple[str, str]]
+"""Labels and notes, or explanations and their authors, by feature."""
 
 
-def set_explanation(db: sqlite3.Connection, index: int, text: str, author: str) -> None:
-    """Make this a feature's explanation, and let it be found."""
-    db.execute("DELETE FROM explanations WHERE id = ?", (index,))
-    if text:
-        db.execute("INSERT INTO explanations VALUES (?, ?, ?)", (index, text, author))
-    _index(db, index)
-
-
-def _index(db: sqlite3.Connection, index: int) -> None:
-    """Let a feature be found by all words on it."""
+def set_words(db: sqlite3.Connection, table: Literal["annotations", "explanations"], index: int, *words: str) -> None:
+    """Make these a feature's words in the table, or remove them where all are empty, and let it be found by those of
+    all tables."""
+    db.execute(f"DELETE FROM {table} WHERE id = ?", (index,))
+    if any(words):
+        db.execute(f"INSERT INTO {table} VALUES (?, ?, ?)", (index, *words))
     queries = (
         "SELECT tokens, summary FROM features WHERE id = ?",
         "SELECT label, note FROM annotations WHERE id = ?",
         "SELECT text FROM explanations WHERE id = ?",
     )
-    words = [word for query in queries for row in db.execute(query, (index,)) for word in row]
-    db.execute("UPDATE search SET text = ? WHERE rowid = ?", (searchable(*words), index))
+    found_by = [word for query in queries for row in db.execute(query, (index,)) for word in row]
+    db.execute("UPDATE search SET text = ? WHERE rowid = ?", (searchable(*found_by), index))
 
 
 def searchable(*texts: str) -> str:

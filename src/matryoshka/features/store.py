@@ -21,19 +21,10 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 import numpy as np
 
 from matryoshka.errors import MatryoshkaError, did_you_mean
-from matryoshka.features import details
+from matryoshka.features import feature as parts
+from matryoshka.features import schema
 from matryoshka.features.feature import FLAGS, Feature, Neighbour, Partner, Statistics, well_formed
-from matryoshka.features.schema import (
-    APPLICATION,
-    EXPLANATIONS,
-    OLDEST,
-    STATISTICS,
-    VERSION,
-    About,
-    searchable,
-    set_annotation,
-    set_explanation,
-)
+from matryoshka.features.schema import STATISTICS, About
 from matryoshka.lm.vocabulary import alone, pieces, whole
 
 if TYPE_CHECKING:
@@ -82,15 +73,15 @@ class FeatureStore:
 
     def _read_header(self) -> None:
         application, version = self._one("PRAGMA application_id")[0], self._one("PRAGMA user_version")[0]
-        if application != APPLICATION:
+        if application != schema.APPLICATION:
             raise MatryoshkaError(f"{self.path}: not a store of features (a database of something else)")
-        if not OLDEST <= version <= VERSION:
+        if not schema.OLDEST <= version <= schema.VERSION:
             raise MatryoshkaError(
-                f"{self.path}: features of version {version}, this matryoshka reads versions {OLDEST} to {VERSION};"
-                " collect them anew with: matryoshka features RUN --overwrite"
+                f"{self.path}: features of version {version}, this matryoshka reads versions {schema.OLDEST} to"
+                f" {schema.VERSION}; collect them anew with: matryoshka features RUN --overwrite"
             )
-        if version == OLDEST:  # until the first change, nothing is explained
-            self._db.execute(f"CREATE TEMP TABLE {EXPLANATIONS}")
+        if version == schema.OLDEST:  # until the first change, nothing is explained
+            self._db.execute(f"CREATE TEMP TABLE {schema.EXPLANATIONS}")
         self.about = About.model_validate_json(self._one("SELECT json FROM about")[0])
         self._length = self._one("SELECT count(*) FROM features")[0]
         file = os.stat(self.path)
@@ -124,8 +115,7 @@ class FeatureStore:
         columns: dict[str, list] = {name: [] for name in names}
         query = (
             f"SELECT features.id, {', '.join(STATISTICS)}, flags, summary, tokens, ifnull(label, ''), ifnull(note, ''),"
-            " ifnull(text, '') FROM features LEFT JOIN annotations USING (id) LEFT JOIN explanations USING (id)"
-            " ORDER BY features.id"
+            f" ifnull(text, '') FROM {schema.WITH_WORDS} ORDER BY features.id"
         )
         with self._lock, self._refuse_damage():
             cursor = self._db.execute(query)
@@ -152,19 +142,14 @@ class FeatureStore:
         if by not in STATISTICS:
             raise MatryoshkaError(f"features cannot be sorted by {by!r}{did_you_mean(by, STATISTICS)}")
         direction = "DESC" if descending else "ASC"
-        with self._refuse_damage():
-            return [i for (i,) in self._all(f"SELECT id FROM features ORDER BY {by} IS NULL, {by} {direction}, id")]
+        return [i for (i,) in self._all(f"SELECT id FROM features ORDER BY {by} IS NULL, {by} {direction}, id")]
 
     def search(self, text: str) -> list[int]:
         """The features in whose top tokens, summary, label, note or explanation `text` occurs, whatever its case."""
-        folded = searchable(text)
-        with self._refuse_damage():
-            if len(folded) < 3:  # shorter than what the index knows
-                rows = self._all("SELECT rowid FROM search WHERE instr(text, ?) ORDER BY rowid", folded)
-            else:
-                phrase = '"' + folded.replace('"', '""') + '"'
-                rows = self._all("SELECT rowid FROM search WHERE text MATCH ? ORDER BY rowid", phrase)
-        return [i for (i,) in rows]
+        sought, holds = schema.searchable(text), "instr(text, ?)"
+        if len(sought) >= 3:  # what is shorter the index does not know
+            sought, holds = '"' + sought.replace('"', '""') + '"', "text MATCH ?"
+        return [i for (i,) in self._all(f"SELECT rowid FROM search WHERE {holds} ORDER BY rowid", sought)]
 
     def annotate(self, index: SupportsIndex, label: str | None = None, note: str | None = None) -> tuple[str, str]:
         """Set a feature's label, its note, or both; "" removes one. What it has now.
@@ -177,13 +162,11 @@ class FeatureStore:
             if given is not None and len(given) > most:
                 raise MatryoshkaError(f"feature {index}: a {name} of {len(given):,} characters; at most {most:,}")
         with self._changing():
-            old = self._all("SELECT label, note FROM annotations WHERE id = ?", index) or [("", "")]
-            new = (
-                old[0][0] if label is None else well_formed(label).strip(),
-                old[0][1] if note is None else well_formed(note),
-            )
-            set_annotation(self._db, index, *new)
-        return new
+            [(old_label, old_note)] = self._all("SELECT label, note FROM annotations WHERE id = ?", index) or [("", "")]
+            label = old_label if label is None else well_formed(label).strip()
+            note = old_note if note is None else well_formed(note)
+            schema.set_words(self._db, "annotations", index, label, note)
+        return label, note
 
     def explain(self, explanations: Mapping[int, tuple[str, str]]) -> None:
         """Set the explanations of features, each with its author ("rule", a chat model's name); "" removes one.
@@ -193,7 +176,8 @@ class FeatureStore:
         checked = {self._check(index): words for index, words in explanations.items()}
         with self._changing():
             for index, (text, author) in checked.items():
-                set_explanation(self._db, index, well_formed(text).strip()[:EXPLANATION_LENGTH], well_formed(author))
+                text = well_formed(text).strip()[:EXPLANATION_LENGTH]
+                schema.set_words(self._db, "explanations", index, text, well_formed(author) if text else "")
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -202,21 +186,19 @@ class FeatureStore:
             self._db.execute("BEGIN IMMEDIATE")
             if not self.path.exists() or os.stat(self.path).st_ino != self._inode:
                 raise MatryoshkaError(f"{self.path}: has been replaced since it was opened; open it again to change it")
-            if self._one("PRAGMA user_version")[0] == OLDEST:
-                self._db.execute(f"CREATE TABLE main.{EXPLANATIONS}")
-                self._db.execute(f"PRAGMA user_version = {VERSION}")
+            if self._one("PRAGMA user_version")[0] == schema.OLDEST:
+                self._db.execute(f"CREATE TABLE main.{schema.EXPLANATIONS}")
+                self._db.execute(f"PRAGMA user_version = {schema.VERSION}")
             self._db.execute("DROP TABLE IF EXISTS temp.explanations")
             yield
 
     def explanations(self) -> dict[int, tuple[str, str]]:
         """(text, author) of the features that have one."""
-        with self._refuse_damage():
-            return {i: (text, author) for i, text, author in self._all("SELECT id, text, author FROM explanations")}
+        return {i: (text, author) for i, text, author in self._all("SELECT id, text, author FROM explanations")}
 
     def annotations(self) -> dict[int, tuple[str, str]]:
         """(label, note) of the features that have any."""
-        with self._refuse_damage():
-            return {i: (label, note) for i, label, note in self._all("SELECT id, label, note FROM annotations")}
+        return {i: (label, note) for i, label, note in self._all("SELECT id, label, note FROM annotations")}
 
     def windows(self, numbers: Iterable[int]) -> dict[int, list[int]]:
         """The tokens of windows that examples lie in, by their numbers."""
@@ -253,12 +235,10 @@ class FeatureStore:
         """A few words on each feature. Raises MatryoshkaError if there is none of one of these numbers."""
         wanted = [self._check(i) for i in indices]
         query = (
-            "SELECT features.id, ring, count, max, coalesce(nullif(label, ''), text, summary)"
-            " FROM features LEFT JOIN annotations USING (id) LEFT JOIN explanations USING (id)"
+            f"SELECT features.id, ring, count, max, coalesce(nullif(label, ''), text, summary) FROM {schema.WITH_WORDS}"
             " WHERE features.id IN (SELECT value FROM json_each(?))"
         )
-        with self._refuse_damage():
-            return {i: Brief(*rest) for i, *rest in self._all(query, json.dumps(wanted))}
+        return {i: Brief(*rest) for i, *rest in self._all(query, json.dumps(wanted))}
 
     def _check(self, index: SupportsIndex) -> int:
         index = operator.index(index)  # NumPy's integers, which SQLite does not know
@@ -267,15 +247,16 @@ class FeatureStore:
         return index
 
     def _feature(self, index: int) -> Feature:
-        ring, count, density, mean, square, largest, entropy, first, _, flags, summary = self._one(
-            f"SELECT {', '.join(STATISTICS)}, flags, summary FROM features WHERE id = ?", index
+        ring, count, density, mean, square, largest, entropy, first, _, flags, summary, *words = self._one(
+            f"SELECT {', '.join(STATISTICS)}, flags, summary, ifnull(label, ''), ifnull(note, ''), ifnull(text, ''),"
+            f" ifnull(author, '') FROM {schema.WITH_WORDS} WHERE features.id = ?",
+            index,
         )
-        note = self._all("SELECT label, note FROM annotations WHERE id = ?", index)
-        explained = self._all("SELECT text, author FROM explanations WHERE id = ?", index)
-        arrays = details.unpack(self._one("SELECT arrays FROM details WHERE id = ?", index)[0])
+        label, note, explanation, author = words
+        arrays = schema.unpack(self._one("SELECT arrays FROM details WHERE id = ?", index)[0])
         parents = self._all("SELECT parent, coverage FROM parents WHERE child = ?", index)
         children = self._all("SELECT child, coverage FROM parents WHERE parent = ?", index)
-        coactive, cosine = details.pairs(arrays, "coactive"), details.pairs(arrays, "cosine")
+        coactive, cosine = (parts.rows(arrays, f"{of}_other", f"{of}_value") for of in ("coactive", "cosine"))
         brief = self.brief({other for pairs in (parents, children, coactive, cosine) for other, _ in pairs})
 
         def partner(other: int, given_this: float, given_other: float) -> Partner:
@@ -286,17 +267,17 @@ class FeatureStore:
         return Feature(
             index=index,
             ring=ring,
-            label=note[0][0] if note else "",
-            note=note[0][1] if note else "",
-            explanation=explained[0][0] if explained else "",
-            explained_by=explained[0][1] if explained else "",
+            label=label,
+            note=note,
+            explanation=explanation,
+            explained_by=author,
             summary=summary,
             flags=[name for i, name in enumerate(FLAGS) if flags >> i & 1],
             statistics=Statistics(density, count, mean, square, largest, entropy, first),
-            histogram=details.histogram(arrays),
-            top_tokens=details.top_tokens(arrays, self._token),
-            groups=details.groups(arrays, self._windows),
-            logits=details.logits(arrays, self._token),
+            histogram=parts.histogram(arrays),
+            top_tokens=parts.top_tokens(arrays, self._token),
+            groups=parts.groups(arrays, self._windows),
+            logits=parts.logits(arrays, self._token),
             cosine=[Neighbour(other, brief[other].ring, brief[other].name, value) for other, value in cosine],
             coactive=[partner(other, p, p * count / brief[other].count) for other, p in coactive],
             parents=_by_lift(partner(o, p, p * count / brief[o].count) for o, p in parents),
@@ -313,7 +294,7 @@ class FeatureStore:
         return self._all(query, *values)[0]
 
     def _all(self, query: str, *values: object) -> list[tuple]:
-        with self._lock:
+        with self._lock, self._refuse_damage():
             return self._db.execute(query, values).fetchall()
 
     @contextmanager
@@ -321,22 +302,15 @@ class FeatureStore:
         try:
             yield
         except DAMAGE as error:
-            said, code = str(error).splitlines()[0] if str(error) else type(error).__name__, _code(error)
-            if code in CIRCUMSTANCES:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what its extended codes add
+            if code in CIRCUMSTANCES or isinstance(error, sqlite3.ProgrammingError):  # such as of a closed store
                 message = f"cannot be used: {said}"
             elif code == sqlite3.SQLITE_NOTADB:
                 message = f"not a store of features, or a damaged one ({said})"
             else:
                 message = f"damaged ({said}); collect the features anew with: matryoshka features RUN --overwrite"
             raise MatryoshkaError(f"{self.path}: {message}") from error
-
-
-def _code(error: BaseException) -> int | None:
-    """SQLite's, without what its extended codes add."""
-    if isinstance(error, sqlite3.ProgrammingError):  # such as a store that has been closed
-        return sqlite3.SQLITE_MISUSE
-    code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
 
 
 def _by_lift(partners: Iterable[Partner]) -> list[Partner]:

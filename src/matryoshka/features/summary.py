@@ -13,7 +13,7 @@ The features are taken in blocks whose entries fit into memory. Within a block n
 Values are in the units of the coder that was recorded. Random choices follow from the seed alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,16 +23,6 @@ from jaxtyping import Bool, Float, Int
 
 from matryoshka.coder.kernels import operations
 from matryoshka.features.feature import BINS
-from matryoshka.features.grouped import (
-    descending,
-    first_of,
-    ordered,
-    rank_in_run,
-    reduced,
-    run_starts,
-    sorted_by,
-    uniform,
-)
 from matryoshka.study.recording import RecordedCoder
 
 BLOCK_ENTRIES = 4_000_000
@@ -127,19 +117,8 @@ def summarise(
     """The summaries of all features, a block of at most `at_once` entries at a time, in order; `sampled`: firings of
     each feature that are kept as its sample."""
     firings = np.bincount(recorded.indices, minlength=recorded.d_sae)
-    for first, end in _blocks(firings, at_once):
+    for first, end in ranges(np.concatenate([[0], np.cumsum(firings)]), at_once):
         yield _summary(recorded, _read(recorded, first, end, at_once), wanted, sampled)
-
-
-def _blocks(firings: Int[np.ndarray, " d_sae"], at_once: int) -> Iterator[tuple[int, int]]:
-    """Ranges of features with at most `at_once` entries each, or of one feature."""
-    first, held = 0, 0
-    for i, n in enumerate(firings.tolist()):
-        if i > first and held + n > at_once:
-            yield first, i
-            first, held = i, 0
-        held += n
-    yield first, len(firings)
 
 
 def _read(recorded: RecordedCoder, first: int, end: int, at_once: int) -> _Block:
@@ -164,10 +143,17 @@ def _summary(recorded: RecordedCoder, block: _Block, wanted: Wanted, sampled: in
     n, count, value = len(block.count), block.count, block.value
     divisor = np.maximum(count, 1)
     largest, least = reduced(np.maximum, value, block.offsets), reduced(np.minimum, value, block.offsets)
-    at_first = reduced(np.add, _is_first(recorded)[block.place].astype(np.int64), block.offsets)
+    kept = recorded.kept.reshape(-1, recorded.context)
+    first = (kept & (kept.cumsum(1) == 1)).reshape(-1)  # of its window that counts
+    at_first = reduced(np.add, first[block.place].astype(np.int64), block.offsets)
     by_value = sorted_by(block.feature, ordered(value))
     top_tokens, top_counts, top_shares, entropy = _tokens(block, recorded.tokens[block.place].astype(np.int64))
-    chosen = [_top(recorded, block, wanted), *_quantiles(recorded, block, by_value, wanted)]
+    # the ranks by ascending value that belong to each quantile group, the strongest group first
+    part, start = wanted.groups - 1 - np.arange(wanted.groups), block.offsets[:-1, None]
+    low, high = (start + ends * count[:, None] // wanted.groups for ends in (part, part + 1))
+    limits, some = np.zeros((n, wanted.groups, 2)), high > low
+    limits[some] = value[by_value[np.stack([low[some], high[some] - 1], axis=1)]]
+    chosen = [_top(recorded, block, wanted), *_quantiles(recorded, block, by_value, low, high, wanted)]
     return Summary(
         first=block.first,
         count=count,
@@ -177,10 +163,8 @@ def _summary(recorded: RecordedCoder, block: _Block, wanted: Wanted, sampled: in
         min=least,
         entropy=entropy,
         first_position=at_first / divisor,
-        histogram=np.bincount(
-            block.feature * BINS + _bins(value, least[block.feature], largest[block.feature]), minlength=n * BINS
-        ).reshape(n, BINS),
-        limits=_limits(value[by_value], block, wanted.groups),
+        histogram=_histogram(block, least, largest),
+        limits=limits,
         top_tokens=top_tokens,
         top_counts=top_counts,
         top_shares=top_shares,
@@ -189,15 +173,11 @@ def _summary(recorded: RecordedCoder, block: _Block, wanted: Wanted, sampled: in
     )
 
 
-def _bins(value: np.ndarray, least: np.ndarray, greatest: np.ndarray) -> Int[np.ndarray, " entries"]:
+def _histogram(block: _Block, least: np.ndarray, greatest: np.ndarray) -> Int[np.ndarray, "n bins"]:
+    least, greatest, n = least[block.feature], greatest[block.feature], len(block.count)
     span = np.maximum(np.log(greatest / least), 1e-9)
-    return np.minimum((np.log(value / least) / span * BINS).astype(np.int64), BINS - 1)
-
-
-def _is_first(recorded: RecordedCoder) -> Bool[np.ndarray, " places"]:
-    """Whether a place is the first of its window that counts."""
-    kept = recorded.kept.reshape(-1, recorded.context)
-    return (kept & (kept.cumsum(1) == 1)).reshape(-1)
+    bins = np.minimum((np.log(block.value / least) / span * BINS).astype(np.int64), BINS - 1)
+    return np.bincount(block.feature * BINS + bins, minlength=n * BINS).reshape(n, BINS)
 
 
 def _tokens(block: _Block, token: Int[np.ndarray, " entries"]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -222,14 +202,7 @@ def _tokens(block: _Block, token: Int[np.ndarray, " entries"]) -> tuple[np.ndarr
     return *tables, entropy
 
 
-class _Chosen(NamedTuple):
-    """Entries of a block chosen as the examples of a group."""
-
-    group: int
-    entries: Int[np.ndarray, " chosen"]
-
-
-def _top(recorded: RecordedCoder, block: _Block, wanted: Wanted) -> _Chosen:
+def _top(recorded: RecordedCoder, block: _Block, wanted: Wanted) -> Int[np.ndarray, " chosen"]:
     """The strongest firing of each document, strongest first; twice as many candidates as are wanted make up for
     near-duplicates."""
     starts = run_starts(block.feature, recorded.documents[block.place])
@@ -239,44 +212,27 @@ def _top(recorded: RecordedCoder, block: _Block, wanted: Wanted) -> _Chosen:
     peaks = n - 1 - (np.maximum.reduceat(ranked, starts) & 0xFFFFFFFF) if n else starts
     peaks = peaks[sorted_by(block.feature[peaks], descending(block.value[peaks]))]
     candidates = peaks[rank_in_run(block.feature[peaks]) < 2 * wanted.top]
-    return _Chosen(0, _distinct(recorded, block, candidates, wanted.top))
+    return _distinct(recorded, block, candidates, wanted.top)
 
 
 def _quantiles(
-    recorded: RecordedCoder, block: _Block, by_value: Int[np.ndarray, " entries"], wanted: Wanted
-) -> Iterator[_Chosen]:
-    """Random members of each quantile group, the strongest group first: of twice as many equal parts of the group's
-    ranks a random firing each, in random order, without near-duplicates and second members from one window."""
+    recorded: RecordedCoder, block: _Block, by_value: np.ndarray, low: np.ndarray, high: np.ndarray, wanted: Wanted
+) -> Iterator[Int[np.ndarray, " chosen"]]:
+    """Random members of each quantile group, which holds its ranks from `low` to `high` [n groups]: of twice as many
+    equal parts of these a random firing each, in random order, without near-duplicates and second members from one
+    window."""
     draws = 2 * wanted.members
-    features = np.arange(block.first, block.first + len(block.count))
-    for group in range(wanted.groups):
-        low, high = _ranks(block, wanted.groups, group)
-        size = (high - low)[:, None]
-        part = np.arange(draws)
+    feature, part = block.first + np.arange(len(block.count))[:, None], np.arange(draws)
+    for group, (start, size) in enumerate(zip(low.T[..., None], (high - low).T[..., None], strict=True)):
         # where a group has fewer firings than draws, each firing is drawn at most once
-        u = uniform(wanted.seed, features[:, None], group * draws + part)
+        u = uniform(wanted.seed, feature, group * draws + part)
         rank = np.minimum(((part + u) * size / draws).astype(np.int64), size - 1)
-        fresh = np.concatenate([np.ones((len(size), 1), bool), np.diff(rank, axis=1) > 0], axis=1) & (size > 0)
-        drawn = by_value[(low[:, None] + rank)[fresh]]
-        luck = uniform(wanted.seed + 1, features[:, None], group * draws + part)[fresh]
+        fresh = (np.diff(rank, axis=1, prepend=-1) > 0) & (size > 0)
+        drawn = by_value[(start + rank)[fresh]]
+        luck = uniform(wanted.seed + 1, feature, group * draws + part)[fresh]
         drawn = drawn[sorted_by(block.feature[drawn], ordered(luck.astype(np.float32)))]
         drawn = drawn[first_of(block.feature[drawn], block.place[drawn] // recorded.context)]
-        yield _Chosen(group + 1, _distinct(recorded, block, drawn, wanted.members))
-
-
-def _ranks(block: _Block, groups: int, group: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """The ranks by ascending value that belong to a quantile group, the strongest group first."""
-    part, start = groups - 1 - group, block.offsets[:-1]
-    return start + part * block.count // groups, start + (part + 1) * block.count // groups
-
-
-def _limits(ascending: np.ndarray, block: _Block, groups: int) -> Float[np.ndarray, "n groups 2"]:
-    limits = np.zeros((len(block.count), groups, 2))
-    for group in range(groups):
-        low, high = _ranks(block, groups, group)
-        some = high > low
-        limits[some, group] = np.stack([ascending[low[some]], ascending[high[some] - 1]], axis=1)
-    return limits
+        yield _distinct(recorded, block, drawn, wanted.members)
 
 
 def _distinct(recorded: RecordedCoder, block: _Block, candidates: np.ndarray, n: int) -> Int[np.ndarray, " chosen"]:
@@ -290,9 +246,10 @@ def _distinct(recorded: RecordedCoder, block: _Block, candidates: np.ndarray, n:
     return kept[rank_in_run(block.feature[kept]) < n]
 
 
-def _examples(recorded: RecordedCoder, block: _Block, chosen: list[_Chosen]) -> Examples:
-    entries = np.concatenate([part.entries for part in chosen])
-    group = np.repeat([part.group for part in chosen], [len(part.entries) for part in chosen])
+def _examples(recorded: RecordedCoder, block: _Block, chosen: Sequence[Int[np.ndarray, " _"]]) -> Examples:
+    """Of the entries chosen for each group."""
+    entries = np.concatenate(chosen)
+    group = np.repeat(np.arange(len(chosen)), [len(of_group) for of_group in chosen])
     order = np.argsort(block.feature[entries], kind="stable")
     entries, group = entries[order], group[order]
     feature, place = block.feature[entries], block.place[entries]
@@ -313,3 +270,73 @@ def _sample(block: _Block, most: int) -> Firings:
     feature = np.repeat(np.arange(len(sizes)), sizes)
     within = (np.arange(offsets[-1]) - offsets[feature] + 0.5) * block.count[feature] / sizes[feature]
     return Firings(block.place[block.offsets[feature] + within.astype(np.int64)], offsets)
+
+
+# --- sums, orders and ranks within groups: of entries that are sorted by feature, without a loop over features
+
+
+def ranges(
+    offsets: Int[np.ndarray, " n_plus_1"], most: int | float, longest: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Ranges of groups with at most `most` entries together, or of one group; of at most `longest` groups."""
+    start, n = 0, len(offsets) - 1
+    while start < n:
+        enough = int(np.searchsorted(offsets, offsets[start] + most, side="right")) - 1
+        end = max(start + 1, min(n, enough, start + (longest or n)))
+        yield start, end
+        start = end
+
+
+def reduced(ufunc: np.ufunc, values: np.ndarray, offsets: Int[np.ndarray, " n_plus_1"]) -> np.ndarray:
+    """`ufunc` over each group, 0 for an empty one."""
+    result = np.zeros(len(offsets) - 1, values.dtype)
+    some = offsets[1:] > offsets[:-1]
+    if some.any():
+        result[some] = ufunc.reduceat(values, offsets[:-1][some])
+    return result
+
+
+def sorted_by(feature: np.ndarray, then: np.ndarray) -> Int[np.ndarray, " n"]:
+    """The stable order by feature, then by a non-negative integer below 2³²."""
+    return torch.sort(torch.from_numpy((feature << 32) | then), stable=True).indices.numpy()
+
+
+def ordered(values: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Integers in the order of these non-negative float32: their bits."""
+    return values.view(np.int32).astype(np.int64)
+
+
+def descending(values: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Integers in the opposite order."""
+    return 0x7FFFFFFF - ordered(values)
+
+
+def run_starts(feature: np.ndarray, then: np.ndarray) -> Int[np.ndarray, " runs"]:
+    """Where a run of equal (feature, then) begins."""
+    changes = (feature[1:] != feature[:-1]) | (then[1:] != then[:-1])
+    return np.flatnonzero(np.concatenate([np.ones(min(len(feature), 1), bool), changes]))
+
+
+def rank_in_run(feature: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """The place of each item within its feature's run."""
+    starts = run_starts(feature, feature)
+    return np.arange(len(feature)) - np.repeat(starts, np.diff(np.append(starts, len(feature))))
+
+
+def first_of(feature: np.ndarray, what: np.ndarray) -> Bool[np.ndarray, " n"]:
+    """Whether no earlier item of the feature has the same `what`."""
+    order = np.lexsort((what, feature))
+    first = np.zeros(len(feature), bool)
+    first[order[run_starts(feature[order], what[order])]] = True
+    return first
+
+
+def uniform(seed: int, *numbers: np.ndarray) -> Float[np.ndarray, " ..."]:
+    """In [0, 1), a function of its arguments alone (splitmix64)."""
+    x = np.full((1,) * numbers[0].ndim, seed, np.uint64)
+    for number in numbers:
+        x = x + number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x = x ^ (x >> np.uint64(31))
+    return (x >> np.uint64(11)).astype(np.float64) / (1 << 53)

@@ -93,9 +93,7 @@ def silence(
     """Some windows of all kinds of features, and where `features` fire in them."""
     examples = _pool(store, seed)
     tokens = store.windows({example.window for example in examples})
-    if not examples:
-        return Silence([], {index: np.zeros((0, store.about.context), bool) for index in features})
-    shown = np.array([tokens[example.window] for example in examples])
+    shown = np.array([tokens[example.window] for example in examples], np.int64).reshape(-1, store.about.context)
     return Silence(examples, firing(lm, hooked, shown, features, progress))
 
 
@@ -103,13 +101,11 @@ def _pool(store: FeatureStore, seed: int) -> list[Example]:
     """Random firings of many living features, as many of each, no two in one window."""
     alive = np.flatnonzero(store.columns()["count"])
     rng = np.random.default_rng([seed, 0])
-    chosen = rng.permutation(alive)[:POOL_WINDOWS].tolist()
-    by_window: dict[int, Example] = {}
+    chosen, drawn = rng.permutation(alive)[:POOL_WINDOWS].tolist(), []
     for index in chosen:
         examples = _members(store[index])
-        for i in rng.permutation(len(examples))[: -(-POOL_WINDOWS // len(chosen))].tolist():
-            by_window.setdefault(examples[i].window, examples[i])
-    return list(by_window.values())[:POOL_WINDOWS]
+        drawn += [examples[i] for i in rng.permutation(len(examples))[: -(-POOL_WINDOWS // len(chosen))].tolist()]
+    return _one_a_window(drawn)[:POOL_WINDOWS]
 
 
 def firing(
@@ -157,17 +153,13 @@ def evidence(feature: Feature, known: Silence, seed: int) -> Evidence:
 def _held_documents(feature: Feature, seed: int) -> set[int]:
     """The documents for tests: those with the most random firings first, each goes to the side that has fewer."""
     firings = Counter(example.document for example in _members(feature))
-    sides: tuple[set[int], set[int]] = set(), set()
-    totals = [0, 0]
-    for document in sorted(firings, key=lambda document: (-firings[document], _hash(seed, document))):
-        side = int(totals[1] < totals[0])
-        sides[side].add(document)
-        totals[side] += firings[document]
-    return sides[0]
-
-
-def _hash(seed: int, document: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{document}".encode()).digest()
+    held, ahead = set(), 0
+    luck = {document: hashlib.sha256(f"{seed}:{document}".encode()).digest() for document in firings}
+    for document in sorted(firings, key=lambda document: (-firings[document], luck[document])):
+        if ahead <= 0:
+            held.add(document)
+        ahead += firings[document] if document in held else -firings[document]
+    return held
 
 
 def _detection(
@@ -176,24 +168,23 @@ def _detection(
     documents, windows = ({getattr(e, of) for e in training} for of in ("document", "window"))
     quiet = []
     for i in rng.permutation(len(known.examples)).tolist():
-        example = known.examples[i]
-        start = _start(example, _place(rng))
-        if example.document in documents or example.window in windows:
-            continue
-        if not known.fires[feature.index][i, start : start + LENGTH].any():
-            tokens = tuple(example.tokens[start : start + LENGTH])
-            quiet.append(Context(example.window, example.document, start, tokens, (), 0.0))
+        context = _stretch(known.examples[i], _place(rng))
+        fires = known.fires[feature.index][i, context.start : context.start + LENGTH]
+        if context.document not in documents and context.window not in windows and not fires.any():
+            quiet.append(context)
     n = min(TESTS, len(tests), len(quiet))
-    fires = [_cut(feature, example, _place(rng)) for example in tests[:n]]
-    return [*(Trial(context, True) for context in fires), *(Trial(context, False) for context in quiet[:n])]
+    right = [Trial(_cut(feature, example, _place(rng)), True) for example in tests[:n]]
+    return right + [Trial(context, False) for context in quiet[:n]]
 
 
 def _fuzzing(feature: Feature, tests: list[Example], rng: np.random.Generator) -> list[Trial]:
     """Of two neighbours in the order of quantile groups one is marked rightly, the other like the first."""
     contexts = [_cut(feature, example, _place(rng)) for example in tests]
-    pairs = [(right, _marked_like(right, other)) for right, other in zip(contexts[::2], contexts[1::2], strict=False)]
-    whole = [(right, wrong) for right, wrong in pairs if wrong is not None][:TESTS]
-    return [Trial(context, i == 0) for pair in whole for i, context in enumerate(pair)]
+    trials = []
+    for right, other in zip(contexts[::2], contexts[1::2], strict=False):
+        if (wrong := _marked_like(right, other)) is not None:
+            trials += [Trial(right, True), Trial(wrong, False)]
+    return trials[: 2 * TESTS]
 
 
 def _marked_like(right: Context, context: Context) -> Context | None:
@@ -231,20 +222,21 @@ def _place(rng: np.random.Generator) -> int:
     return int(rng.integers(LEAD, LENGTH))
 
 
-def _start(example: Example, place: int) -> int:
-    """Where a context of LENGTH tokens begins that has the peak at `place`, or as near as its window allows: a window's
-    first token, which never counts and may be BOS, is not shown."""
-    return max(1, min(example.peak - place, len(example.tokens) - LENGTH))
+def _stretch(example: Example, place: int) -> Context:
+    """LENGTH tokens without marks, the peak at `place`, or as near as its window allows: a window's first token, which
+    never counts and may be BOS, is not shown."""
+    start = max(1, min(example.peak - place, len(example.tokens) - LENGTH))
+    return Context(example.window, example.document, start, tuple(example.tokens[start : start + LENGTH]), (), 0.0)
 
 
 def _cut(feature: Feature, example: Example, place: int) -> Context:
-    start = _start(example, place)
-    tokens = tuple(example.tokens[start : start + LENGTH])
-    fired = [(p - start, value) for p, value in zip(example.positions, example.values, strict=True)]
-    inside = [(p, value) for p, value in fired if 0 <= p < len(tokens)]
-    marks = sorted({_shown(tokens, p) for p, _ in inside})
+    """The same with marks where the feature fires."""
+    context = _stretch(example, place)
+    fired = [(p - context.start, value) for p, value in zip(example.positions, example.values, strict=True)]
+    inside = [(p, value) for p, value in fired if 0 <= p < len(context.tokens)]
+    marks = sorted({_shown(context.tokens, p) for p, _ in inside})
     strength = max(value for _, value in inside) / (feature.statistics.max or 1.0)
-    return Context(example.window, example.document, start, tokens, tuple(marks), strength)
+    return context._replace(marks=tuple(marks), strength=strength)
 
 
 def _shown(tokens: Sequence[str], place: int) -> int:

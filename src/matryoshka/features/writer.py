@@ -3,14 +3,14 @@
 import sqlite3
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from matryoshka.features import details
-from matryoshka.features.schema import APPLICATION, SCHEMA, STATISTICS, VERSION, About, searchable, set_annotation
+from matryoshka.features import schema
+from matryoshka.features.schema import STATISTICS, About
 from matryoshka.features.store import FeatureStore
 from matryoshka.files import sync
 
@@ -25,7 +25,7 @@ class Row:
     summary: str
     tokens: str
     arrays: dict[str, np.ndarray]
-    """See features/details.py."""
+    """By the names of schema.LAYOUT."""
 
 
 class Writer:
@@ -36,19 +36,18 @@ class Writer:
         self._db = sqlite3.connect(self._new)
         self._db.execute("PRAGMA synchronous = OFF")  # it is fsynced once, before the rename
         self._db.execute("PRAGMA journal_mode = OFF")
-        self._db.executescript(f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; {SCHEMA}")
+        self._db.executescript(schema.SCHEMA)
         self._db.executemany("INSERT INTO vocabulary VALUES (?, ?)", enumerate(vocabulary))
 
     def features(self, rows: Iterable[Row]) -> None:
         """Add features."""
         columns = "?, " * (len(STATISTICS) + 3) + "?"
         for row in rows:
-            numbers = [row.statistics[name] for name in STATISTICS]
-            self._db.execute(
-                f"INSERT INTO features VALUES ({columns})", (row.index, *numbers, row.flags, row.summary, row.tokens)
-            )
-            self._db.execute("INSERT INTO details VALUES (?, ?)", (row.index, details.pack(row.arrays)))
-            text = searchable(row.tokens, row.summary)
+            numbers = (row.statistics[name] for name in STATISTICS)
+            values = (row.index, *numbers, row.flags, row.summary, row.tokens)
+            self._db.execute(f"INSERT INTO features VALUES ({columns})", values)
+            self._db.execute("INSERT INTO details VALUES (?, ?)", (row.index, schema.pack(row.arrays)))
+            text = schema.searchable(row.tokens, row.summary)
             self._db.execute("INSERT INTO search (rowid, text) VALUES (?, ?)", (row.index, text))
 
     def windows(self, tokens: Iterable[tuple[int, np.ndarray]]) -> None:
@@ -60,11 +59,13 @@ class Writer:
         """Add (child, parent, coverage)."""
         self._db.executemany("INSERT INTO parents VALUES (?, ?, ?)", relations)
 
-    def finish(self, about: About, annotations: Mapping[int, tuple[str, str]]) -> FeatureStore:
-        """Say what it holds, take over labels and notes, and put it in its place."""
+    def finish(self, about: About, annotations: schema.Words, explanations: schema.Words | None = None) -> FeatureStore:
+        """Say what it holds, take over labels, notes and explanations, and put it in its place."""
         self._db.execute("INSERT INTO about VALUES (?)", (about.model_dump_json(),))
-        for index, (label, note) in annotations.items():
-            set_annotation(self._db, index, label, note)
+        for index, words in annotations.items():
+            schema.set_words(self._db, "annotations", index, *words)
+        for index, words in (explanations or {}).items():
+            schema.set_words(self._db, "explanations", index, *words)
         self._db.commit()
         self._db.close()
         sync(self._new)

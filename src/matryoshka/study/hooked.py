@@ -14,7 +14,7 @@ from matryoshka.data.tokens import Windows
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site, Source, Wiring
-from matryoshka.study.opening import card_of, read_card
+from matryoshka.study.opening import read_card
 
 
 class HookedCoder(NamedTuple):
@@ -42,7 +42,10 @@ def hook_all(folders: Sequence[Path], lm: LanguageModel, windows: Windows) -> li
     hooked_coders = []
     for folder in folders:
         card = read_card(folder)
-        keep = _stated(card, lm) or RowFilter.measure(lm, windows, wiring_of(card).sites)
+        if card.rows is None:
+            keep = RowFilter.measure(lm, windows, wiring_of(card).sites)
+        else:
+            keep = RowFilter(lm.bos, {Site.parse(site): norm for site, norm in card.rows.largest_norms.items()})
         hooked_coders.append(hook(folder, lm, keep))
     return hooked_coders
 
@@ -52,8 +55,7 @@ def hook(folder: Path, lm: LanguageModel, keep: RowFilter) -> HookedCoder:
 
     Raises MatryoshkaError for a coder without a card, or one that does not fit this model.
     """
-    coder = SparseCoder.load(folder, lm.device)
-    card = card_of(folder, coder.card)
+    coder, card = SparseCoder.load(folder, lm.device), read_card(folder)
     wiring = wiring_of(card)
     for sites, sizes in ((wiring.reads, coder.config.reads), (wiring.writes, coder.config.writes)):
         if len(sites) != len(sizes):
@@ -68,16 +70,5 @@ def hook(folder: Path, lm: LanguageModel, keep: RowFilter) -> HookedCoder:
 
 def wiring_of(card: Card) -> Wiring:
     """The sites that a card names. Raises MatryoshkaError for names that no model has."""
-    return Wiring(
-        tuple(
-            Source(tuple(map(Site.parse, source.reads)), tuple(map(Site.parse, source.writes)))
-            for source in card.sources
-        )
-    )
-
-
-def _stated(card: Card, lm: LanguageModel) -> RowFilter | None:
-    """The rows that a card says count, where it does."""
-    if card.rows is None:
-        return None
-    return RowFilter(lm.bos, {Site.parse(site): norm for site, norm in card.rows.largest_norms.items()})
+    sites = ((map(Site.parse, source.reads), map(Site.parse, source.writes)) for source in card.sources)
+    return Wiring(tuple(Source(tuple(reads), tuple(writes)) for reads, writes in sites))

@@ -63,21 +63,17 @@ def studied(folder: Path, text: str | None = None) -> Studied:
     Raises MatryoshkaError for a coder without a card, without any text, or with one that cannot be read.
     """
     card = read_card(folder)
-    config = _text(folder, card, text)
-    check_source(config)
-    return Studied(folder, card, config, trained_on=text is None)
-
-
-def _text(folder: Path, card: Card, source: str | None) -> TextConfig:
     known = {} if card.trained is None else card.trained.text
-    if source is None and not known:
+    if text is None and not known:
         raise MatryoshkaError(f"{folder}: its card knows no text to study it on; give one with --text")
     # of another text only the source is another: which part of a data set it was is not said of it
-    other = {} if source is None else {"source": source, "limit": None, "subset": None, "split": "train"}
+    other = {} if text is None else {"source": text, "limit": None, "subset": None, "split": "train"}
     try:
-        return TextConfig.build(merged({"context": card.context, **known}, other))
+        config = TextConfig.build(merged({"context": card.context, **known}, other))
     except MatryoshkaError as error:  # the card does not know what a text has: any program may have written it
         raise MatryoshkaError(f"{folder}: its card's text: {error}") from None
+    check_source(config)
+    return Studied(folder, card, config, trained_on=text is None)
 
 
 class Models:
@@ -96,12 +92,9 @@ class Models:
 
 
 def read_card(folder: Path) -> Card:
-    """The card of the coder in a run's folder or a coder's own. Raises MatryoshkaError where there is none."""
-    return card_of(folder, io.load_card(folder)[1])
-
-
-def card_of(folder: Path, card: Card | None) -> Card:
-    """The card, which every coder needs that is to be studied. Raises MatryoshkaError where there is none."""
+    """The card of the coder in a run's folder or a coder's own, which every coder needs that is to be studied. Raises
+    MatryoshkaError where there is none."""
+    card = io.load_card(folder)[1]
     if card is None:
         raise MatryoshkaError(f"{folder}: its config.json has no card, so nobody knows which model it is of")
     return card

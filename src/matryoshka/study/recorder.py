@@ -13,9 +13,9 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,16 +33,7 @@ from matryoshka.lm.sites import Site
 from matryoshka.progress import Progress, silent
 from matryoshka.study.hooked import HookedCoder
 from matryoshka.study.reader import READ_BATCH, Rows, batches, read
-from matryoshka.study.recording import (
-    HEAD,
-    LEFT_OUT,
-    NOT_FINITE,
-    PLACE_TYPES,
-    Head,
-    Recording,
-    coder_types,
-    read_head,
-)
+from matryoshka.study.recording import HEAD, LEFT_OUT, NOT_FINITE, Head, Recording, read_head
 
 COMMIT_SECONDS = 30.0
 UNKNOWN_K = 256
@@ -68,6 +59,15 @@ class CoderRows(NamedTuple):
     latents: Latents
     """Of the kept positions, in their order."""
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As they are recorded: `counts` of active entries at each place, then their `indices` and `values`."""
+        latents, active = self.latents, (self.latents.values > 0).cpu()
+        row, indices, values = (x.cpu()[active] for x in (latents.rows, latents.indices, latents.values))
+        counts = np.full(self.kept.size, LEFT_OUT, np.int64)
+        counts[self.not_finite.reshape(-1)] = NOT_FINITE
+        counts[self.kept.reshape(-1)] = torch.bincount(row, minlength=latents.pattern.batch).numpy()
+        return {"counts": counts, "indices": indices.numpy(), "values": values.float().numpy()}
+
 
 class Recorder:
     """Appends windows to a recording; goes on where a killed one has stopped, if it was of the same things."""
@@ -87,6 +87,7 @@ class Recorder:
         self._files = {name: (folder / name).open("ab") for name in self.head.sizes()}
         for name, size in self.head.sizes().items():
             self._files[name].truncate(size)  # what was not committed
+        self._numbers = {name: numbers for name, (numbers, _) in self.head.files().items()}
         self._committed = time.monotonic()
 
     def append(
@@ -97,30 +98,15 @@ class Recorder:
         columns: Mapping[str, Float[np.ndarray, "n context width"]] | None = None,
     ) -> None:
         """Add windows: what each coder makes of them, by its key, and the columns, by name."""
-        for (name, dtype), numbers in zip(PLACE_TYPES.items(), (tokens, documents), strict=True):
-            self._write(f"{name}.bin", numbers, dtype)
-        for name, numbers in (columns or {}).items():
-            self._write(f"{name}.bin", numbers, np.dtype("<f2"))
+        written = {"tokens": tokens, "documents": documents, **(columns or {})}
         for key, rows in coders.items():
-            self._append(key, rows)
+            written |= {f"{key}/{name}": numbers for name, numbers in rows.arrays().items()}
+            self._entries[key] += len(written[f"{key}/values"])
+        for name, numbers in written.items():
+            self._files[f"{name}.bin"].write(numbers.astype(self._numbers[name]).tobytes())
         self.windows += len(tokens)
         if time.monotonic() - self._committed > self.commit_seconds:
             self.commit()
-
-    def _append(self, key: str, rows: CoderRows) -> None:
-        latents = rows.latents
-        active = (latents.values > 0).cpu()
-        row, indices, values = (x.cpu()[active] for x in (latents.rows, latents.indices, latents.values))
-        counts = np.full(rows.kept.size, LEFT_OUT, np.int64)
-        counts[rows.not_finite.reshape(-1)] = NOT_FINITE
-        counts[rows.kept.reshape(-1)] = torch.bincount(row, minlength=latents.pattern.batch).numpy()
-        made = counts, indices.numpy(), values.float().numpy()
-        for (name, dtype), numbers in zip(coder_types(self.head.coders[key]).items(), made, strict=True):
-            self._write(f"{key}/{name}.bin", numbers, dtype)
-        self._entries[key] += len(values)
-
-    def _write(self, name: str, numbers: np.ndarray, dtype: np.dtype) -> None:
-        self._files[name].write(numbers.astype(dtype).tobytes())
 
     def commit(self) -> None:
         """From now on a killed pass goes on here."""
@@ -137,13 +123,54 @@ class Recorder:
             file.close()
 
 
+class _Job(NamedTuple):
+    """What is recorded of which windows."""
+
+    lm: LanguageModel
+    windows: Windows
+    numbers: Int[np.ndarray, " windows"]
+    coders: Sequence[HookedCoder]
+    columns: Sequence[ExtraColumn]
+
+    def head(self) -> Head:
+        """Of the recording that is asked for."""
+        of = {
+            "model": [self.lm.info.name, self.lm.info.revision, str(self.lm.dtype)],
+            "text": self.windows.tokens.hash,
+            "split": self.windows.split,
+            "windows": hashlib.sha256(json.dumps(self.numbers.tolist()).encode()).hexdigest(),
+        }
+        return _head(of, self.windows.context, len(self.numbers), self.coders, self.columns)
+
+    def fill(self, recorder: Recorder, progress: Progress) -> None:
+        """Read and record the windows that are not in it yet."""
+        texts = batches(self.windows, self.numbers[recorder.windows :], READ_BATCH)
+        for rows in read(self.lm, texts, self.coders, [site for column in self.columns for site in column.sites]):
+            made = {
+                hooked.key: CoderRows(
+                    rows.kept(hooked).cpu().numpy(), rows.not_finite(hooked).cpu().numpy(), rows.latents(hooked)
+                )
+                for hooked in self.coders
+            }
+            columns = {column.name: column.of(rows).cpu().numpy() for column in self.columns}
+            recorder.append(rows.text.tokens, rows.text.documents, made, columns)
+            progress(recorder.windows, len(self.numbers))
+        recorder.commit()
+
+
 def bytes_needed(coders: Sequence[HookedCoder], tokens: int, columns: Sequence[ExtraColumn] = ()) -> int:
     """What a recording of so many tokens takes on the disk, at most."""
-    size = sum(dtype.itemsize for dtype in PLACE_TYPES.values()) + sum(2 * column.width for column in columns)
-    for hooked in coders:
-        count, *entry = (dtype.itemsize for dtype in coder_types(hooked.coder.config.d_sae).values())
-        size += count + 1.5 * (hooked.coder.config.k or UNKNOWN_K) * sum(entry)
-    return int(tokens * size)
+    entries = {hooked.key: 3 * tokens * (hooked.coder.config.k or UNKNOWN_K) // 2 for hooked in coders}
+    whole = _head({}, 1, tokens, coders, columns).model_copy(update={"windows": tokens, "entries": entries})
+    return sum(whole.sizes().values())
+
+
+def _head(
+    of: dict[str, Any], context: int, windows: int, coders: Sequence[HookedCoder], columns: Sequence[ExtraColumn]
+) -> Head:
+    sizes = {hooked.key: hooked.coder.config.d_sae for hooked in coders}
+    widths = {column.name: column.width for column in columns}
+    return Head(of=of, context=context, total=windows, coders=sizes, columns=widths)
 
 
 def record(
@@ -163,16 +190,16 @@ def record(
     `progress` counts the windows of this process. A killed pass loses what it read in the last `commit_seconds`. Raises
     MatryoshkaError where the disk has no room, and where more than a few rows are NaN or Inf.
     """
-    asked = partial(_asked, lm, windows, coders=coders, columns=columns)
-    whole, shares = asked(numbers), _shares(numbers, world.size)
+    job = _Job(lm, windows, numbers, coders, columns)
+    whole, share = job.head(), job._replace(numbers=_shares(numbers, world.size)[world.rank])
     folders = [folder.with_name(f".{folder.name}-{rank}-of-{world.size}") for rank in range(world.size)]
     own = folder if world.size == 1 else folders[world.rank]
     present = read_head(folder)
     if present is None or not present.holds(whole):
-        _check_room(own, bytes_needed(coders, len(shares[world.rank]) * windows.context, columns))
+        _check_room(own, bytes_needed(coders, len(share.numbers) * windows.context, columns))
         try:
-            recorder = Recorder(own, asked(shares[world.rank]), commit_seconds)
-            _record(lm, windows, shares[world.rank], coders, columns, recorder, progress)
+            with closing(Recorder(own, share.head(), commit_seconds)) as recorder:
+                share.fill(recorder, progress)
             world.barrier()
             if world.size > 1 and world.rank == 0:
                 _join(folder, folders, whole)
@@ -181,25 +208,9 @@ def record(
     if world.rank == 0:
         for leftover in folder.parent.glob(f".{folder.name}-*-of-*"):  # of killed passes in other numbers of processes
             shutil.rmtree(leftover)
-        _refuse_not_finite(Recording(folder), coders, lm)
-
-
-def _asked(
-    lm: LanguageModel,
-    windows: Windows,
-    numbers: Int[np.ndarray, " windows"],
-    coders: Sequence[HookedCoder],
-    columns: Sequence[ExtraColumn],
-) -> Head:
-    of = {
-        "model": [lm.info.name, lm.info.revision, str(lm.dtype)],
-        "text": windows.tokens.hash,
-        "split": windows.split,
-        "windows": hashlib.sha256(json.dumps(numbers.tolist()).encode()).hexdigest(),
-    }
-    sizes = {hooked.key: hooked.coder.config.d_sae for hooked in coders}
-    widths = {column.name: column.width for column in columns}
-    return Head(of=of, context=windows.context, total=len(numbers), coders=sizes, columns=widths)
+        recording = Recording(folder)
+        for hooked in coders:
+            refuse_not_finite(recording.of(hooked).row_counts, hooked.wiring.sites, lm)
 
 
 def _shares(numbers: Int[np.ndarray, " windows"], of: int) -> list[Int[np.ndarray, " _"]]:
@@ -219,32 +230,6 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _record(
-    lm: LanguageModel,
-    windows: Windows,
-    numbers: Int[np.ndarray, " windows"],
-    coders: Sequence[HookedCoder],
-    columns: Sequence[ExtraColumn],
-    recorder: Recorder,
-    progress: Progress,
-) -> None:
-    try:
-        texts = batches(windows, numbers[recorder.windows :], READ_BATCH)
-        for rows in read(lm, texts, coders, [site for column in columns for site in column.sites]):
-            made = {
-                hooked.key: CoderRows(
-                    rows.kept(hooked).cpu().numpy(), rows.not_finite(hooked).cpu().numpy(), rows.latents(hooked)
-                )
-                for hooked in coders
-            }
-            numbers_of = {column.name: column.of(rows).cpu().numpy() for column in columns}
-            recorder.append(rows.text.tokens, rows.text.documents, made, numbers_of)
-            progress(recorder.windows, len(numbers))
-        recorder.commit()
-    finally:
-        recorder.close()
-
-
 def _join(folder: Path, shares: Sequence[Path], whole: Head) -> None:
     """Make one recording of the shares, in this order, and delete them."""
     heads = [head for share in shares if (head := read_head(share)) is not None]
@@ -261,8 +246,3 @@ def _join(folder: Path, shares: Sequence[Path], whole: Head) -> None:
     write_text(folder / HEAD, head.model_dump_json())
     for share in shares[1:]:
         shutil.rmtree(share)
-
-
-def _refuse_not_finite(recording: Recording, coders: Sequence[HookedCoder], lm: LanguageModel) -> None:
-    for hooked in coders:
-        refuse_not_finite(recording.of(hooked).row_counts, hooked.wiring.sites, lm)

@@ -58,25 +58,20 @@ class Head(BaseModel):
         same = (self.of, self.context, self.total, self.windows) == (asked.of, asked.context, asked.total, self.total)
         return same and self.coders.items() >= asked.coders.items() and self.columns.items() >= asked.columns.items()
 
+    def files(self) -> dict[str, tuple[np.dtype, int]]:
+        """Each file, without its ending: its numbers, and how many of them are committed."""
+        places = self.windows * self.context
+        files = {"tokens": ("<u4", places), "documents": ("<i4", places)}
+        files |= {name: ("<f2", places * width) for name, width in self.columns.items()}
+        for key, d_sae in self.coders.items():
+            index, entries = "<u2" if d_sae <= 1 << 16 else "<u4", self.entries.get(key, 0)
+            files |= {f"{key}/counts": ("<i4", places), f"{key}/indices": (index, entries)}
+            files[f"{key}/values"] = "<f4", entries
+        return {name: (np.dtype(numbers), n) for name, (numbers, n) in files.items()}
+
     def sizes(self) -> dict[str, int]:
         """The bytes of each file that are committed."""
-        places = self.windows * self.context
-        sizes = {f"{name}.bin": places * dtype.itemsize for name, dtype in PLACE_TYPES.items()}
-        sizes |= {f"{name}.bin": places * 2 * width for name, width in self.columns.items()}
-        for key, d_sae in self.coders.items():
-            numbers = places, self.entries.get(key, 0), self.entries.get(key, 0)
-            for (name, dtype), n in zip(coder_types(d_sae).items(), numbers, strict=True):
-                sizes[f"{key}/{name}.bin"] = n * dtype.itemsize
-        return sizes
-
-
-PLACE_TYPES = {"tokens": np.dtype("<u4"), "documents": np.dtype("<i4")}
-
-
-def coder_types(d_sae: int) -> dict[str, np.dtype]:
-    """The files of a coder and their numbers: one for each place, then two for each entry."""
-    index = np.dtype("<u2" if d_sae <= 1 << 16 else "<u4")
-    return {"counts": np.dtype("<i4"), "indices": index, "values": np.dtype("<f4")}
+        return {f"{name}.bin": numbers.itemsize * n for name, (numbers, n) in self.files().items()}
 
 
 class Recording:
@@ -88,7 +83,7 @@ class Recording:
         if head is None or head.windows != head.total:
             raise MatryoshkaError(f"{folder}: no whole recording; it is made by: matryoshka features RUN")
         self.folder, self.head, self.context = folder, head, head.context
-        self.tokens, self.documents = (_mapped(folder / f"{name}.bin", dtype) for name, dtype in PLACE_TYPES.items())
+        self.tokens, self.documents = self.mapped("tokens"), self.mapped("documents")
 
     def of(self, hooked: HookedCoder) -> "RecordedCoder":
         """What it holds of a coder. Raises MatryoshkaError where that is nothing."""
@@ -105,7 +100,13 @@ class Recording:
 
     def column(self, name: str) -> Float16[np.ndarray, "places width"]:
         """The numbers of an ExtraColumn."""
-        return _mapped(self.folder / f"{name}.bin", np.dtype("<f2")).reshape(-1, self.head.columns[name])
+        return self.mapped(name).reshape(-1, self.head.columns[name])
+
+    def mapped(self, name: str) -> np.ndarray:
+        """The numbers of one of the head's files."""
+        numbers, n = self.head.files()[name]
+        # "c": torch takes no read-only arrays without a warning
+        return np.asarray(np.memmap(self.folder / f"{name}.bin", numbers, mode="c")) if n else np.empty(0, numbers)
 
 
 class RecordedCoder:
@@ -115,7 +116,7 @@ class RecordedCoder:
         self.context, self.tokens, self.documents = recording.context, recording.tokens, recording.documents
         self.d_sae = recording.head.coders[key]
         self.counts, self.indices, self.values = (
-            _mapped(recording.folder / key / f"{name}.bin", dtype) for name, dtype in coder_types(self.d_sae).items()
+            recording.mapped(f"{key}/{name}") for name in ("counts", "indices", "values")
         )
         self.kept = self.counts >= 0
         self.offsets = np.concatenate([[0], np.cumsum(np.maximum(self.counts, 0), dtype=np.int64)])
@@ -134,11 +135,6 @@ class RecordedCoder:
         """The features of these entries, int32."""
         features = self._signed.index_select(0, entries).int()
         return features & 0xFFFF if self._signed.dtype == torch.int16 else features
-
-
-def _mapped(file: Path, dtype: np.dtype) -> np.ndarray:
-    # "c": torch takes no read-only arrays without a warning
-    return np.asarray(np.memmap(file, dtype, mode="c")) if file.stat().st_size else np.empty(0, dtype)
 
 
 def read_head(folder: Path) -> Head | None:

@@ -26,9 +26,8 @@ def activation_metrics(
         for hooked, meter in zip(coders, meters, strict=True):
             x, latents = rows.x(hooked), rows.latents(hooked)
             meter.update(rows.y(hooked).to(hooked.coder.dtype), hooked.coder.decode(latents, x), latents)
-    return [_record(meter) for meter in meters]
-
-
-def _record(meter: Meter) -> dict[str, Any]:
-    record = {"fvu": meter.fvu(), "l0": meter.l0(), "silent": meter.silent()}
-    return record if len(meter.sizes) == 1 else record | {"fvu_of_sites": meter.fvu_of_sites()}
+    records = []
+    for meter in meters:
+        record = {"fvu": meter.fvu(), "l0": meter.l0(), "silent": meter.silent()}
+        records.append(record if len(meter.sizes) == 1 else record | {"fvu_of_sites": meter.fvu_of_sites()})
+    return records
