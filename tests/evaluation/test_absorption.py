@@ -36,7 +36,7 @@ from matryoshka.evaluation.shared.spelling import words
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site, Wiring
 from matryoshka.run import Run
-from matryoshka.scores.differences import compare
+from matryoshka.scores.comparison import compare
 from matryoshka.scores.result import Measure, NotMeasurable, Result, Score
 from matryoshka.study.hooked import HookedCoder, hook_all
 
