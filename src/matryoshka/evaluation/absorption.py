@@ -132,7 +132,23 @@ def measure(rows: LabelledRows, hooked: HookedCoder, progress: Progress = silent
     scores = tuple(_scores(rows.labelled.name, widths, absorption))
     if not scores:
         raise NotMeasurable(f"{rows.labelled.name}: no latent of this coder fires with any of {len(told)} concepts")
-    return Result(scores, _details(rows, concepts, widths, absorption))
+    details = {
+        "rows": len(rows.test),
+        "dropped": rows.dropped,
+        "never_fired": rows.silent(widths),
+        "without_latents": {
+            str(width): [name for name, prefixes in absorption.items() if width not in prefixes] for width in widths
+        },
+        "not_told": {concept.name: concept.probe_f1 for concept in concepts if not concept.told},
+        "concepts": {
+            concept.name: {
+                "probe_f1": concept.probe_f1,
+                "prefixes": {str(width): row for width, row in absorption[concept.name].items()},
+            }
+            for concept in told
+        },
+    }
+    return Result(scores, details)
 
 
 def _concepts(rows: LabelledRows, progress: Progress) -> list[Concept]:
@@ -241,25 +257,3 @@ def _scores(labelled: str, widths: Sequence[int], absorption: Absorption) -> Ite
             nulls = np.mean([[*row["null"].values()] for row in rows.values()], axis=0)
             for (name, measure), null in zip(_VALUES.items(), nulls, strict=True):
                 yield score(measure, width, rows, [row["values"][name] for row in rows.values()], null=null)
-
-
-def _details(
-    rows: LabelledRows, concepts: Sequence[Concept], widths: Sequence[int], absorption: Absorption
-) -> dict[str, Any]:
-    return {
-        "rows": len(rows.test),
-        "dropped": rows.dropped,
-        "never_fired": rows.silent(widths),
-        "without_latents": {
-            str(width): [name for name, prefixes in absorption.items() if width not in prefixes] for width in widths
-        },
-        "not_told": {concept.name: concept.probe_f1 for concept in concepts if not concept.told},
-        "concepts": {
-            concept.name: {
-                "probe_f1": concept.probe_f1,
-                "prefixes": {str(width): row for width, row in absorption[concept.name].items()},
-            }
-            for concept in concepts
-            if concept.told
-        },
-    }

@@ -33,6 +33,8 @@ JUMP = 0.03
 MOST = 10
 """Parts that are looked for."""
 SHUFFLES = 5
+SplitConcepts = dict[str, dict[int, tuple[dict[str, Any], list[float]]]]
+"""Of each concept and prefix the row that is reported, and the test F1 of latents shuffled in training."""
 
 SPLITTING = Measure(
     "splitting",
@@ -75,20 +77,11 @@ class Split(NamedTuple):
         return self.curve[-1] if self.curve else 0.0
 
 
-class SplitConcept(NamedTuple):
-    """A concept at one prefix."""
-
-    row: dict[str, Any]
-    """As JSON."""
-    shuffled_test_f1: list[float]
-    """Of latents shuffled against the labels in training."""
-
-
 def measure(sets: Sequence[LabelledRows], widths: Sequence[int], progress: Progress = silent) -> Result:
     """The same of text that has been read."""
     # the latents that speak for a concept and those that speak for its opposite are not the same
     tasks, rare, untold = measurable(sets, opposites=True)
-    concepts: dict[str, dict[int, SplitConcept]] = {}
+    concepts: SplitConcepts = {}
     for task in tasks:
         concepts[task.name] = {width: _of_prefix(task, width) for width in widths}
         progress(len(concepts), len(tasks))
@@ -99,7 +92,7 @@ def measure(sets: Sequence[LabelledRows], widths: Sequence[int], progress: Progr
     return Result(scores, {"concepts": rows, "left_out": {"rare": rare, "not_told_at_the_site": untold}})
 
 
-def _of_prefix(task: Task, width: int) -> SplitConcept:
+def _of_prefix(task: Task, width: int) -> tuple[dict[str, Any], list[float]]:
     labels, groups = task.labels[~task.rows.test], task.train_groups
     latents = task.rows.latents[~task.rows.test][:, :width]
     generator = np.random.default_rng([width, *task.name.encode()])
@@ -116,7 +109,7 @@ def _of_prefix(task: Task, width: int) -> SplitConcept:
         "shuffled_f1": [null.reached for null in nulls],
         "splitting_by_chance": [_splitting(f1_curve(others, labels, groups)) for others in beside_best],
     }
-    return SplitConcept(row, [null.test_f1 for null in nulls])
+    return row, [null.test_f1 for null in nulls]
 
 
 def _split(task: Task, latents: sp.csr_array) -> Split:
@@ -161,9 +154,9 @@ def _shuffle(groups: Sequence[str], labels: Labels, generator: np.random.Generat
     return source
 
 
-def _scores(widths: Sequence[int], concepts: dict[str, dict[int, SplitConcept]]) -> Iterator[Score]:
+def _scores(widths: Sequence[int], concepts: SplitConcepts) -> Iterator[Score]:
     for width in widths:
-        told = {name: prefixes[width] for name, prefixes in concepts.items() if prefixes[width].row["told"]}
+        told = {name: prefixes[width] for name, prefixes in concepts.items() if prefixes[width][0]["told"]}
         if told:
             rows = [row for row, _ in told.values()]
             chance = np.mean([row["splitting_by_chance"] for row in rows])

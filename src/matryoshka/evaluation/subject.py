@@ -70,7 +70,6 @@ class Subject:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The coder's prefixes."""
         return self.hooked.coder.widths
 
     def own(self, measure: MeasureAll[T], tokens: int, progress: Progress) -> T:

@@ -55,19 +55,17 @@ class Setting:
 
     @cached_property
     def lm(self) -> LanguageModel:
-        """The language model."""
         return self.ready[0] if self.ready else self.studied.open_lm(self.device)
 
     @cached_property
     def windows(self) -> Windows:
-        """The held-out text's."""
         if self.ready:
             return self.ready[1]
         return self.studied.open_tokens(self.studied.open_vocabulary()).windows("held_out")
 
     def identity(self, coder: str, evaluation: Evaluation) -> dict[str, Any]:
         """All that a result depends on: where it is the same, so is the result. `coder`: its fingerprint."""
-        labels = {text.name: _hash(text.examples) for text in self.labels} if evaluation.reads_labels else {}
+        labels = self.labels if evaluation.reads_labels else ()
         return {
             "matryoshka": __version__,
             "coder": coder,
@@ -75,7 +73,7 @@ class Setting:
             "text": self.windows.tokens.hash,
             "context": self.windows.context,
             "tokens": self.tokens,
-            "labels": labels,
+            "labels": {text.name: _hash(text.examples) for text in labels},
         }
 
 

@@ -92,13 +92,16 @@ def read_labelled(
 @torch.no_grad()
 def encode_labelled(hooked: HookedCoder, text: LabelledActivations) -> LabelledRows:
     """What a coder makes of it. Raises NotMeasurable if no example is left."""
-    kept = text.kept[hooked.keep]
-    mean = _means(text.example[kept.cpu().numpy()], len(text.labelled.examples))
-    left = np.diff(mean.indptr) > 0
+    kept, wiring = text.kept[hooked.keep], hooked.wiring
+    example = text.example[kept.cpu().numpy()]
+    counts = np.bincount(example, minlength=len(text.labelled.examples))
+    left = counts > 0
     if not left.any():
         name = text.labelled.name
         raise NotMeasurable(f"{name}: no position of its {len(left)} examples is one that the coder is for")
-    mean, wiring = mean[left], hooked.wiring
+    # takes the mean of the rows of each example
+    weights = (1 / counts[example]).astype(np.float32)
+    mean = sp.csr_array((weights, (example, np.arange(len(example)))), shape=(len(counts), len(example)))[left]
     examples = tuple(compress(text.labelled.examples, left))
     x, y = (torch.cat([text.activations[site][kept] for site in sites], -1) for sites in (wiring.reads, wiring.writes))
     latents = sp.vstack([as_csr(hooked.coder.encode(part)) for part in x.split(BATCH_TOKENS)], format="csr")
@@ -172,12 +175,6 @@ def _padded(batch: Sequence[int], prompts: Sequence[_Prompt]) -> Text:
         asked[row, slice(0, len(ids)) if position is None else position] = len(ids) > 0
     numbers = np.array(batch)
     return Text(tokens, np.repeat(numbers[:, None], longest, axis=1), numbers, asked)
-
-
-def _means(example: Int[np.ndarray, " rows"], examples: int) -> sp.csr_array:
-    """[examples, rows]: takes the mean of the rows of each example, which stand together."""
-    weights = (1 / np.bincount(example, minlength=examples)[example]).astype(np.float32)
-    return sp.csr_array((weights, (example, np.arange(len(example)))), shape=(examples, len(example)))
 
 
 def as_csr(latents: Latents) -> sp.csr_array:

@@ -72,13 +72,14 @@ class Sums:
 
     def add(self, rows: Rows, groups: Groups, mean: Float[Tensor, " d_out"], clean: "_Clean", ablated: Values) -> None:
         """One batch: sums over the positions that are kept, and over those of them that predict a token."""
-        own = Reconstructed.of(rows, self.hooked)
-        of_rows, of_scored = _of_rows(own, mean, self.hooked.coder.widths), {**ablated, **clean.reconstructed(own)}
+        coder, latents = self.hooked.coder, rows.latents(self.hooked)
+        own = Reconstructed(rows.y(self.hooked).to(coder.dtype), latents, coder.decode(latents, rows.x(self.hooked)))
+        of_rows, of_scored = _of_rows(own, mean, coder.widths), {**ablated, **clean.reconstructed(own)}
         kept, scored = clean.kept.cpu().numpy(), predicting(clean.kept).cpu().numpy()
         for totals, group in zip((self.by_document, self.by_position, self.by_frequency), groups, strict=True):
             totals.add(group[kept], of_rows)
             totals.add(group[scored], of_scored)
-        self.fired += own.latents.fired()
+        self.fired += latents.fired()
         self.l0_counts += np.bincount(of_rows["l0"][-1].long().cpu().numpy(), minlength=len(self.l0_counts))
 
 
@@ -137,12 +138,6 @@ class Reconstructed(NamedTuple):
     y: Float[Tensor, "rows d_out"]
     latents: Latents
     y_hat: Float[Tensor, "prefix rows d_out"]
-
-    @classmethod
-    def of(cls, rows: Rows, hooked: HookedCoder) -> "Reconstructed":
-        """What the coder makes of its rows."""
-        coder, latents = hooked.coder, rows.latents(hooked)
-        return cls(rows.y(hooked).to(coder.dtype), latents, coder.decode(latents, rows.x(hooked)))
 
     @property
     def another(self) -> Float[Tensor, "rows d_out"]:
