@@ -30,13 +30,12 @@ from matryoshka.evaluation.shared.carried import (
 )
 from matryoshka.evaluation.shared.labelled import LabelledExample, LabelledText, is_test
 from matryoshka.evaluation.shared.labelled_rows import LabelledRows, as_csr, encode_labelled, read_labelled
-from matryoshka.evaluation.shared.main_latents import main_latents
-from matryoshka.evaluation.shared.probes import NEIGHBOURS
+from matryoshka.evaluation.shared.probes import NEIGHBOURS, main_latents
 from matryoshka.evaluation.shared.spelling import words
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site, Wiring
 from matryoshka.run import Run
-from matryoshka.scores.differences import compare
+from matryoshka.scores.comparison import compare
 from matryoshka.scores.result import Measure, NotMeasurable, Result, Score
 from matryoshka.study.hooked import HookedCoder, hook_all
 

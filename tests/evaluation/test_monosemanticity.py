@@ -1,16 +1,19 @@
 """Monosemanticity on text and features that are made so that the truth is known, and on a trained run."""
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from coders import random_coder
+from coders import random_coder, subject
 from scipy.sparse import csc_array
 
 from matryoshka.data.sections import TextConfig
 from matryoshka.data.tokens import Tokens, tokenise
-from matryoshka.evaluation.monosemanticity import MEASURES, RESIDUAL, RULE, TFIDF, measure, monosemanticity
+from matryoshka.evaluation import monosemanticity
+from matryoshka.evaluation.monosemanticity import MEASURES, RESIDUAL, RULE, TFIDF, evaluate, measure
 from matryoshka.evaluation.shared.firings import TextFirings
+from matryoshka.evaluation.subject import Bench
 from matryoshka.lm.model import LanguageModel
 from matryoshka.run import Run
 from matryoshka.scores.result import Measure, NotMeasurable, Result
@@ -182,7 +185,7 @@ def test_windows_too_short_for_contexts_are_not_measurable(lm: LanguageModel, tr
     short = tokenise(TextConfig(context=16), lm.tokenizer, lm.bos, lm.separator, progress=False)
     windows = short.windows("held_out")
     with pytest.raises(NotMeasurable, match="windows of 16 tokens"):
-        monosemanticity(lm, windows, hook_all([trained.coder], lm, windows), 1000)
+        evaluate(subject(lm, windows, hook_all([trained.coder], lm, windows)[0], 1000))
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +193,17 @@ def hooked(lm: LanguageModel, tokens: Tokens, trained: Run) -> HookedCoder:
     return hook_all([trained.coder], lm, tokens.windows("held_out"))[0]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_tokens() -> Iterator[None]:
+    """READ of them are enough here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monosemanticity, "FIRING_TOKENS", READ)
+        yield
+
+
 @pytest.fixture(scope="module")
 def result(lm: LanguageModel, tokens: Tokens, hooked: HookedCoder) -> Result:
-    return monosemanticity(lm, tokens.windows("held_out"), [hooked], READ)[0]
+    return evaluate(subject(lm, tokens.windows("held_out"), hooked, READ))
 
 
 def test_a_trained_transcoder_is_measured_at_every_prefix(result: Result, hooked: HookedCoder) -> None:
@@ -223,10 +234,13 @@ def test_measuring_again_gives_the_same_numbers_beside_other_coders_too(
     windows = tokens.windows("held_out")
     other = random_coder(lm, windows, "3.resid_post", "3.resid_post")
     silent = random_coder(lm, windows, "0.mlp_in", "0.mlp_out", largest=0.0)
-    _, again, nothing = monosemanticity(lm, windows, [other, hooked, silent], READ, lambda *at: told.append(at))
+    _, its_own, nothing = Bench(lm, windows, [other, hooked, silent], READ).subjects()
+    again = evaluate(its_own, lambda *at: told.append(at))
     assert [s.value for s in again.scores] == [s.value for s in result.scores]
     assert again.details == result.details
-    assert told == sorted(told)
-    assert told[-1][1] == 4 * (READ // 64)
-    assert not nothing.scores
-    assert "no latent fires at 16 positions" in (nothing.reason or "")
+    drawn = len(again.details["latents"])
+    assert (READ // 64, READ // 64) in told, "windows that are read"
+    assert told[-drawn:] == [(i + 1, drawn) for i in range(drawn)]
+    with pytest.raises(NotMeasurable, match="no latent fires at 16 positions"):
+        evaluate(nothing, lambda *at: told.append(at))
+    assert told[-1] == (drawn, drawn), "the text is not read again"

@@ -15,8 +15,7 @@ from matryoshka.evaluation.probing import (
 from matryoshka.evaluation.shared.labelled import LabelledExample, LabelledText, is_test
 from matryoshka.evaluation.shared.labelled_rows import LabelledRows, encode_labelled, read_labelled
 from matryoshka.evaluation.shared.labels import shipped
-from matryoshka.evaluation.shared.probes import as_dense, folds
-from matryoshka.evaluation.shared.tasks import LEAST_GROUPS, measurable
+from matryoshka.evaluation.shared.probes import LEAST_GROUPS, as_dense, folds, measurable
 from matryoshka.lm.model import LanguageModel
 from matryoshka.run import Run
 from matryoshka.scores.result import Measure, NotMeasurable, Result, Score

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.scores.differences import compare, compare_seeds, over_seeds
+from matryoshka.scores.comparison import compare, compare_seeds, over_seeds
 from matryoshka.scores.intervals import percentiles, resampled_sums
 from matryoshka.scores.result import Measure, Result, Score, score
 

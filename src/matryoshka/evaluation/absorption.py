@@ -15,27 +15,24 @@ nulls just as good; a main latent that fires everywhere is never absorbed, and h
 
 Where SAEBench 0.6 is unsound, this departs from it:
 
-    SAEBench                                               here
-    k grows by F1 on the test words that absorption is     k grows on training rows
-    then counted on
-    it grows by F1 on children that latents were chosen    on children left out: what tells "dog" from the rest lifts
-    by, so where children are few their own latents        the F1 of "animal" by a lot, and does nothing for " cat"
-    become main ones, and nothing is ever absorbed
-    counts on new random prompts, with the verdicts of     the same rows
-    the probe on others
-    a latent's share is of y · p̂                           of what latents have to carry (`carried`)
-    probes by 50 epochs of Adam on bare activations,       logistic regression to its end: otherwise p̂ has to point away
-    too few for their bias to leave 0                      from the mean activation, and y · p̂ is small by chance
-    main latents by an L1 probe of bare latents            standardised: a latent's unit does not matter
-    always resid_post, and reads where it writes           the coder's own sites
+    SAEBench                                             here
+    k grows by F1 on the test words that are counted     k grows on training rows
+    it grows on children that latents were chosen by:    on children left out: what tells "dog" from the rest lifts
+    of few children nothing is ever absorbed             the F1 of "animal" by a lot, and does nothing for " cat"
+    counts on other prompts than the probe has judged    the same rows
+    a latent's share is of y · p̂                         of what latents have to carry (`carried`)
+    probes by 50 epochs of Adam on bare activations,     logistic regression to its end: otherwise p̂ has to point away
+    too few for their bias to leave 0                    from the mean activation, and y · p̂ is small by chance
+    main latents by an L1 probe of bare latents          standardised: a latent's unit does not matter
+    always resid_post, and reads where it writes         the coder's own sites
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from jaxtyping import Bool, Float, Int
 
@@ -43,14 +40,7 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.shared.carried import ABSORBERS, SHARE, Absorbed, Direction, absorbed
 from matryoshka.evaluation.shared.labelled import LabelledText
 from matryoshka.evaluation.shared.labelled_rows import LabelledRows
-from matryoshka.evaluation.shared.main_latents import main_latents
-from matryoshka.evaluation.shared.probes import (
-    Probe,
-    as_dense,
-    f1,
-    fit_activations,
-    take,
-)
+from matryoshka.evaluation.shared.probes import Probe, as_dense, f1, fit_activations, main_latents
 from matryoshka.evaluation.subject import Subject
 from matryoshka.progress import Progress, silent
 from matryoshka.scores.result import Measure, NotMeasurable, Result, Score, score
@@ -64,45 +54,39 @@ MIN_TRAIN, MIN_TEST, MIN_CHILDREN = 10, 4, 2
 DRAWS = 20
 """Of other latents for the null."""
 EXAMPLES = 10
+Absorption = dict[str, dict[int, dict[str, Any]]]
+"""Of each concept and prefix, as JSON."""
 
-_NULL = "other latents that fire as often in place of the main ones"
-FULL = Measure(
+_of_concepts = partial(Measure, unit="concept", null="other latents that fire as often in place of the main ones")
+_of_target = partial(_of_concepts, of_target=True)
+FULL = _of_target(
     "full absorption",
     better="lower",
     meaning="Share of a concept's rows where none of its main latents fires and one other latent carries"
     f" ≥ {SHARE} of (y − b_dec) · p̂, with p̂ the concept's probe, mean over concepts",
-    unit="concept",
-    null=_NULL,
     percent=True,
-    of_target=True,
 )
-FRACTION = Measure(
+FRACTION = _of_target(
     "absorption fraction",
     better="lower",
     meaning=f"A / (A + M) of what up to {ABSORBERS} other latents (A) and the main ones (M) carry of (y − b_dec) · p̂,"
     f" 0 where A is < {SHARE} of it, mean over a concept's rows, then over concepts",
-    unit="concept",
-    null=_NULL,
     percent=True,
-    of_target=True,
 )
-MAIN_F1 = Measure(
+MAIN_F1 = _of_concepts(
     "F1 of main latents",
     better="higher",
     meaning='F1 = 2 · right / (said + true) on test rows of "a main latent fires", mean over concepts',
-    unit="concept",
-    null=_NULL,
 )
-CARRIED = Measure(
+CARRIED = _of_target(
     "carried by main latents",
     better="higher",
     meaning="Share of (y − b_dec) · p̂ that the main latents carry, Σ / Σ over a concept's rows, mean over concepts",
-    unit="concept",
-    null=_NULL,
     headline=False,
-    of_target=True,
 )
-MEASURES = (FULL, FRACTION, MAIN_F1, CARRIED)
+_VALUES = {"full": FULL, "fraction": FRACTION, "main_f1": MAIN_F1, "carried": CARRIED}
+"""As a concept's details name them."""
+MEASURES = tuple(_VALUES.values())
 READS_LABELS = False
 
 
@@ -113,7 +97,7 @@ def evaluate(subject: Subject, progress: Progress = silent, text: LabelledText |
     Raises MatryoshkaError where no concept of the labelled text has children; NotMeasurable where the language model
     does not tell enough of them, or no latent fires on any.
     """
-    return measure(subject.rows(text or subject.letters, progress), subject.hooked, progress)
+    return measure(subject.rows(text or subject.bench.letters, progress), subject.hooked, progress)
 
 
 class Concept(NamedTuple):
@@ -124,66 +108,47 @@ class Concept(NamedTuple):
     probe: Probe
     probe_f1: float
 
-
-class FirstLatents(NamedTuple):
-    """The first latents of a dictionary, on all rows."""
-
-    width: int
-    latents: sp.csr_array
-    counts: Int[np.ndarray, " width"]
-    """On how many rows each fires."""
-
-
-@dataclass(frozen=True)
-class AbsorbedRow:
-    """Of the rows that are fully absorbed: the first of each path and latent."""
-
-    path: str
-    latent: int
-    share: float
-    """What the latent carries of the whole."""
-
-
-@dataclass(frozen=True)
-class Values:
-    """What the measures are of one concept, in their order."""
-
-    full: float
-    fraction: float
-    main_f1: float
-    carried: float
-
-
-@dataclass(frozen=True)
-class ConceptAbsorption:
-    """One concept in one prefix, as the result's details show it."""
-
-    main: list[int]
-    values: Values
-    null: Values
-    carried_by_all: float
-    """By all latents of the prefix; the rest is the reconstruction's error."""
-    examples: list[AbsorbedRow]
+    @property
+    def told(self) -> bool:
+        """Whether the language model tells it."""
+        return self.probe_f1 >= MIN_PROBE_F1
 
 
 def measure(rows: LabelledRows, hooked: HookedCoder, progress: Progress = silent) -> Result:
     """The same of text that has been read."""
-    concepts = _concepts(rows, progress)
-    told = [concept for concept in concepts if concept.probe_f1 >= MIN_PROBE_F1]
+    concepts, widths = _concepts(rows, progress), hooked.coder.widths
+    told = [concept for concept in concepts if concept.told]
     if len(told) < MIN_TOLD * len(concepts):
         raise NotMeasurable(_not_told(rows, hooked, concepts))
 
-    prefixes, (W_dec, target) = _prefixes(rows, hooked), _decoder(rows, hooked)
-    absorption: dict[str, list[ConceptAbsorption | None]] = {}
+    W_dec, target = _decoder(rows, hooked)
+    absorption: Absorption = {}
     for concept in told:
         counted = rows.test & concept.labels & (concept.probe.scores(rows.y) > 0)
         direction = Direction.of(concept.probe.direction, W_dec, target[counted])
-        absorption[concept.name] = [_measure(rows, concept, prefix, counted, direction) for prefix in prefixes]
+        measured = {width: _row(rows, concept, width, counted, direction) for width in widths}
+        absorption[concept.name] = {width: row for width, row in measured.items() if row is not None}
         progress(len(concepts) + len(absorption), len(concepts) + len(told))
-    scores = tuple(_scores(rows.labelled.name, prefixes, absorption))
+    scores = tuple(_scores(rows.labelled.name, widths, absorption))
     if not scores:
         raise NotMeasurable(f"{rows.labelled.name}: no latent of this coder fires with any of {len(told)} concepts")
-    return Result(scores, _details(rows, concepts, prefixes, absorption))
+    details = {
+        "rows": len(rows.test),
+        "dropped": rows.dropped,
+        "never_fired": rows.silent(widths),
+        "without_latents": {
+            str(width): [name for name, prefixes in absorption.items() if width not in prefixes] for width in widths
+        },
+        "not_told": {concept.name: concept.probe_f1 for concept in concepts if not concept.told},
+        "concepts": {
+            concept.name: {
+                "probe_f1": concept.probe_f1,
+                "prefixes": {str(width): row for width, row in absorption[concept.name].items()},
+            }
+            for concept in told
+        },
+    }
+    return Result(scores, details)
 
 
 def _concepts(rows: LabelledRows, progress: Progress) -> list[Concept]:
@@ -205,12 +170,12 @@ def _with_children(rows: LabelledRows) -> dict[str, Bool[np.ndarray, " n"]]:
             f'{rows.labelled.name}: absorption is of concepts with children, as "animal" of "path": ["animal", "dog"];'
             " here no path has more than one concept"
         )
-    every, children = rows.labelled.concepts(), np.array(["/".join(path) for path in paths])
+    every, children = rows.labelled.concepts(), np.array(rows.labelled.paths)
 
     def enough(side: Bool[np.ndarray, " n"]) -> bool:
         train = side & ~rows.test
-        counts = len(set(children[train])), np.count_nonzero(train), np.count_nonzero(side & rows.test)
-        return all(number >= least for number, least in zip(counts, (MIN_CHILDREN, MIN_TRAIN, MIN_TEST), strict=True))
+        rows_enough = train.sum() >= MIN_TRAIN and (side & rows.test).sum() >= MIN_TEST
+        return bool(rows_enough) and len(set(children[train])) >= MIN_CHILDREN
 
     tried = {name: every[name] for name in parents if enough(every[name]) and enough(~every[name])}
     if not tried:
@@ -222,19 +187,13 @@ def _with_children(rows: LabelledRows) -> dict[str, Bool[np.ndarray, " n"]]:
 
 
 def _not_told(rows: LabelledRows, hooked: HookedCoder, concepts: Sequence[Concept]) -> str:
-    where = " + ".join(map(str, hooked.wiring.writes))
-    told = sum(concept.probe_f1 >= MIN_PROBE_F1 for concept in concepts)
+    where, told = " + ".join(map(str, hooked.wiring.writes)), sum(concept.told for concept in concepts)
     best = sorted(concepts, key=lambda concept: concept.probe_f1, reverse=True)
     return (
         f"{rows.labelled.name}: the language model does not tell these concepts at {where}: probes of {told} of"
         f" {len(concepts)} have an F1 ≥ {MIN_PROBE_F1}, {MIN_TOLD:.0%} are needed"
         f" ({', '.join(f'{concept.name} {concept.probe_f1:.2f}' for concept in best)})"
     )
-
-
-def _prefixes(rows: LabelledRows, hooked: HookedCoder) -> list[FirstLatents]:
-    parts = [(width, rows.latents[:, :width]) for width in hooked.coder.widths]
-    return [FirstLatents(width, part, np.bincount(part.indices, minlength=width)) for width, part in parts]
 
 
 @torch.no_grad()
@@ -251,91 +210,50 @@ def _decoder(
 # --- one concept in one prefix
 
 
-def _measure(
-    rows: LabelledRows, concept: Concept, prefix: FirstLatents, counted: Bool[np.ndarray, " n"], direction: Direction
-) -> ConceptAbsorption | None:
-    """None if the prefix has no latent that fires more with the concept than without."""
-    children = ["/".join(example.path) for example in rows.labelled.examples]
-    train = np.flatnonzero(~rows.test)
-    main = main_latents(prefix.latents[train], concept.labels[train], [children[i] for i in train])
+def _row(
+    rows: LabelledRows, concept: Concept, width: int, counted: Bool[np.ndarray, " n"], direction: Direction
+) -> dict[str, Any] | None:
+    """As JSON; None if the prefix has no latent that fires more with the concept than without."""
+    latents, train, paths = rows.latents[:, :width], ~rows.test, rows.labelled.paths
+    main = main_latents(latents[train], concept.labels[train], list(compress(paths, train)))
     if not len(main):
         return None
-    latents, whole = prefix.latents[counted], direction.whole.sum()
+    whole = direction.whole.sum()
 
-    def values(chosen: Int[np.ndarray, " chosen"], rows_absorbed: Absorbed) -> Values:
-        main_f1 = f1(take(prefix.latents[rows.test], chosen).sum(1), concept.labels[rows.test])
-        return Values(
-            float(rows_absorbed.full.mean()),
-            float(rows_absorbed.fraction.mean()),
-            main_f1,
-            float(rows_absorbed.by_main.sum() / whole),
-        )
+    def values(chosen: Int[np.ndarray, " chosen"], part: Absorbed) -> list[float]:
+        main_f1 = f1(latents[rows.test][:, chosen].toarray().sum(1), concept.labels[rows.test])
+        return [float(part.full.mean()), float(part.fraction.mean()), main_f1, float(part.by_main.sum() / whole)]
 
-    real = absorbed(latents, direction, main)
+    real, fires = absorbed(latents[counted], direction, main), np.bincount(latents.indices, minlength=width)
     random = np.random.default_rng(0)
-    stand_ins = [as_dense(prefix.counts, main, random) for _ in range(DRAWS)]
-    nulls = [astuple(values(others, absorbed(latents, direction, others))) for others in stand_ins]
-    return ConceptAbsorption(
-        main.tolist(),
-        values(main, real),
-        Values(*np.mean(nulls, axis=0).tolist()),
-        float(real.by_all.sum() / whole),
-        _examples(real, direction.whole, [children[i] for i in np.flatnonzero(counted)]),
-    )
+    stand_ins = [as_dense(fires, main, random) for _ in range(DRAWS)]
+    nulls = [values(others, absorbed(latents[counted], direction, others)) for others in stand_ins]
+    return {
+        "main": main.tolist(),
+        "values": dict(zip(_VALUES, values(main, real), strict=True)),
+        "null": dict(zip(_VALUES, np.mean(nulls, axis=0).tolist(), strict=True)),
+        # by all latents of the prefix; the rest is the reconstruction's error
+        "carried_by_all": float(real.by_all.sum() / whole),
+        "examples": _examples(real, direction.whole, list(compress(paths, counted))),
+    }
 
 
-def _examples(real: Absorbed, whole: Float[np.ndarray, " rows"], paths: list[str]) -> list[AbsorbedRow]:
-    first: dict[tuple[str, int], AbsorbedRow] = {}
+def _examples(real: Absorbed, whole: Float[np.ndarray, " rows"], paths: list[str]) -> list[dict[str, Any]]:
+    """Of the rows that are fully absorbed the first of each path and latent, with what this carries of the whole."""
+    first: dict[tuple[str, int], dict[str, Any]] = {}
     for i in np.flatnonzero(real.full).tolist():
-        example = AbsorbedRow(paths[i], int(real.latent[i]), float(real.by_latent[i] / whole[i]))
-        first.setdefault((example.path, example.latent), example)
+        path, latent = paths[i], int(real.latent[i])
+        first.setdefault((path, latent), {"path": path, "latent": latent, "share": float(real.by_latent[i] / whole[i])})
     return list(first.values())[:EXAMPLES]
 
 
 # --- all concepts
 
 
-def _scores(
-    labelled: str, prefixes: Sequence[FirstLatents], absorption: Mapping[str, list[ConceptAbsorption | None]]
-) -> Iterator[Score]:
-    for i, prefix in enumerate(prefixes):
-        here = {f"{labelled}/{name}": prefixed[i] for name, prefixed in absorption.items()}
-        with_latents = {name: concept for name, concept in here.items() if concept is not None}
-        if with_latents:
-            values, nulls = (
-                np.array([astuple(getattr(concept, which)) for concept in with_latents.values()])
-                for which in ("values", "null")
-            )
-            for measure, of_measure, null in zip(MEASURES, values.T, nulls.mean(0), strict=True):
-                yield score(measure, prefix.width, with_latents, of_measure, null=float(null))
-
-
-def _details(
-    rows: LabelledRows,
-    concepts: Sequence[Concept],
-    prefixes: Sequence[FirstLatents],
-    absorption: Mapping[str, list[ConceptAbsorption | None]],
-) -> dict[str, Any]:
-    widths = [str(prefix.width) for prefix in prefixes]
-    return {
-        "rows": len(rows.test),
-        "dropped": rows.dropped,
-        "never_fired": {str(prefix.width): int((prefix.counts == 0).sum()) for prefix in prefixes},
-        "without_latents": {
-            width: [name for name, prefixed in absorption.items() if prefixed[i] is None]
-            for i, width in enumerate(widths)
-        },
-        "not_told": {concept.name: concept.probe_f1 for concept in concepts if concept.name not in absorption},
-        "concepts": {
-            concept.name: {
-                "probe_f1": concept.probe_f1,
-                "prefixes": {
-                    width: asdict(one)
-                    for width, one in zip(widths, absorption[concept.name], strict=True)
-                    if one is not None
-                },
-            }
-            for concept in concepts
-            if concept.name in absorption
-        },
-    }
+def _scores(labelled: str, widths: Sequence[int], absorption: Absorption) -> Iterator[Score]:
+    for width in widths:
+        rows = {f"{labelled}/{name}": prefixes[width] for name, prefixes in absorption.items() if width in prefixes}
+        if rows:
+            nulls = np.mean([[*row["null"].values()] for row in rows.values()], axis=0)
+            for (name, measure), null in zip(_VALUES.items(), nulls, strict=True):
+                yield score(measure, width, rows, [row["values"][name] for row in rows.values()], null=null)

@@ -8,99 +8,50 @@ Scores of a prefix are means over its living features: a sampled one stands for 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from matryoshka.evaluation.shared.ablation import (
-    ABLATED,
-    AFTER,
-    MATCHED,
-    ON,
-    RANDOM,
-    SAMPLE,
-    WINDOWS,
-    Effects,
-    Sample,
-    ablate,
-    draw_sample,
-    draw_trials,
-)
+from matryoshka.evaluation.shared import ablation
+from matryoshka.evaluation.shared.ablation import ABLATED, AFTER, MATCHED, ON, RANDOM, Effects, Sample
 from matryoshka.evaluation.subject import Subject
 from matryoshka.interventions.attribution import Attribution, attribute
 from matryoshka.progress import Progress, silent
 from matryoshka.scores.result import Measure, Result, Score, score
 
-AS_LARGE = "an equal change along the decoder row of another feature that fires as often"
-KL_RATIO = Measure(
+_of_features = partial(
+    Measure,
+    unit="feature",
+    null="an equal change along the decoder row of another feature that fires as often",
+    paired=False,
+    of_target=True,
+)
+KL_RATIO = _of_features(
     "ablation KL over random",
     "higher",
     "Σ_f KL(ablated) / Σ_f KL(random): how much more taking a_f W_dec[f] off where a feature fires changes the"
     " next-token distribution than a change of the same size in a random direction.",
-    unit="feature",
-    null=AS_LARGE,
-    paired=False,
-    of_target=True,
 )
-KL_ON = Measure(
-    "ablation KL (mnat)",
-    "neither",
-    "KL(clean ‖ ablated) of the next token in thousandths of a nat: mean over the tokens that a feature fires on, then"
-    " over features.",
-    unit="feature",
-    null=AS_LARGE,
-    paired=False,
-    of_target=True,
-    headline=False,
-)
-CE_ON = Measure(
-    "ablation ΔCE (mnat)",
-    "neither",
-    "CE(ablated) − CE(clean) of the next token in thousandths of a nat: mean over the tokens that a feature fires on,"
-    " then over features.",
-    unit="feature",
-    null=AS_LARGE,
-    paired=False,
-    of_target=True,
-    headline=False,
-)
-RANKING = Measure(
+RANKING = _of_features(
     "attribution ρ",
     "higher",
     "Spearman's ρ over features between Σ −a_f ⟨∂CE/∂y, W_dec[f]⟩ and the ΔCE that ablating the feature really has in"
     " the same windows.",
-    unit="feature",
     null="what one in twenty permutations of the features reaches",
-    paired=False,
-    of_target=True,
 )
-KL_AFTER = Measure(
-    "ablation KL after (mnat)",
-    "neither",
-    "The same KL: mean over the tokens behind its first firing in a window that a feature does not fire on, then over"
-    " features.",
-    unit="feature",
-    null=AS_LARGE,
-    paired=False,
-    of_target=True,
-    headline=False,
-)
-CE_AFTER = Measure(
-    "ablation ΔCE after (mnat)",
-    "neither",
-    "The same ΔCE: mean over the tokens behind its first firing in a window that a feature does not fire on, then over"
-    " features.",
-    unit="feature",
-    null=AS_LARGE,
-    paired=False,
-    of_target=True,
-    headline=False,
-)
+_in_mnat = partial(_of_features, better="neither", headline=False)
+_ON = "of the next token in thousandths of a nat: mean over the tokens that a feature fires on, then over features."
+_AFTER = "mean over the tokens behind its first firing in a window that a feature does not fire on, then over features."
+KL_ON = _in_mnat("ablation KL (mnat)", meaning=f"KL(clean ‖ ablated) {_ON}")
+CE_ON = _in_mnat("ablation ΔCE (mnat)", meaning=f"CE(ablated) − CE(clean) {_ON}")
+KL_AFTER = _in_mnat("ablation KL after (mnat)", meaning=f"The same KL: {_AFTER}")
+CE_AFTER = _in_mnat("ablation ΔCE after (mnat)", meaning=f"The same ΔCE: {_AFTER}")
 MEASURES = (KL_RATIO, KL_ON, CE_ON, RANKING, KL_AFTER, CE_AFTER)
 READS_LABELS = False
-
+OfFeatures = Float[np.ndarray, " n"]
 PERMUTATIONS = 1000
 RANKED = 3
 """Features that a correlation needs, at least."""
@@ -108,24 +59,24 @@ SHOWN = 10
 """Features at either end of the ranking, in the details."""
 
 
-def evaluate(subject: Subject, progress: Progress = silent, sample_size: int = SAMPLE) -> Result:
+def evaluate(subject: Subject, progress: Progress = silent, sample_size: int = ablation.SAMPLE) -> Result:
     """Effects of ablated features, and how well attribution foretells them; `progress` counts windows.
 
     Details: both ends of the ranking of all features, the numbers of every ablated one, the other nulls.
     Raises NotMeasurable if no feature fires.
     """
-    lm, windows, widths, generator = subject.lm, subject.windows, subject.widths, np.random.default_rng(0)
-    attribution = subject.own("attribution", lambda coders: attribute(lm, windows, coders, subject.tokens, progress))
-    sample = draw_sample(attribution.fired, widths, generator, sample_size)
-    trials = draw_trials(attribution, sample, windows, generator)
-    effects = ablate(lm, windows, subject.hooked, attribution, sample, trials, generator, progress)
+    bench, widths, generator = subject.bench, subject.widths, np.random.default_rng(0)
+    attribution = subject.own(attribute, bench.tokens, progress)
+    sample = ablation.draw_sample(attribution.fired, widths, generator, sample_size)
+    trials = ablation.draw_trials(attribution, sample, bench.windows, generator)
+    effects = ablation.ablate(bench.lm, bench.windows, subject.hooked, attribution, sample, trials, generator, progress)
     details = {
         "windows": len(attribution.windows),
-        "windows_a_feature": WINDOWS,
+        "windows_a_feature": ablation.WINDOWS,
         "rings": _ring_counts(attribution, sample, widths),
         **_other_nulls(sample, effects, widths),
         "attribution": _ends(attribution, widths),
-        "ablated": list(_each_ablated(sample, effects)),
+        "ablated": _each_ablated(sample, effects),
     }
     return Result(tuple(_scores(sample, effects, widths)), details)
 
@@ -137,16 +88,12 @@ def _scores(sample: Sample, effects: Effects, widths: Sequence[int]) -> Iterator
         for measure, means, place in ((KL_ON, kl, ON), (CE_ON, ce, ON), (KL_AFTER, kl, AFTER), (CE_AFTER, ce, AFTER)):
             used = inside & (effects.positions[:, place] > 0)
             ablated, matched, _ = means[:, used, place] * sample.weight[used]
-            yield _against(measure, width, sample.features[used], ablated, sample.weight[used], matched)
+            null = matched.sum() / sample.weight[used].sum() if used.any() else None
+            yield score(measure, width, sample.features[used], ablated, sample.weight[used], null)
         ablated, matched, random = kl[:, inside, ON] * sample.weight[inside]
-        yield _against(KL_RATIO, width, sample.features[inside], ablated, random, matched)
+        null = matched.sum() / random.sum() if inside.any() else None
+        yield score(KL_RATIO, width, sample.features[inside], ablated, random, null)
         yield _ranking(sample, effects, width)
-
-
-def _against(
-    measure: Measure, width: int, features: np.ndarray, above: np.ndarray, below: np.ndarray, null: np.ndarray
-) -> Score:
-    return score(measure, width, features, above, below, null.sum() / below.sum() if len(features) else None)
 
 
 def _ranking(sample: Sample, effects: Effects, width: int) -> Score:
@@ -157,24 +104,22 @@ def _ranking(sample: Sample, effects: Effects, width: int) -> Score:
     generator = np.random.default_rng(0)
     chance = [rank_correlation(predicted, generator.permutation(exact), weight) for _ in range(PERMUTATIONS)]
     products, squares = _rank_terms(predicted, exact, weight)
-    return score(RANKING, width, sample.features[used], products, squares, float(np.quantile(chance, 0.95)))
+    return score(RANKING, width, sample.features[used], products, squares, np.quantile(chance, 0.95))
 
 
-def rank_correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"]) -> float:
+def rank_correlation(a: OfFeatures, b: OfFeatures, weight: OfFeatures) -> float:
     """Spearman's ρ of a population in which each of n pairs stands for `weight` ones."""
     products, squares = _rank_terms(a, b, weight)
     return float(products.sum() / squares.sum())
 
 
-def _rank_terms(
-    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"]
-) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+def _rank_terms(a: OfFeatures, b: OfFeatures, weight: OfFeatures) -> tuple[OfFeatures, OfFeatures]:
     """ρ as a ratio of sums over pairs: Σ w r s / Σ w (r² + s²) / 2 of their standard ranks r and s."""
     r, s = _standard_ranks(a, weight), _standard_ranks(b, weight)
     return weight * r * s, weight * (r**2 + s**2) / 2
 
 
-def _standard_ranks(values: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def _standard_ranks(values: OfFeatures, weight: OfFeatures) -> OfFeatures:
     """Ranks, each in the middle of its value's weight, of weighted mean 0 and variance 1."""
     order, rank = np.argsort(values, kind="stable"), np.empty(len(values))
     rank[order] = np.cumsum(weight[order]) - weight[order] / 2
@@ -219,23 +164,23 @@ def _ends(attribution: Attribution, widths: Sequence[int]) -> dict[str, list[dic
     number = np.arange(len(fired))
     ring = np.searchsorted(widths, number, side="right")
     columns = {"feature": number, "ring": ring, "effect": total, "size": attribution.size, "firing": fired}
-
-    def rows(features: Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
-        return [{name: column[feature].item() for name, column in columns.items()} for feature in features]
-
-    return {"top": rows(order[::-1][:SHOWN]), "bottom": rows(order[:SHOWN])}
+    return {"top": _rows(columns, order[::-1][:SHOWN]), "bottom": _rows(columns, order[:SHOWN])}
 
 
-def _each_ablated(sample: Sample, effects: Effects) -> Iterator[dict[str, Any]]:
+def _each_ablated(sample: Sample, effects: Effects) -> list[dict[str, Any]]:
     """The numbers of each feature of the sample, over the windows that it was ablated in."""
     kl = 1000 * effects.kl[:, :, ON] / effects.positions[:, ON]
-    for i, feature in enumerate(sample.features.tolist()):
-        yield {
-            "feature": feature,
-            "firing": int(effects.positions[i, ON]),
-            "kl_mnat": float(kl[ABLATED, i]),
-            "kl_matched_mnat": float(kl[MATCHED, i]),
-            "kl_random_mnat": float(kl[RANDOM, i]),
-            "ce": float(effects.exact[i]),
-            "ce_to_first_order": float(effects.predicted[i]),
-        }
+    columns = {
+        "feature": sample.features,
+        "firing": effects.positions[:, ON],
+        "kl_mnat": kl[ABLATED],
+        "kl_matched_mnat": kl[MATCHED],
+        "kl_random_mnat": kl[RANDOM],
+        "ce": effects.exact,
+        "ce_to_first_order": effects.predicted,
+    }
+    return _rows(columns, np.arange(len(sample.features)))
+
+
+def _rows(columns: dict[str, np.ndarray], numbers: Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
+    return [{name: column[i].item() for name, column in columns.items()} for i in numbers]

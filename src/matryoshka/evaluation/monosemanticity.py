@@ -22,23 +22,23 @@ has of them to one drawn. The contexts of a random direction have much in common
 the residual stream carries along: read the two AUCs of contexts by their distance from the null.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Float16, Int
+from jaxtyping import Float, Int
 
-from matryoshka.data.tokens import Windows
 from matryoshka.evaluation.shared.contexts import SHORTEST, Contexts
 from matryoshka.evaluation.shared.firings import FEATURES, TextFirings, middle, read_firings
 from matryoshka.evaluation.shared.rules import Ngrams, Rule, describe, rule_auc
 from matryoshka.evaluation.subject import Subject
-from matryoshka.lm.model import LanguageModel
 from matryoshka.progress import Progress, silent
 from matryoshka.scores.result import Measure, NotMeasurable, Result, Score, finite, score
-from matryoshka.study.hooked import HookedCoder
-from matryoshka.study.reader import spread_windows
+
+T = TypeVar("T")
+Aucs = Float[np.ndarray, "drawn measures"]
 
 FIRINGS = 16
 """Positions in each half at which a latent must fire to be drawn."""
@@ -46,114 +46,95 @@ CLEAR = 0.9
 """An AUC above this counts as clear in the details."""
 BINS = 20
 
-_NULL = "random directions at the read site (standardised) that fire, where highest, as often as the latents"
-RULE = Measure(
+_of_features = partial(
+    Measure,
+    unit="feature",
+    null="random directions at the read site (standardised) that fire, where highest, as often as the latents",
+    paired=False,
+)
+RULE = _of_features(
     "rule AUC",
     "higher",
     "(TPR + 1 − FPR) / 2 on test documents of the n-gram (up to 3 tokens, ending here or one token before) that tells"
     " best on training documents where a latent fires; mean over the latents that fire often enough",
-    unit="feature",
-    null=_NULL,
-    paired=False,
 )
-TFIDF = Measure(
+TFIDF = _of_features(
     "TF-IDF AUC",
     "higher",
     "P(a test context of up to 32 tokens at whose end a latent fires scores above one of the same length and place in"
     " which it does not), score = mean TF-IDF cosine to the training contexts that fire − to those that do not",
-    unit="feature",
-    null=_NULL,
-    paired=False,
 )
-RESIDUAL = Measure(
+RESIDUAL = _of_features(
     "residual AUC",
     "neither",  # a latent of one token is as good as one of a topic, but has nothing alike before it
     "the same with the standardised mean residual stream of the model's middle layer as the embedding, of the tokens"
     " of the context at which the latent does not fire",
-    unit="feature",
-    null=_NULL,
-    paired=False,
 )
 MEASURES = (RULE, TFIDF, RESIDUAL)
-_NAMES = [measure.name for measure in MEASURES]
-
-
 READS_LABELS = False
 FIRING_TOKENS = 131_072
 """Tokens, at least, where a number of firings of single latents is needed."""
 
 
 def evaluate(subject: Subject, progress: Progress = silent) -> Result:
-    """Rule AUC, TF-IDF AUC and residual AUC of every prefix, on FIRING_TOKENS at least.
+    """Rule AUC, TF-IDF AUC and residual AUC of every prefix, on FIRING_TOKENS at least; `progress` counts windows that
+    are read, once for all coders, and then latents.
 
     Raises NotMeasurable if no latent fires often enough, or the windows are too short for contexts.
     """
-    lm, windows, tokens = subject.lm, subject.windows, max(subject.tokens, FIRING_TOKENS)
-    result = subject.own("monosemanticity", lambda coders: monosemanticity(lm, windows, coders, tokens, progress))
-    if result.reason is not None:
-        raise NotMeasurable(result.reason)
-    return result
-
-
-def monosemanticity(
-    lm: LanguageModel, windows: Windows, coders: Sequence[HookedCoder], tokens: int, progress: Progress = silent
-) -> list[Result]:
-    """Rule AUC, TF-IDF AUC and residual AUC of every prefix of each coder, on `tokens` tokens of `windows`, which the
-    language model reads once; a Result that says why, where no latent of a coder fires often enough.
-
-    `progress` counts windows, those that are read and as many for the measuring of each coder. Raises NotMeasurable if
-    the windows are too short for contexts.
-    """
-    if windows.context // 2 < SHORTEST:
-        raise NotMeasurable(f"monosemanticity: windows of {windows.context} tokens, it needs {2 * SHORTEST} or more")
-    count = len(spread_windows(windows, tokens))
-    whole = (1 + len(coders)) * count
-    texts = read_firings(lm, windows, coders, tokens, lambda done, _: progress(done, whole))
-    results = []
-    for number, (hooked, text) in enumerate(zip(coders, texts, strict=True), start=1):
-
-        def update(done: int, total: int, before: int = number * count) -> None:
-            progress(before + done * count // total, whole)
-
-        try:
-            result = measure(text, hooked.coder.widths, lm.token_bytes, update)
-            results.append(Result(result.scores, {**result.details, "residual site": str(middle(lm))}))
-        except NotMeasurable as reason:
-            results.append(Result((), reason=str(reason)))
-    return results
+    bench = subject.bench
+    if bench.windows.context // 2 < SHORTEST:
+        context = bench.windows.context
+        raise NotMeasurable(f"monosemanticity: windows of {context} tokens, it needs {2 * SHORTEST} or more")
+    reading = subject.own(read_firings, max(bench.tokens, FIRING_TOKENS), progress)
+    result = measure(reading, subject.widths, bench.lm.token_bytes, progress)
+    return Result(result.scores, {**result.details, "residual site": str(middle(bench.lm))})
 
 
 def measure(
     reading: TextFirings, widths: Sequence[int], vocabulary: Sequence[bytes], progress: Progress = silent
 ) -> Result:
     """The same of a text that has been read: steps 2 to 4. `progress` counts latents."""
-    firings = np.stack([reading.firing.T @ reading.half(test).ravel().astype(np.int64) for test in (False, True)])
+    train, test = (reading.half(test) for test in (False, True))
+    halves = [np.flatnonzero(half) for half in (train, test)]
+    firings = np.stack([reading.firing.T @ half.ravel().astype(np.int64) for half in (train, test)])
     drawn = _draw(firings, widths)
     if not len(drawn.latents):
-        sizes = " and ".join(f"{int(reading.half(test).sum()):,}" for test in (False, True))
+        sizes = " and ".join(f"{len(half):,}" for half in halves)
         raise NotMeasurable(
             f"monosemanticity: no latent fires at {FIRINGS} positions or more in each half of the documents"
             f" ({sizes} tokens): it needs more text, of several documents"
         )
     yardsticks = _Yardsticks(reading)
-    halves = [np.flatnonzero(reading.half(test)) for test in (False, True)]
     real, null, chance = [], [], []
     for i, latent in enumerate(drawn.latents.tolist()):
-        generator = np.random.default_rng(latent)
+        generator, falling = np.random.default_rng(latent), -reading.projections[:, i].astype(np.float32)
+        highest = _in_halves(
+            halves, firings[:, latent], lambda half, n, falling=falling: half[np.argpartition(falling[half], n - 1)[:n]]
+        )
         real.append(yardsticks(reading.firings(latent), generator))
-        null.append(yardsticks(_highest(reading.projections[:, i], halves, firings[:, latent]), generator))
-        chance.append(yardsticks(_anywhere(halves, firings[:, latent], generator), generator))
+        null.append(yardsticks(highest, generator))
+        anywhere = _in_halves(halves, firings[:, latent], partial(generator.choice, replace=False))
+        chance.append(yardsticks(anywhere, generator))
         progress(i + 1, len(drawn.latents))
-    aucs, null_aucs, chance_aucs = (np.stack([measured.aucs for measured in side]) for side in (real, null, chance))
+    aucs, null_aucs, chance_aucs = (np.stack([measured for _, measured in side]) for side in (real, null, chance))
+    said = np.isfinite(aucs)
     details = {
         "tokens": int(reading.counted.sum()),
-        "documents": [len(np.unique(reading.documents[reading.half(test)])) for test in (False, True)],
+        "documents": [len(np.unique(reading.documents[half])) for half in (train, test)],
         "rings": _rings(firings, widths, drawn),
-        **_distribution(widths, drawn, aucs),
+        "clear": _means(widths, drawn, np.where(said, aucs > CLEAR, np.nan)),
+        "histogram": _by_name(_histogram(values, drawn) for values in aucs.T),
+        "unsaid": _by_name((~said).sum(0).tolist()),
         "chance": _means(widths, drawn, chance_aucs),
         "latents": [
-            _row(latent, int(firings[:, latent].sum()), measured, vocabulary)
-            for latent, measured in zip(drawn.latents.tolist(), real, strict=True)
+            {
+                "latent": latent,
+                "firings": int(firings[:, latent].sum()),
+                "rule": describe(rule, vocabulary),
+                **_by_name(map(finite, measured.tolist())),
+            }
+            for latent, (rule, measured) in zip(drawn.latents.tolist(), real, strict=True)
         ],
     }
     return Result(tuple(_scores(widths, drawn, aucs, null_aucs)), details)
@@ -173,48 +154,25 @@ class Drawn(NamedTuple):
 def _draw(firings: Int[np.ndarray, "halves d_sae"], widths: Sequence[int]) -> Drawn:
     """FEATURES of each ring, or all where there are fewer, of those that fire often enough."""
     generator = np.random.default_rng(0)
-    enough = _often_enough(firings)
     latents, weights = [], []
     for start, end in pairwise((0, *widths)):
-        frequent = start + np.flatnonzero(enough[start:end])
+        frequent = start + np.flatnonzero(firings[:, start:end].min(0) >= FIRINGS)
         chosen = generator.choice(frequent, min(FEATURES, len(frequent)), replace=False)
         latents.append(np.sort(chosen))
         weights.append(np.full(len(chosen), len(frequent) / max(1, len(chosen))))
     return Drawn(np.concatenate(latents), np.concatenate(weights))
 
 
-def _often_enough(firings: Int[np.ndarray, "halves d_sae"]) -> Bool[np.ndarray, " d_sae"]:
-    return firings.min(0) >= FIRINGS
-
-
 # --- what is measured of them
 
 
-class Yardsticked(NamedTuple):
-    """What the yardsticks say of one set of firings."""
-
-    rule: Rule
-    aucs: Float[np.ndarray, " measures"]
-    """In the order of MEASURES; NaN where one says nothing."""
-
-
-def _highest(
-    projections: Float16[np.ndarray, " positions"],
+def _in_halves(
     halves: Sequence[Int[np.ndarray, " _"]],
     firings: Int[np.ndarray, " halves"],
+    choose: Callable[[Int[np.ndarray, " _"], int], Int[np.ndarray, " firings"]],
 ) -> Int[np.ndarray, " firings"]:
-    """The positions of so many highest projections in each half, ascending."""
-    falling = -projections.astype(np.float32)
-    highest = [half[np.argpartition(falling[half], n - 1)[:n]] for half, n in zip(halves, firings, strict=True)]
-    return np.sort(np.concatenate(highest))
-
-
-def _anywhere(
-    halves: Sequence[Int[np.ndarray, " _"]], firings: Int[np.ndarray, " halves"], generator: np.random.Generator
-) -> Int[np.ndarray, " firings"]:
-    """So many random positions of each half, ascending."""
-    drawn = [generator.choice(half, n, replace=False) for half, n in zip(halves, firings, strict=True)]
-    return np.sort(np.concatenate(drawn))
+    """As many positions of each half as there are firings in it, ascending."""
+    return np.sort(np.concatenate([choose(half, n) for half, n in zip(halves, firings.tolist(), strict=True)]))
 
 
 class _Yardsticks:
@@ -225,20 +183,18 @@ class _Yardsticks:
         self.train, self.test = (reading.half(test) for test in (False, True))
         self.ngrams, self.contexts = Ngrams(reading.tokens, self.train), Contexts(reading)
 
-    def __call__(self, firing: Int[np.ndarray, " firings"], generator: np.random.Generator) -> Yardsticked:
+    def __call__(
+        self, firing: Int[np.ndarray, " firings"], generator: np.random.Generator
+    ) -> tuple[Rule, Float[np.ndarray, " measures"]]:
+        """The rule, and the AUCs in the order of MEASURES; NaN where one says nothing."""
         rule, _ = self.ngrams.best(firing[self.train.ravel()[firing]])
         fires = np.zeros(self.tokens.size, dtype=bool)
         fires[firing] = True
         auc = rule_auc(rule, self.tokens, fires.reshape(self.tokens.shape), self.test)
-        return Yardsticked(rule, np.array([auc, *self.contexts.alike(firing, generator)]))
+        return rule, np.array([auc, *self.contexts.alike(firing, generator)])
 
 
-def _scores(
-    widths: Sequence[int],
-    drawn: Drawn,
-    aucs: Float[np.ndarray, "drawn measures"],
-    null: Float[np.ndarray, "drawn measures"],
-) -> Iterator[Score]:
+def _scores(widths: Sequence[int], drawn: Drawn, aucs: Aucs, null: Aucs) -> Iterator[Score]:
     for width in widths:
         for measure, real, random in zip(MEASURES, aucs.T, null.T, strict=True):
             said = (drawn.latents < width) & np.isfinite(real)
@@ -258,8 +214,7 @@ def _mean(values: Float[np.ndarray, " drawn"], width: int, drawn: Drawn) -> floa
 
 def _rings(firings: Int[np.ndarray, "halves d_sae"], widths: Sequence[int], drawn: Drawn) -> list[dict[str, int]]:
     """How many latents of each ring are silent, too rare, or frequent enough to be drawn from."""
-    enough = _often_enough(firings)
-    silent = firings.sum(0) == 0
+    silent, enough = firings.sum(0) == 0, firings.min(0) >= FIRINGS
     return [
         {
             "width": end,
@@ -273,29 +228,16 @@ def _rings(firings: Int[np.ndarray, "halves d_sae"], widths: Sequence[int], draw
     ]
 
 
-def _distribution(widths: Sequence[int], drawn: Drawn, aucs: Float[np.ndarray, "drawn measures"]) -> dict[str, Any]:
-    """Of each measure: the share of clear latents of each prefix, how many latents lie in each of BINS equal bins from
-    0 to 1, and of how many drawn ones it says nothing."""
-    said = np.isfinite(aucs)
-    histograms = [
-        np.histogram(values[there], BINS, (0, 1), weights=drawn.weights[there])[0].tolist()
-        for values, there in zip(aucs.T, said.T, strict=True)
-    ]
-    return {
-        "clear": _means(widths, drawn, np.where(said, aucs > CLEAR, np.nan)),
-        "histogram": dict(zip(_NAMES, histograms, strict=True)),
-        "unsaid": dict(zip(_NAMES, (~said).sum(0).tolist(), strict=True)),
-    }
-
-
-def _means(
-    widths: Sequence[int], drawn: Drawn, values: Float[np.ndarray, "drawn measures"]
-) -> dict[str, list[float | None]]:
+def _means(widths: Sequence[int], drawn: Drawn, values: Aucs) -> dict[str, list[float | None]]:
     """Of each measure the mean of each prefix."""
-    means = [[_mean(column, width, drawn) for width in widths] for column in values.T]
-    return {name: [finite(mean) for mean in row] for name, row in zip(_NAMES, means, strict=True)}
+    return _by_name([finite(_mean(column, width, drawn)) for width in widths] for column in values.T)
 
 
-def _row(latent: int, firings: int, measured: Yardsticked, vocabulary: Sequence[bytes]) -> dict[str, Any]:
-    aucs = dict(zip(_NAMES, map(finite, measured.aucs.tolist()), strict=True))
-    return {"latent": latent, "firings": firings, "rule": describe(measured.rule, vocabulary), **aucs}
+def _histogram(aucs: Float[np.ndarray, " drawn"], drawn: Drawn) -> list[float]:
+    """How many latents lie in each of BINS equal bins from 0 to 1."""
+    said = np.isfinite(aucs)
+    return np.histogram(aucs[said], BINS, (0, 1), weights=drawn.weights[said])[0].tolist()
+
+
+def _by_name(values: Iterable[T]) -> dict[str, T]:
+    return dict(zip((measure.name for measure in MEASURES), values, strict=True))

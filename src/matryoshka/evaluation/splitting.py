@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from matryoshka.evaluation.shared.labelled_rows import LabelledRows
-from matryoshka.evaluation.shared.probes import f1, f1_left_out, folds, forward, take
-from matryoshka.evaluation.shared.tasks import Task, measurable
+from matryoshka.evaluation.shared.probes import Labels, Task, f1, f1_left_out, folds, forward, measurable
 from matryoshka.evaluation.subject import Subject
 from matryoshka.progress import Progress, silent
 from matryoshka.scores.result import Measure, NotMeasurable, Result, Score, score
@@ -34,6 +33,8 @@ JUMP = 0.03
 MOST = 10
 """Parts that are looked for."""
 SHUFFLES = 5
+SplitConcepts = dict[str, dict[int, tuple[dict[str, Any], list[float]]]]
+"""Of each concept and prefix the row that is reported, and the test F1 of latents shuffled in training."""
 
 SPLITTING = Measure(
     "splitting",
@@ -76,58 +77,39 @@ class Split(NamedTuple):
         return self.curve[-1] if self.curve else 0.0
 
 
-class SplitConcept(NamedTuple):
-    """A concept at one prefix."""
-
-    split: Split
-    shuffled: list[Split]
-    """Of latents shuffled against the labels."""
-    chance: list[int]
-    """Splitting where all but the best are."""
-
-    @property
-    def told(self) -> bool:
-        """Better than by shuffled latents."""
-        return self.split.reached > max(split.reached for split in self.shuffled)
-
-
 def measure(sets: Sequence[LabelledRows], widths: Sequence[int], progress: Progress = silent) -> Result:
     """The same of text that has been read."""
     # the latents that speak for a concept and those that speak for its opposite are not the same
     tasks, rare, untold = measurable(sets, opposites=True)
-    concepts: dict[str, list[SplitConcept]] = {}
+    concepts: SplitConcepts = {}
     for task in tasks:
-        concepts[task.name] = [_of_prefix(task, width) for width in widths]
+        concepts[task.name] = {width: _of_prefix(task, width) for width in widths}
         progress(len(concepts), len(tasks))
-    scores = [
-        score
-        for i, width in enumerate(widths)
-        for score in _scores(width, {name: prefixes[i] for name, prefixes in concepts.items() if prefixes[i].told})
-    ]
+    scores = tuple(_scores(widths, concepts))
     if not scores:
         raise NotMeasurable(f"none of {len(tasks)} concepts is told by this coder's latents better than by chance")
-    details = {
-        "concepts": {
-            name: {str(width): _row(concept) for width, concept in zip(widths, prefixes, strict=True)}
-            for name, prefixes in concepts.items()
-        },
-        "left_out": {"rare": rare, "not_told_at_the_site": untold},
-    }
-    return Result(tuple(scores), details)
+    rows = {name: {str(width): row for width, (row, _) in prefixes.items()} for name, prefixes in concepts.items()}
+    return Result(scores, {"concepts": rows, "left_out": {"rare": rare, "not_told_at_the_site": untold}})
 
 
-def _of_prefix(task: Task, width: int) -> SplitConcept:
+def _of_prefix(task: Task, width: int) -> tuple[dict[str, Any], list[float]]:
     labels, groups = task.labels[~task.rows.test], task.train_groups
     latents = task.rows.latents[~task.rows.test][:, :width]
     generator = np.random.default_rng([width, *task.name.encode()])
     shuffled = [latents[_shuffle(groups, labels, generator)] for _ in range(SHUFFLES)]
-    best = next((step.latents.tolist() for step in forward(latents, labels)), [])
-    chance = [f1_curve(_with(others, best, latents), labels, groups) for others in shuffled]
-    return SplitConcept(
-        _split(task, latents),
-        [_split(task, others) for others in shuffled],
-        [_beyond_first(curve) for curve in chance],
-    )
+    first = next(forward(latents, labels), None)
+    best = np.isin(np.arange(width), first.latents if first else [])
+    beside_best = [others.multiply(~best) + latents.multiply(best) for others in shuffled]
+    split, nulls = _split(task, latents), [_split(task, others) for others in shuffled]
+    row = {
+        "told": split.reached > max(null.reached for null in nulls),
+        "latents": split.latents.tolist(),
+        "f1": split.curve,
+        "test_f1": split.test_f1,
+        "shuffled_f1": [null.reached for null in nulls],
+        "splitting_by_chance": [_splitting(f1_curve(others, labels, groups)) for others in beside_best],
+    }
+    return row, [null.test_f1 for null in nulls]
 
 
 def _split(task: Task, latents: sp.csr_array) -> Split:
@@ -139,14 +121,11 @@ def _split(task: Task, latents: sp.csr_array) -> Split:
     if not steps:
         return Split(curve, np.empty(0, dtype=np.int64), 0.0)
     parts, probe = steps[-1]
-    return Split(curve, parts, f1(probe.scores(take(task.rows.latents[test], parts)), task.labels[test]))
+    return Split(curve, parts, f1(probe.scores(task.rows.latents[test][:, parts].toarray()), task.labels[test]))
 
 
-def f1_curve(
-    latents: sp.csr_array, labels: Bool[np.ndarray, " n"], groups: Sequence[str], most: int = MOST
-) -> list[float]:
-    """F1 of one latent, two … up to `most`, while it grows by more than JUMP: each row's score is of a probe not fitted
-    to it."""
+def f1_curve(latents: sp.csr_array, labels: Labels, groups: Sequence[str], most: int = MOST) -> list[float]:
+    """F1 of one latent, two … up to `most`, while it grows by more than JUMP, by probes not fitted to the row."""
     parts = folds(groups, labels)
     curve: list[float] = []
     for steps in islice(zip(*(forward(latents[~part], labels[~part]) for part in parts), strict=False), most):
@@ -157,13 +136,11 @@ def f1_curve(
     return curve
 
 
-def _beyond_first(curve: Sequence[float]) -> int:
+def _splitting(curve: Sequence[float]) -> int:
     return max(0, len(curve) - 1)
 
 
-def _shuffle(
-    groups: Sequence[str], labels: Bool[np.ndarray, " n"], generator: np.random.Generator
-) -> Int[np.ndarray, " n"]:
+def _shuffle(groups: Sequence[str], labels: Labels, generator: np.random.Generator) -> Int[np.ndarray, " n"]:
     """For each row one of another word or document.
 
     The rows of one group and label get those of one other: they are alike, and stay so.
@@ -177,40 +154,12 @@ def _shuffle(
     return source
 
 
-def _with(latents: sp.csr_array, best: Sequence[int], true: sp.csr_array) -> sp.csr_array:
-    """`latents` with the columns `best` of `true`."""
-    kept = np.isin(true.indices, best)
-    rest = ~np.isin(latents.indices, best)
-    return _entries(latents, rest) + _entries(true, kept)
-
-
-def _entries(latents: sp.csr_array, kept: Bool[np.ndarray, " entries"]) -> sp.csr_array:
-    left = latents.copy()
-    left.data = left.data * kept
-    left.eliminate_zeros()
-    return left
-
-
-# --- what is reported
-
-
-def _scores(width: int, concepts: dict[str, SplitConcept]) -> Iterator[Score]:
-    if not concepts:
-        return
-    splits = [concept.split for concept in concepts.values()]
-    chance = np.mean([concept.chance for concept in concepts.values()])
-    shuffled = np.mean([[split.test_f1 for split in concept.shuffled] for concept in concepts.values()])
-    yield score(SPLITTING, width, concepts, [_beyond_first(split.curve) for split in splits], null=float(chance))
-    yield score(PARTS_F1, width, concepts, [split.test_f1 for split in splits], null=float(shuffled))
-
-
-def _row(concept: SplitConcept) -> dict[str, Any]:
-    """One concept at one prefix, as JSON."""
-    return {
-        "told": concept.told,
-        "latents": concept.split.latents.tolist(),
-        "f1": concept.split.curve,
-        "test_f1": concept.split.test_f1,
-        "shuffled_f1": [split.reached for split in concept.shuffled],
-        "splitting_by_chance": concept.chance,
-    }
+def _scores(widths: Sequence[int], concepts: SplitConcepts) -> Iterator[Score]:
+    for width in widths:
+        told = {name: prefixes[width] for name, prefixes in concepts.items() if prefixes[width][0]["told"]}
+        if told:
+            rows = [row for row, _ in told.values()]
+            chance = np.mean([row["splitting_by_chance"] for row in rows])
+            shuffled = np.mean([test_f1 for _, test_f1 in told.values()])
+            yield score(SPLITTING, width, told, [_splitting(row["f1"]) for row in rows], null=float(chance))
+            yield score(PARTS_F1, width, told, [row["test_f1"] for row in rows], null=float(shuffled))

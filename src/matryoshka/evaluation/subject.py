@@ -9,12 +9,7 @@ from typing import Any, TypeVar
 from matryoshka.data.tokens import Windows
 from matryoshka.evaluation.shared import spelling
 from matryoshka.evaluation.shared.labelled import LabelledText
-from matryoshka.evaluation.shared.labelled_rows import (
-    LabelledActivations,
-    LabelledRows,
-    encode_labelled,
-    read_labelled,
-)
+from matryoshka.evaluation.shared.labelled_rows import LabelledActivations, LabelledRows, encode_labelled, read_labelled
 from matryoshka.evaluation.shared.labels import shipped
 from matryoshka.lm.model import LanguageModel
 from matryoshka.progress import Progress
@@ -22,6 +17,8 @@ from matryoshka.scores.result import NotMeasurable
 from matryoshka.study.hooked import HookedCoder
 
 T = TypeVar("T")
+MeasureAll = Callable[[LanguageModel, Windows, Sequence[HookedCoder], int, Progress], Sequence[T]]
+"""What is measured of several coders together, on so many tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +50,6 @@ class Bench:
         """The first-letter task, in words of the model's own. Raises NotMeasurable where it has too few."""
         return spelling.first_letters(self.lm)
 
-    def texts(self) -> list[LabelledText]:
-        """Every labelled text: what comes with the package, the user's, the first letters where there are words."""
-        texts = [*shipped(), *self.labels]
-        with suppress(NotMeasurable):
-            texts.append(self.letters)
-        return texts
-
     def read(self, text: LabelledText, progress: Progress) -> LabelledActivations:
         """Labelled text read through the language model, once for all coders."""
         return self.once(("labelled", text.name), lambda: read_labelled(self.lm, self.coders, text, progress))
@@ -79,43 +69,22 @@ class Subject:
         return self.bench.coders[self.number]
 
     @property
-    def lm(self) -> LanguageModel:
-        """The language model."""
-        return self.bench.lm
-
-    @property
-    def windows(self) -> Windows:
-        """Held-out text."""
-        return self.bench.windows
-
-    @property
-    def tokens(self) -> int:
-        """How much of it to measure on."""
-        return self.bench.tokens
-
-    @property
-    def labels(self) -> tuple[LabelledText, ...]:
-        """The user's own, beside those that come with the package."""
-        return self.bench.labels
-
-    @property
-    def letters(self) -> LabelledText:
-        """The first-letter task. Raises NotMeasurable where the model has too few words."""
-        return self.bench.letters
-
-    @property
     def widths(self) -> tuple[int, ...]:
-        """The coder's prefixes."""
         return self.hooked.coder.widths
 
-    def own(self, key: Hashable, measure: Callable[[Sequence[HookedCoder]], Sequence[T]]) -> T:
-        """This coder's part of what is measured of all coders of the bench at once."""
-        return self.bench.once(key, lambda: measure(self.bench.coders))[self.number]
+    def own(self, measure: MeasureAll[T], tokens: int, progress: Progress) -> T:
+        """This coder's part of what is measured of all coders of the bench at once, on `tokens` tokens of the text."""
+        bench = self.bench
+        of_all = bench.once(measure, lambda: measure(bench.lm, bench.windows, bench.coders, tokens, progress))
+        return of_all[self.number]
 
     def rows(self, text: LabelledText, progress: Progress) -> LabelledRows:
         """Labelled text through the language model and the coder."""
         return encode_labelled(self.hooked, self.bench.read(text, progress))
 
     def all_rows(self, progress: Progress) -> list[LabelledRows]:
-        """Every labelled text."""
-        return [self.rows(text, progress) for text in self.bench.texts()]
+        """Every labelled text: what comes with the package, the user's, the first letters where there are words."""
+        texts = [*shipped(), *self.bench.labels]
+        with suppress(NotMeasurable):
+            texts.append(self.bench.letters)
+        return [self.rows(text, progress) for text in texts]

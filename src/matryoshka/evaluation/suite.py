@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -54,19 +55,17 @@ class Setting:
 
     @cached_property
     def lm(self) -> LanguageModel:
-        """The language model."""
         return self.ready[0] if self.ready else self.studied.open_lm(self.device)
 
     @cached_property
     def windows(self) -> Windows:
-        """The held-out text's."""
         if self.ready:
             return self.ready[1]
         return self.studied.open_tokens(self.studied.open_vocabulary()).windows("held_out")
 
     def identity(self, coder: str, evaluation: Evaluation) -> dict[str, Any]:
         """All that a result depends on: where it is the same, so is the result. `coder`: its fingerprint."""
-        labels = {text.name: _hash(text.examples) for text in self.labels} if evaluation.reads_labels else {}
+        labels = self.labels if evaluation.reads_labels else ()
         return {
             "matryoshka": __version__,
             "coder": coder,
@@ -74,13 +73,8 @@ class Setting:
             "text": self.windows.tokens.hash,
             "context": self.windows.context,
             "tokens": self.tokens,
-            "labels": labels,
+            "labels": {text.name: _hash(text.examples) for text in labels},
         }
-
-    def bench(self, members: Sequence[Run]) -> Bench:
-        """The coders of these runs, to be measured together."""
-        coders = hook_all([member.coder for member in members], self.lm, self.windows)
-        return Bench(self.lm, self.windows, coders, self.tokens, self.labels)
 
 
 def _hash(content: Any) -> str:
@@ -94,13 +88,16 @@ def measured(
     what would be found are taken, unless `overwrite`; the others are measured now, the coders that lack any together,
     and each is saved at once."""
     known = evaluations(setting.labels)
-    identities = [_identities(member, setting, {name: known[name] for name in names}) for member in members]
-    results: list[dict[str, Result]] = [
-        {} if overwrite else _saved(member, whose) for member, whose in zip(members, identities, strict=True)
-    ]
+    identities, results = [], []
+    for member in members:
+        coder = fingerprint(member.coder)
+        identities.append({name: setting.identity(coder, known[name]) for name in names})
+        results.append({} if overwrite else _saved(member, identities[-1]))
     lacking = [i for i, saved in enumerate(results) if len(saved) < len(names)]
     if lacking:
-        subjects = dict(zip(lacking, setting.bench([members[i] for i in lacking]).subjects(), strict=True))
+        coders = hook_all([members[i].coder for i in lacking], setting.lm, setting.windows)
+        bench = Bench(setting.lm, setting.windows, coders, setting.tokens, setting.labels)
+        subjects = dict(zip(lacking, bench.subjects(), strict=True))
         for name in names:
             for i in (i for i in lacking if name not in results[i]):
                 results[i][name] = _measure(members[i], name, known[name], subjects[i])
@@ -116,11 +113,6 @@ def _measure(member: Run, name: str, evaluation: Evaluation, subject: Subject) -
             return Result((), reason=str(reason))
 
 
-def _identities(member: Run, setting: Setting, known: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
-    coder = fingerprint(member.coder)
-    return {name: setting.identity(coder, evaluation) for name, evaluation in known.items()}
-
-
 def explained(member: Run) -> dict[str, Result]:
     """What a chat model's explanations of this coder scored, where `matryoshka explain` has measured it."""
     try:
@@ -134,12 +126,10 @@ def _saved(member: Run, identities: Mapping[str, dict[str, Any]]) -> dict[str, R
     """What is saved, of these identities."""
     results = {}
     for name, identity in identities.items():
-        try:
+        with suppress(MatryoshkaError):
             result, saved = load(member.evaluation, name)
-        except MatryoshkaError:
-            continue
-        if saved == identity:
-            results[name] = result
+            if saved == identity:
+                results[name] = result
     return results
 
 
@@ -176,13 +166,12 @@ def _recipe(member: Run) -> str:
 
 
 def target(card: Card) -> Target:
-    """What a coder is a reconstruction of."""
+    """What a coder's reconstruction is of."""
     return Target(card.model.name, tuple(site for source in card.sources for site in source.writes))
 
 
 def _common(names: Sequence[str], first: Path) -> str:
-    """What the names of a recipe's seeds have in common, or else the run that they lie in; of a single coder its
-    name."""
+    """What the names of a recipe's seeds have in common, or else the run that they lie in; a single coder's name."""
     if len(names) == 1:
         return names[0]
     same = "".join(

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy.sparse import coo_array, csr_array, vstack
 from torch import Tensor
 
 from matryoshka.data.tokens import Windows
+from matryoshka.interventions.changes import Kept
 from matryoshka.lm.model import LanguageModel
 from matryoshka.progress import Progress, silent
 from matryoshka.study.hooked import HookedCoder
@@ -58,27 +59,18 @@ def attribute(
     `progress` counts windows. Each is read once for all coders; coders that write the same sites at the same positions
     share one forward and one backward pass.
     """
-    numbers, groups = spread_windows(windows, tokens), of_one_target(coders)
+    numbers, groups, done = spread_windows(windows, tokens), of_one_target(coders), 0
     entries = {id(hooked): _Entries(hooked, lm) for hooked in coders}
-    done = 0
     for rows in read(lm, batches(windows, numbers, LOGIT_BATCH), coders, [group[0].wiring.head for group in groups]):
         for group in groups:
-            kept = predicting(rows.kept(group[0]))
-            slope = _slope(lm, rows, group[0], kept)
+            kept, wiring = predicting(rows.kept(group[0])), group[0].wiring
+            with lm.resumed(wiring.head.layer, rows.activations[wiring.head]):
+                slopes = lm.gradient(rows.tokens, wiring.writes, next_token_loss(rows.tokens, kept))
+            slope = torch.cat([slopes[site][kept] for site in wiring.writes], dim=-1)
             for hooked in group:
                 entries[id(hooked)].add(rows, kept, slope)
         progress(done := done + len(rows.tokens), len(numbers))
     return [entries[id(hooked)].attribution(numbers) for hooked in coders]
-
-
-def _slope(
-    lm: LanguageModel, rows: Rows, hooked: HookedCoder, kept: Bool[Tensor, "batch position"]
-) -> Float[Tensor, "kept d_out"]:
-    """∂ Σ CE / ∂y at the kept positions, the written sites side by side."""
-    head, writes = hooked.wiring.head, hooked.wiring.writes
-    with lm.resumed(head.layer, rows.activations[head]):
-        slopes = lm.gradient(rows.tokens, writes, next_token_loss(rows.tokens, kept))
-    return torch.cat([slopes[site][kept] for site in writes], dim=-1)
 
 
 class _Entries:
@@ -89,7 +81,7 @@ class _Entries:
         self.effect, self.firing = [], []
         self.size = torch.zeros(self.d_sae, dtype=torch.float64, device=lm.device)
 
-    def add(self, rows: Rows, kept: Bool[Tensor, "batch position"], slope: Float[Tensor, "kept d_out"]) -> None:
+    def add(self, rows: Rows, kept: Kept, slope: Float[Tensor, "kept d_out"]) -> None:
         coder = self.hooked.coder
         latents, window = coder.encode(rows.at(self.hooked.wiring.reads, kept)), kept.nonzero()[:, 0]
         of_entry = -coder.contribution(latents, slope)
@@ -103,12 +95,10 @@ class _Entries:
         return Attribution(numbers, effect, firing, self.size.cpu().numpy())
 
 
-def next_token_loss(
-    tokens: Int[Tensor, "batch position"], kept: Bool[Tensor, "batch position"]
-) -> Callable[[Float[Tensor, "batch position vocab"]], Float[Tensor, ""]]:
+def next_token_loss(tokens: Int[Tensor, "batch position"], kept: Kept) -> Callable[[Tensor], Float[Tensor, ""]]:
     """The metric Σ CE, in nats, of the tokens that follow the `kept` positions."""
 
-    def loss(logits: Tensor) -> Tensor:
+    def loss(logits: Float[Tensor, "batch position vocab"]) -> Float[Tensor, ""]:
         return F.cross_entropy(logits[kept].float(), tokens.roll(-1, 1)[kept], reduction="sum")
 
     return loss

@@ -28,6 +28,8 @@ from matryoshka.lm.sites import Site
 from matryoshka.study.hooked import HookedCoder
 from matryoshka.study.splice import by_site
 
+Kept = Bool[Tensor, "batch position"]
+
 
 @dataclass(frozen=True)
 class Change:
@@ -43,11 +45,7 @@ class Change:
 
 @contextmanager
 def changed(
-    lm: LanguageModel,
-    hooked: HookedCoder,
-    tokens: Int[Tensor, "batch position"],
-    kept: Bool[Tensor, "batch position"],
-    changes: Sequence[Change],
+    lm: LanguageModel, hooked: HookedCoder, tokens: Int[Tensor, "batch position"], kept: Kept, changes: Sequence[Change]
 ) -> Iterator[None]:
     """Within the block the language model, run on `tokens`, has these features changed at the `kept` positions.
 
@@ -69,10 +67,7 @@ def shifted(lm: LanguageModel, sites: Sequence[Site], by: Float[Tensor, "batch p
 
 @torch.no_grad()
 def shift(
-    coder: SparseCoder,
-    x: Float[Tensor, "batch position d_in"],
-    kept: Bool[Tensor, "batch position"],
-    changes: Sequence[Change],
+    coder: SparseCoder, x: Float[Tensor, "batch position d_in"], kept: Kept, changes: Sequence[Change]
 ) -> Float[Tensor, "batch position d_out"]:
     """What the changes add to y, given what the coder reads: zeros but at the `kept` positions."""
     features = check_features(coder, [change.feature for change in changes])

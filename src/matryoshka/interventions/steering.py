@@ -75,10 +75,8 @@ def measure_unit(
             progress(done := done + len(rows.tokens), len(numbers))
         if maximum > 0:
             return Unit(maximum, sought)
-    raise MatryoshkaError(
-        f"feature {feature} never fires on {sought:,} held-out tokens, so there is no unit for the"
-        " strength of steering it"
-    )
+    never = f"feature {feature} never fires on {sought:,} held-out tokens"
+    raise MatryoshkaError(f"{never}, so there is no unit for the strength of steering it")
 
 
 def steer(
@@ -110,21 +108,19 @@ def steer(
             return lm.logits(ids)
 
     both: tuple[Logits, Logits] = (lm.logits, steered_logits)
-    plain, steered = (_continue(lm, logits, ids, tokens, temperature, seed) for logits in both)
-    taken_from = slice(ids.shape[1] - 1, ids.shape[1] - 1 + tokens)
-    p, q = (logits(steered)[0, taken_from].float().log_softmax(-1) for logits in both)
-    written, instead = ("".join(pieces(text[0, ids.shape[1] :].tolist(), lm.token_bytes)) for text in (plain, steered))
-    return Steered(index(feature), strength, unit, prompt, written, instead, (p.exp() * (p - q)).sum(-1).tolist())
+    texts, start = [_continue(lm, logits, ids, tokens, temperature, seed) for logits in both], ids.shape[1]
+    p, q = (logits(texts[1])[0, start - 1 : start - 1 + tokens].float().log_softmax(-1) for logits in both)
+    plain, steered = ("".join(pieces(text[0, start:].tolist(), lm.token_bytes)) for text in texts)
+    return Steered(index(feature), strength, unit, prompt, plain, steered, (p.exp() * (p - q)).sum(-1).tolist())
 
 
 def _prompt(lm: LanguageModel, prompt: str, tokens: int) -> Int[Tensor, "1 position"]:
     ids = lm.tokens(prompt)
     if ids.shape[1] < 2:
         raise MatryoshkaError(f"prompt {prompt!r}: too short, since the first position is never steered")
-    if ids.shape[1] + tokens > lm.info.context:
-        raise MatryoshkaError(
-            f"a prompt of {ids.shape[1]} tokens and {tokens} more: {lm.info.name} reads {lm.info.context} at most"
-        )
+    length, context = ids.shape[1], lm.info.context
+    if length + tokens > context:
+        raise MatryoshkaError(f"a prompt of {length} tokens and {tokens} more: {lm.info.name} reads {context} at most")
     return ids
 
 

@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from matryoshka.scores.comparison import Difference, Entry
-from matryoshka.scores.differences import over_seeds
+from matryoshka.scores.comparison import Difference, Entry, over_seeds
 from matryoshka.scores.result import Measure, Score
 
 

@@ -2,17 +2,29 @@
 
     entries → columns; entries after the first → differences from it → verdicts
 
-Two entries are compared unit by unit where both are one coder, by their spread where both are several seeds. A
-difference that zero may explain is said to be inside the noise. A measure that depends on what is written
+Two entries are compared unit by unit where both are one coder, by their spread where both are several seeds:
+
+    difference    a − b, the same resampled units for both where the units are the same, otherwise each its own
+    detectable    (z₀.₉₇₅ + z₀.₈₀) · standard error of the difference: what such a comparison finds four times in five
+    seeds         the mean of several coders of one recipe ± their standard deviation, compared by Welch's t
+
+A difference that zero may explain is said to be inside the noise. A measure that depends on what is written
 (`Measure.of_target`) is of another thing at another site or in another model: there nobody is better or worse.
 """
 
+import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
-from matryoshka.scores.differences import Comparison, compare, compare_seeds
+import numpy as np
+from scipy.special import stdtrit
+
+from matryoshka.scores.intervals import CONFIDENCE, percentiles, ratio, resampled_ratios, resampled_sums
 from matryoshka.scores.result import Measure, Result, Score
 
+POWER = 0.8
 ARROWS = {"lower": " ↓", "higher": " ↑", "neither": ""}
 
 
@@ -41,8 +53,8 @@ class Entry(NamedTuple):
         """The score of each seed, of the prefix `width` (default: the whole dictionary); [] where one lacks it."""
         of_seeds = []
         for results in self.seeds:
-            result = results.get(column.evaluation)
-            of = [score for score in (result.scores if result else ()) if score.measure.name == column.measure.name]
+            result = results.get(column.evaluation, Result(()))
+            of = [score for score in result.scores if score.measure.name == column.measure.name]
             of_seeds += [score for score in of if score.width == (width or max(other.width for other in of))]
         return of_seeds if len(of_seeds) == len(self.seeds) else []
 
@@ -76,6 +88,82 @@ def columns(entries: Sequence[Entry], headlines: bool = True) -> list[ScoreColum
     ]
 
 
+# --- two scores
+
+
+class Spread(NamedTuple):
+    """Several seeds of one recipe."""
+
+    mean: float
+    deviation: float
+    """Sample standard deviation; NaN of one."""
+    seeds: int
+
+
+def over_seeds(scores: Sequence[Score]) -> Spread:
+    """The mean and the spread of one score over the coders of a recipe that differ in their seeds alone."""
+    values = [score.value for score in scores]
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values))
+
+
+class Comparison(NamedTuple):
+    """How far `a` lies above `b`."""
+
+    difference: float
+    low: float
+    high: float
+    detectable: float
+    """The least true difference that such a comparison finds with a chance of POWER."""
+
+    @property
+    def known(self) -> bool:
+        """Whether the units say anything about its spread."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def inside_noise(self) -> bool:
+        """Whether zero lies in the interval: the two may as well be equal."""
+        return not (self.low > 0 or self.high < 0)
+
+
+def compare(a: Score, b: Score) -> Comparison:
+    """a − b, of the units that both have where these are the same, otherwise of each one's own.
+
+    Raises ValueError for scores of different measures, or of no common unit where they should be the same.
+    """
+    if a.measure != b.measure:
+        raise ValueError(f"{a.measure.name} and {b.measure.name} do not compare")
+    if a.measure.paired:
+        known = set(b.units)
+        common = [unit for unit in a.units if unit in known]
+        if not common:
+            raise ValueError(f"{a.measure.name}: the two have no {a.measure.unit} in common")
+        a, b = a.of(common), b.of(common)
+        sums = resampled_sums(np.stack([a.numerator, a.denominator, b.numerator, b.denominator]))
+        differences = ratio(sums[0], sums[1]) - ratio(sums[2], sums[3])
+    else:
+        differences = resampled_ratios(a.numerator, a.denominator) - resampled_ratios(b.numerator, b.denominator, 1)
+    low, high = percentiles(differences)
+    quantiles = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) + statistics.NormalDist().inv_cdf(POWER)
+    return Comparison(a.value - b.value, low, high, quantiles * float(np.std(differences, ddof=1)))
+
+
+def compare_seeds(a: Sequence[Score], b: Sequence[Score]) -> Comparison:
+    """Mean over the seeds of `a` less that of `b`, by Welch's t; at least two seeds each."""
+    first, second = over_seeds(a), over_seeds(b)
+    parts = [spread.deviation**2 / spread.seeds for spread in (first, second)]
+    error = math.sqrt(sum(parts))
+    weights = sum(part**2 / (spread.seeds - 1) for part, spread in zip(parts, (first, second), strict=True))
+    freedom = sum(parts) ** 2 / weights if weights else math.inf
+    t = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
+    difference = first.mean - second.mean
+    detectable = (t + float(stdtrit(freedom, POWER))) * error
+    return Comparison(difference, difference - t * error, difference + t * error, detectable)
+
+
+# --- entries
+
+
 class Difference(NamedTuple):
     """How far an entry lies from the first one, in one column."""
 
@@ -93,35 +181,30 @@ class Difference(NamedTuple):
 
 def differences(entries: Sequence[Entry]) -> Iterator[Difference]:
     """Each entry after the first, held against it, column by column."""
-    for entry in entries[1:]:
-        for column in columns(entries):
-            yield _difference(column, entries[0], entry)
+    for entry, column in product(entries[1:], columns(entries)):
+        comparison, reason = None, ""
+        try:
+            comparison = _compared(column, entries[0], entry)
+        except ValueError as error:
+            reason = str(error)
+        yield Difference(column, entry, comparison, reason)
 
 
-def _difference(column: ScoreColumn, first: Entry, entry: Entry) -> Difference:
-    a, b = entry.scores(column), first.scores(column)
+def _compared(column: ScoreColumn, first: Entry, entry: Entry) -> Comparison:
+    """Raises ValueError that says why they are not comparable."""
+    a, b, target, other = entry.scores(column), first.scores(column), first.target, entry.target
     if not a or not b:
-        return Difference(column, entry, None, "not measured of both")
-    if column.measure.of_target and (reason := _other_target(first.target, entry.target)):
-        return Difference(column, entry, None, reason)
+        raise ValueError("not measured of both")
+    if column.measure.of_target and target.model != other.model:
+        raise ValueError(f"they are of different models: {target.model}, {other.model}")
+    if column.measure.of_target and set(target.sites) != set(other.sites):
+        raise ValueError(f"they write different sites: {' + '.join(target.sites)}, {' + '.join(other.sites)}")
     if (len(a) > 1) != (len(b) > 1):
-        return Difference(column, entry, None, f"{len(a)} against {len(b)} seeds")
-    try:
-        comparison = compare_seeds(a, b) if len(a) > 1 else compare(a[0], b[0])
-    except ValueError as error:
-        return Difference(column, entry, None, str(error))
+        raise ValueError(f"{len(a)} against {len(b)} seeds")
+    comparison = compare_seeds(a, b) if len(a) > 1 else compare(a[0], b[0])
     if not comparison.known:
-        return Difference(column, entry, None, "one number each, of unknown spread: train several seeds")
-    return Difference(column, entry, comparison, "")
-
-
-def _other_target(first: Target, other: Target) -> str:
-    """Why what depends on the target is not comparable; "" where it is."""
-    if first.model != other.model:
-        return f"they are of different models: {first.model}, {other.model}"
-    if set(first.sites) != set(other.sites):
-        return f"they write different sites: {' + '.join(first.sites)}, {' + '.join(other.sites)}"
-    return ""
+        raise ValueError("one number each, of unknown spread: train several seeds")
+    return comparison
 
 
 def verdict(difference: Difference) -> str:

@@ -2,12 +2,12 @@
 
 Every score is Σ numerator / Σ denominator over *units* that are independent of one another: documents, words, labels,
 features. So one bootstrap over units gives all intervals (`intervals`), and coders that were measured on the same units
-are compared unit by unit (`differences`).
+are compared unit by unit (`comparison`).
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -38,8 +38,7 @@ class Measure:
     percent: bool = False
     """Shown as a percentage."""
     of_target: bool = False
-    """Whether it depends on where a coder writes: then coders of different written sites are not held against each
-    other."""
+    """Whether it depends on where a coder writes: coders of different written sites are then not compared by it."""
 
 
 class NotMeasurable(MatryoshkaError):
@@ -73,9 +72,7 @@ class Score:
         """The same of these units alone, in this order."""
         place = {unit: i for i, unit in enumerate(self.units)}
         chosen = [place[unit] for unit in units]
-        return Score(
-            self.measure, self.width, tuple(units), self.numerator[chosen], self.denominator[chosen], self.null
-        )
+        return replace(self, units=tuple(units), numerator=self.numerator[chosen], denominator=self.denominator[chosen])
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers, None where there is none."""
@@ -122,9 +119,8 @@ def score(
     null: int | float | None = None,
 ) -> Score:
     """A Score; without `denominator` the mean of the numerators."""
-    names = tuple(map(str, units))
-    above = np.asarray(list(numerator), dtype=np.float64)
-    below = np.ones_like(above) if denominator is None else np.asarray(list(denominator), dtype=np.float64)
+    names, above = tuple(map(str, units)), np.array(list(numerator), dtype=np.float64)
+    below = np.ones_like(above) if denominator is None else np.array(list(denominator), dtype=np.float64)
     if not len(names) == len(set(names)) == len(above) == len(below):
         raise ValueError(f"{measure.name}: {len(names)} units, {len(set(names))} names, {len(above)} numbers")
     return Score(measure, width, names, above, below, None if null is None else float(null))

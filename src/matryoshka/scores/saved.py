@@ -74,18 +74,15 @@ def load(folder: Path, name: str) -> Saved:
 
 def _units(result: Result) -> bytes:
     scores = result.scores
-    table = pa.table(
-        {
-            "score": [score.measure.name for score in scores for _ in score.units],
-            "width": [score.width for score in scores for _ in score.units],
-            "unit": [unit for score in scores for unit in score.units],
-            "numerator": np.concatenate([np.empty(0), *(score.numerator for score in scores)]),
-            "denominator": np.concatenate([np.empty(0), *(score.denominator for score in scores)]),
-        },
-        schema=UNITS,
-    )
+    columns = {
+        "score": [score.measure.name for score in scores for _ in score.units],
+        "width": [score.width for score in scores for _ in score.units],
+        "unit": [unit for score in scores for unit in score.units],
+        "numerator": np.concatenate([np.empty(0), *(score.numerator for score in scores)]),
+        "denominator": np.concatenate([np.empty(0), *(score.denominator for score in scores)]),
+    }
     file = BytesIO()
-    pq.write_table(table, file, compression="zstd")
+    pq.write_table(pa.table(columns, schema=UNITS), file, compression="zstd")
     return file.getvalue()
 
 

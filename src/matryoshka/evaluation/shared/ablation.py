@@ -81,8 +81,8 @@ def draw_sample(
         chosen = np.sort(generator.permutation(living)[: max(1, size // len(widths))])
         features.append(chosen)
         weight.append(np.full(len(chosen), len(living) / max(1, len(chosen))))
-    chosen = np.concatenate(features)
-    return Sample(chosen, np.concatenate(weight), _as_frequent(count, chosen, generator))
+    sampled = np.concatenate(features)
+    return Sample(sampled, np.concatenate(weight), _as_frequent(count, sampled, generator))
 
 
 def _as_frequent(
@@ -134,8 +134,7 @@ def ablate(
     head = hooked.wiring.head
     texts = batches(windows, attribution.windows[list(trials)], size=1)
     for done, (rows, row) in enumerate(zip(read(lm, texts, [hooked], [head]), trials, strict=True), 1):
-        places = trials[row]
-        kept = predicting(rows.kept(hooked))
+        places, kept = trials[row], predicting(rows.kept(hooked))
         features = torch.from_numpy(sample.features[places]).to(lm.device)
         a = activations(hooked.coder.encode(rows.at(hooked.wiring.reads, kept)), features)
         with lm.resumed(head.layer, rows.activations[head]):
@@ -153,11 +152,8 @@ def ablate(
 
 def _directions(hooked: HookedCoder, sample: Sample, generator: np.random.Generator) -> Float[Tensor, "kind n d_out"]:
     """What one unit of each sampled feature's activation takes off: all kinds as long as its decoder row."""
-    coder = hooked.coder
-    own, other = (
-        coder.decoder_rows(torch.from_numpy(features).to(coder.device))
-        for features in (sample.features, sample.matched)
-    )
+    pair = torch.from_numpy(np.stack([sample.features, sample.matched])).to(hooked.coder.device)
+    own, other = map(hooked.coder.decoder_rows, pair)
     anything = torch.from_numpy(generator.standard_normal(own.shape)).to(own)
     length = own.norm(dim=1, keepdim=True)
     return torch.stack([own, *(length * F.normalize(rows, dim=1) for rows in (other, anything))])

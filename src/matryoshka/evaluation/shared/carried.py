@@ -81,22 +81,14 @@ def absorbed(latents: sp.csr_array, direction: Direction, main: Int[np.ndarray, 
     fires = np.bincount(rows, of_main & (latents.data > 0), len(whole)) > 0
     full = ~fires & (whole > 0) & (cosines[latent] >= FULL_COSINE) & (by_latent >= SHARE * whole)
 
-    may_absorb = ~of_main & (values > 0) & (cosines[latents.indices] >= FRACTION_COSINE)
-    by_main, by_others = sums(of_main), sums(_largest(rows, values, may_absorb))
+    may_absorb = np.flatnonzero(~of_main & (values > 0) & (cosines[latents.indices] >= FRACTION_COSINE))
+    may_absorb = may_absorb[np.lexsort((-values[may_absorb], rows[may_absorb]))]  # largest first in each row
+    place = np.arange(len(may_absorb)) - np.searchsorted(rows[may_absorb], rows[may_absorb])
+    absorbs = np.zeros_like(of_main)
+    absorbs[may_absorb[place < ABSORBERS]] = True
+    by_main, by_others = sums(of_main), sums(absorbs)
     counted = (whole > 0) & (by_main < whole) & (by_others >= SHARE * whole)
     lacking = np.minimum(by_others, whole - by_main)
     some = counted & (by_main > 0)
     fraction = np.where(some, lacking / np.where(some, lacking + by_main, 1), counted)
     return Absorbed(full, fraction, latent, by_latent, by_main, sums(np.ones_like(of_main)))
-
-
-def _largest(
-    rows: Int[np.ndarray, " entries"], values: Float[np.ndarray, " entries"], among: Bool[np.ndarray, " entries"]
-) -> Bool[np.ndarray, " entries"]:
-    """The ABSORBERS largest of each row's entries `among` all; `rows` ascend."""
-    entries = np.flatnonzero(among)
-    entries = entries[np.lexsort((-values[entries], rows[entries]))]
-    place = np.arange(len(entries)) - np.searchsorted(rows[entries], rows[entries])
-    largest = np.zeros_like(among)
-    largest[entries[place < ABSORBERS]] = True
-    return largest

@@ -30,19 +30,14 @@ MOST_PAIRS, FEWEST_PAIRS = 100, 10
 """Of contexts, in each half of the documents; with fewer nothing is said."""
 TRIES = 64
 """Windows in which a partner is sought."""
+Places = Int[np.ndarray, "*shape"]
 STATISTICS = 10_000
 """Training positions from which the residual's mean and standard deviation are taken."""
 
 
 class Pairs(NamedTuple):
-    """Where contexts end, partners at the same index."""
-
-    firing: Int[np.ndarray, " pairs"]
-    quiet: Int[np.ndarray, " pairs"]
-
-
-class Embedded(NamedTuple):
-    """Their contexts as rows of unit norm: csr_array [pairs, vocabulary], or array [pairs, d_model]."""
+    """Contexts in which a feature fires, and their partners at the same index: where they end, [pairs], or their
+    embeddings as rows of unit norm, csr_array [pairs, vocabulary] or array [pairs, d_model]."""
 
     firing: Any
     quiet: Any
@@ -65,7 +60,9 @@ class Contexts:
         self.longest = min(LONGEST, self.context // 2)
         self.room = _room(reading.documents, self.longest)
         self._halves = [reading.half(test).ravel() for test in (False, True)]
-        if not len(whole := self._apart()):
+        ends = np.flatnonzero(self._halves[False] & (self.room == self.longest))
+        whole = ends[ends % self.context % self.longest == 0]  # they do not overlap
+        if not len(whole):
             raise NotMeasurable(f"contexts: no training document has {self.longest} tokens in one window")
         self._idf = TfidfTransformer().fit(self._counts(whole))
         train = np.flatnonzero(self._halves[False])
@@ -75,12 +72,11 @@ class Contexts:
 
     def alike(self, firing: Int[np.ndarray, " firings"], generator: np.random.Generator) -> Alike:
         """Of a feature that fires at these positions, ascending. `generator` chooses the partners."""
-        train, test = (self.pairs(firing, half, generator) for half in (False, True))
-        if min(len(train.firing), len(test.firing)) < FEWEST_PAIRS:
+        halves = [self.pairs(firing, half, generator) for half in (False, True)]
+        if min(len(pairs.firing) for pairs in halves) < FEWEST_PAIRS:
             return Alike(float("nan"), float("nan"))
         return Alike(
-            _told_apart(self.tfidf(train), self.tfidf(test)),
-            _told_apart(self.residual(train, firing), self.residual(test, firing)),
+            _told_apart(*map(self.tfidf, halves)), _told_apart(*(self.residual(pairs, firing) for pairs in halves))
         )
 
     def pairs(self, firing: Int[np.ndarray, " firings"], test: bool, generator: np.random.Generator) -> Pairs:
@@ -97,11 +93,11 @@ class Contexts:
         matched = fits.any(1)
         return Pairs(ends[matched], partners[np.arange(len(ends)), fits.argmax(1)][matched])
 
-    def tfidf(self, pairs: Pairs) -> Embedded:
+    def tfidf(self, pairs: Pairs) -> Pairs:
         """Of all tokens of the contexts."""
-        return Embedded(*(csr_array(self._idf.transform(self._counts(ends))) for ends in pairs))
+        return Pairs(*(csr_array(self._idf.transform(self._counts(ends))) for ends in pairs))
 
-    def residual(self, pairs: Pairs, firing: Int[np.ndarray, " firings"]) -> Embedded:
+    def residual(self, pairs: Pairs, firing: Int[np.ndarray, " firings"]) -> Pairs:
         """Of the tokens at which a feature that fires at `firing` does not fire."""
         counted = self.reading.counted.ravel().copy()
         counted[firing] = False
@@ -114,7 +110,7 @@ class Contexts:
                 total[within] += self.reading.residual[place[within]]
             tokens += within
         rows = (totals / np.maximum(tokens, 1)[:, None] - self._mean) / self._deviation
-        return Embedded(*rows / np.maximum(np.linalg.norm(rows, axis=2, keepdims=True), np.finfo(np.float32).tiny))
+        return Pairs(*rows / np.maximum(np.linalg.norm(rows, axis=2, keepdims=True), np.finfo(np.float32).tiny))
 
     def _counts(self, ends: Int[np.ndarray, " n"]) -> csr_array:
         """How often each token stands in each context, its last one included."""
@@ -126,11 +122,6 @@ class Contexts:
         counts = csr_array((np.ones(len(tokens)), tokens, offsets), shape=shape)
         counts.sum_duplicates()
         return counts
-
-    def _apart(self) -> Int[np.ndarray, " n"]:
-        """Ends of whole training contexts that do not overlap."""
-        ends = np.flatnonzero(self._halves[False] & (self.room == self.longest))
-        return ends[ends % self.context % self.longest == 0]
 
 
 def _room(documents: Int[np.ndarray, "windows context"], most: int) -> Int[np.ndarray, " positions"]:
@@ -144,14 +135,12 @@ def _room(documents: Int[np.ndarray, "windows context"], most: int) -> Int[np.nd
     return np.minimum(room, most).ravel()
 
 
-def _between(
-    firing: Int[np.ndarray, " firings"], after: Int[np.ndarray, "*shape"], until: Int[np.ndarray, "*shape"]
-) -> Int[np.ndarray, "*shape"]:
+def _between(firing: Int[np.ndarray, " firings"], after: Places, until: Places) -> Places:
     """How many firings lie after one position and not after the other."""
     return np.searchsorted(firing, until, "right") - np.searchsorted(firing, after, "right")
 
 
-def _told_apart(train: Embedded, test: Embedded) -> float:
+def _told_apart(train: Pairs, test: Pairs) -> float:
     """AUC of the test contexts by their mean cosine to the training contexts of the two sides."""
     direction = train.firing.mean(axis=0) - train.quiet.mean(axis=0)
     firing, quiet = test.firing @ direction, np.sort(test.quiet @ direction)

@@ -12,7 +12,6 @@ they are sorted.
 import hashlib
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -76,9 +75,15 @@ def read_firings(
 
     Sinks of the middle layer's residual stream do not count either: they would be all that its means are of.
     """
-    residual = RowFilter.measure(lm, windows, [middle(lm)])
-    narrowed = [hooked._replace(keep=hooked.keep.and_at(residual.largest)) for hooked in coders]
-    columns = [_residual(lm, residual), *_projections(lm, windows, narrowed)]
+    site = middle(lm)
+    largest = RowFilter.measure(lm, windows, [site]).largest
+    narrowed = [hooked._replace(keep=hooked.keep.and_at(largest)) for hooked in coders]
+    # in units of the largest norm that counts half precision neither overflows nor loses anything
+    column = ExtraColumn(
+        RESIDUAL, lm.info.d_model, lambda rows: rows.activations[site].float() / largest[site], (site,)
+    )
+    [first] = read(lm, batches(windows, np.arange(min(SAMPLE, len(windows))), SAMPLE), narrowed, [site])
+    columns = [column, *(_projection(hooked, first) for hooked in narrowed)]
     with tempfile.TemporaryDirectory(prefix="matryoshka-") as folder:
         path = Path(folder) / "recording"
         record(lm, windows, spread_windows(windows, tokens), narrowed, path, columns, progress=progress)
@@ -98,7 +103,7 @@ def _firings(recording: Recording, hooked: HookedCoder, windows: Windows) -> Tex
         recorded.kept.reshape(-1, context),
         is_test(f"{windows.tokens.meta.source} {windows.split}", documents),
         recording.column(RESIDUAL),
-        recording.column(_name(hooked)),
+        recording.column(hooked.key),
         csc_array((np.ones(len(places), bool), where), shape=(tokens.size, recorded.d_sae)),
     )
 
@@ -110,50 +115,21 @@ def is_test(text: str, documents: Int[np.ndarray, "windows context"]) -> Bool[np
     return np.array(test, dtype=bool)[place].reshape(documents.shape)
 
 
-def _residual(lm: LanguageModel, keep: RowFilter) -> ExtraColumn:
-    """In units of the largest norm that counts: half precision neither overflows nor loses anything."""
-    site = middle(lm)
-    return ExtraColumn(
-        RESIDUAL, lm.info.d_model, lambda rows: rows.activations[site].float() / keep.largest[site], (site,)
-    )
+def _projection(hooked: HookedCoder, first: Rows) -> ExtraColumn:
+    """What the coder reads onto random unit vectors, one for each latent that may be drawn; 0 where a position does not
+    count. Standardised as these first rows are, where there are two of them."""
+    config = hooked.coder.config
+    most = sum(min(FEATURES, end - start) for start, end in pairwise((0, *config.widths)))
+    x = first.x(hooked).float()
+    directions = torch.randn(config.d_in, most, generator=torch.Generator().manual_seed(0)).to(x.device)
+    directions = directions / directions.norm(dim=0)
+    mean, deviation = x.new_zeros(config.d_in), x.new_ones(config.d_in)
+    if len(x) > 1:
+        mean, spread = x.mean(0), x.std(0)
+        deviation = torch.where(spread > 0, spread, deviation)
 
-
-def _projections(lm: LanguageModel, windows: Windows, coders: Sequence[HookedCoder]) -> list[ExtraColumn]:
-    """Of each coder; standardised as the first windows are, which are read once for all."""
-    [first] = read(lm, batches(windows, np.arange(min(SAMPLE, len(windows))), SAMPLE), coders, [middle(lm)])
-    columns = []
-    for hooked in coders:
-        project = _Projection.measure(hooked, first)
-        columns.append(ExtraColumn(_name(hooked), project.directions.shape[1], partial(project, hooked)))
-    return columns
-
-
-def _name(hooked: HookedCoder) -> str:
-    return f"projections-{hooked.key}"
-
-
-class _Projection(NamedTuple):
-    """Standardised activations onto random unit vectors, one for each latent that may be drawn."""
-
-    mean: Float[Tensor, " d_in"]
-    deviation: Float[Tensor, " d_in"]
-    directions: Float[Tensor, "d_in directions"]
-
-    @classmethod
-    def measure(cls, hooked: HookedCoder, first: Rows) -> "_Projection":
-        """Standardised as these rows are; not at all where there are fewer than two."""
-        config = hooked.coder.config
-        most = sum(min(FEATURES, end - start) for start, end in pairwise((0, *config.widths)))
-        x = first.x(hooked).float()
-        directions = torch.randn(config.d_in, most, generator=torch.Generator().manual_seed(0)).to(x.device)
-        mean, deviation = torch.zeros_like(directions[:, 0]), torch.ones_like(directions[:, 0])
-        if len(x) > 1:
-            mean, spread = x.mean(0), x.std(0)
-            deviation = torch.where(spread > 0, spread, deviation)
-        return cls(mean, deviation, directions / directions.norm(dim=0))
-
-    def __call__(self, hooked: HookedCoder, rows: Rows) -> Float[Tensor, "batch position directions"]:
-        """0 where a position does not count."""
+    def project(rows: Rows) -> Float[Tensor, "batch position directions"]:
         x = torch.cat([rows.activations[site] for site in hooked.wiring.reads], dim=-1).float()
-        projected = (x - self.mean) / self.deviation @ self.directions
-        return torch.where(rows.kept(hooked)[..., None], projected, 0)
+        return torch.where(rows.kept(hooked)[..., None], (x - mean) / deviation @ directions, 0)
+
+    return ExtraColumn(hooked.key, most, project)

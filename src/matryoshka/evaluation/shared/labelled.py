@@ -39,6 +39,11 @@ class LabelledText:
     name: str
     examples: tuple[LabelledExample, ...]
 
+    @property
+    def paths(self) -> list[str]:
+        """What each example is in particular: "animal/dog"."""
+        return ["/".join(example.path) for example in self.examples]
+
     def concepts(self) -> dict[str, Bool[np.ndarray, " n"]]:
         """The examples that each concept holds of, general concepts of a path included ("animal", "animal/dog")."""
         holds: dict[str, Bool[np.ndarray, " n"]] = {}

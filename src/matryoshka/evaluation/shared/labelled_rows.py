@@ -6,8 +6,10 @@
 3. positions that are no rows of the coder's (BOS, a first token, sinks) count in neither
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -32,8 +34,7 @@ BATCH_TOKENS = 2048
 
 
 class LabelledActivations(NamedTuple):
-    """The places of a labelled text that rows are made of, as the language model has them: whatever coder reads
-    them."""
+    """The places of a labelled text that rows are made of, as the language model has them, for whatever coder."""
 
     labelled: LabelledText
     activations: dict[Site, Float[Tensor, "places d"]]
@@ -58,6 +59,11 @@ class LabelledRows(NamedTuple):
     dropped: int
     """Examples that no kept position remained of."""
 
+    def silent(self, widths: Sequence[int]) -> dict[str, int]:
+        """How many latents of each prefix fire on no row, and so are in no probe."""
+        fired = np.unique(self.latents.indices)
+        return {str(width): width - int(np.searchsorted(fired, width)) for width in widths}
+
 
 def read_labelled(
     lm: LanguageModel, coders: Sequence[HookedCoder], labelled: LabelledText, progress: Progress = silent
@@ -68,39 +74,35 @@ def read_labelled(
     MatryoshkaError for a span longer than the context.
     """
     prompts = _prompts(lm, labelled)
-    sites = dict.fromkeys(site for hooked in coders for site in hooked.wiring.sites)
-    parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    kept: dict[RowFilter, list[Tensor]] = {hooked.keep: [] for hooked in coders}
-    examples, done = [], 0
+    filters = {hooked.keep: hooked for hooked in coders}
+    of_sites, of_filters, examples, done = defaultdict(list), defaultdict(list), [], 0
     for rows in read(lm, _texts(prompts), coders):
         assert rows.text.asked is not None
         wanted = torch.from_numpy(rows.text.asked).to(lm.device)
-        for site, part in parts.items():
-            part.append(rows.activations[site][wanted])
-        for keep, part in {hooked.keep: rows.kept(hooked)[wanted] for hooked in coders}.items():
-            kept[keep].append(part)
+        for site, values in rows.activations.items():
+            of_sites[site].append(values[wanted])
+        for keep, hooked in filters.items():
+            of_filters[keep].append(rows.kept(hooked)[wanted])
         examples.append(np.repeat(rows.text.numbers, rows.text.asked.sum(1)))
         progress(done := done + len(rows.tokens), len(prompts))
-    return LabelledActivations(
-        labelled,
-        {site: torch.cat(part) for site, part in parts.items()},
-        {keep: torch.cat(part) for keep, part in kept.items()},
-        np.concatenate(examples),
-    )
+    activations, kept = ({key: torch.cat(part) for key, part in parts.items()} for parts in (of_sites, of_filters))
+    return LabelledActivations(labelled, activations, kept, np.concatenate(examples))
 
 
 @torch.no_grad()
 def encode_labelled(hooked: HookedCoder, text: LabelledActivations) -> LabelledRows:
     """What a coder makes of it. Raises NotMeasurable if no example is left."""
-    kept = text.kept[hooked.keep]
-    mean = _means(text.example[kept.cpu().numpy()], len(text.labelled.examples))
-    left = np.diff(mean.indptr) > 0
+    kept, wiring = text.kept[hooked.keep], hooked.wiring
+    example = text.example[kept.cpu().numpy()]
+    counts = np.bincount(example, minlength=len(text.labelled.examples))
+    left = counts > 0
     if not left.any():
-        raise NotMeasurable(
-            f"{text.labelled.name}: no position of its {len(left)} examples is one that the coder is for"
-        )
-    mean, wiring = mean[left], hooked.wiring
-    examples = tuple(example for example, has in zip(text.labelled.examples, left, strict=True) if has)
+        name = text.labelled.name
+        raise NotMeasurable(f"{name}: no position of its {len(left)} examples is one that the coder is for")
+    # takes the mean of the rows of each example
+    weights = (1 / counts[example]).astype(np.float32)
+    mean = sp.csr_array((weights, (example, np.arange(len(example)))), shape=(len(counts), len(example)))[left]
+    examples = tuple(compress(text.labelled.examples, left))
     x, y = (torch.cat([text.activations[site][kept] for site in sites], -1) for sites in (wiring.reads, wiring.writes))
     latents = sp.vstack([as_csr(hooked.coder.encode(part)) for part in x.split(BATCH_TOKENS)], format="csr")
     means = sp.csr_array(mean @ latents)
@@ -138,10 +140,11 @@ def _prompts(lm: LanguageModel, labelled: LabelledText) -> list[_Prompt]:
         if example.span is None:
             prompts.append(_Prompt(before + ids[:room], None))
             continue
-        holding = _tokens_of(example.span, offsets)
-        if len(holding) > room:
+        start, end = example.span
+        holding = [i for i, (first, last) in enumerate(offsets) if max(first, start) < min(last, end)]
+        if holding and (length := holding[-1] + 1 - holding[0]) > room:
             raise MatryoshkaError(
-                f"{labelled.name}, example {number}: its span of {len(holding)} tokens does not fit into the context"
+                f"{labelled.name}, example {number}: its span of {length} tokens does not fit into the context"
                 f" of {lm.info.name}, {room} tokens"
             )
         # what follows the span cannot reach its row
@@ -150,23 +153,14 @@ def _prompts(lm: LanguageModel, labelled: LabelledText) -> list[_Prompt]:
     return prompts
 
 
-def _tokens_of(span: tuple[int, int], offsets: Sequence[tuple[int, int]]) -> range:
-    """The tokens that hold a character of the span, from the first to the last of them."""
-    start, end = span
-    inside = [i for i, (first, last) in enumerate(offsets) if max(first, start) < min(last, end)]
-    return range(inside[0], inside[-1] + 1) if inside else range(0)
-
-
 def _texts(prompts: Sequence[_Prompt]) -> Iterator[Text]:
     """Batches of prompts ascending in length, as many at once as BATCH_TOKENS allow."""
-    batch: list[int] = []
+    batches: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids)):
-        if batch and (len(batch) + 1) * len(prompts[i].ids) > BATCH_TOKENS:
-            yield _padded(batch, prompts)
-            batch = []
-        batch.append(i)
-    if batch:
-        yield _padded(batch, prompts)
+        if not batches or (len(batches[-1]) + 1) * len(prompts[i].ids) > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(i)
+    return (_padded(batch, prompts) for batch in batches)
 
 
 def _padded(batch: Sequence[int], prompts: Sequence[_Prompt]) -> Text:
@@ -183,18 +177,9 @@ def _padded(batch: Sequence[int], prompts: Sequence[_Prompt]) -> Text:
     return Text(tokens, np.repeat(numbers[:, None], longest, axis=1), numbers, asked)
 
 
-def _means(example: Int[np.ndarray, " rows"], examples: int) -> sp.csr_array:
-    """[examples, rows]: takes the mean of the rows of each example, which stand together."""
-    counts = np.bincount(example, minlength=examples)
-    weights = (1 / counts[example]).astype(np.float32)
-    return sp.csr_array((weights, (example, np.arange(len(example)))), shape=(examples, len(example)))
-
-
 def as_csr(latents: Latents) -> sp.csr_array:
     """The active latents of each row, float32."""
-    values, indices, offsets = (
-        part.detach().cpu().numpy() for part in (latents.values.float(), latents.indices, latents.offsets)
-    )
-    active = sp.csr_array((values, indices, offsets), shape=(latents.pattern.batch, latents.d_sae))
+    parts = tuple(part.detach().cpu().numpy() for part in (latents.values.float(), latents.indices, latents.offsets))
+    active = sp.csr_array(parts, shape=(latents.pattern.batch, latents.d_sae))
     active.eliminate_zeros()
     return active

@@ -10,6 +10,7 @@ fires are weighed, because over all n-grams together TPR − FPR sums to zero, s
 """
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,9 @@ from matryoshka.lm.vocabulary import alone
 LONGEST = 3
 """Tokens in a rule."""
 OFFSETS = (0, 1)
+TokenIds = Int[np.ndarray, "windows context"]
+Positions = Bool[np.ndarray, "windows context"]
+"""Which positions of a text."""
 
 
 class Rule(NamedTuple):
@@ -31,34 +35,23 @@ class Rule(NamedTuple):
     """0: its last token is the one at this position; 1: the one before."""
 
 
-def matches(rule: Rule, tokens: Int[np.ndarray, "windows context"]) -> Bool[np.ndarray, "windows context"]:
+def matches(rule: Rule, tokens: TokenIds) -> Positions:
     """Where the rule says yes; nowhere that its tokens would begin before the window."""
     yes = np.ones(tokens.shape, dtype=bool)
     for back, token in enumerate(reversed(rule.tokens), start=rule.offset):
-        yes[:, :back] = False
-        yes[:, back:] &= tokens[:, : max(0, tokens.shape[1] - back)] == token
+        yes &= _shifted(tokens, back) == token
     return yes
 
 
-def rule_auc(
-    rule: Rule,
-    tokens: Int[np.ndarray, "windows context"],
-    firing: Bool[np.ndarray, "windows context"],
-    counted: Bool[np.ndarray, "windows context"],
-) -> float:
+def rule_auc(rule: Rule, tokens: TokenIds, firing: Positions, counted: Positions) -> float:
     """(TPR + 1 − FPR) / 2 over the `counted` positions; NaN where the feature fires at all of them or at none."""
-    yes = matches(rule, tokens)[counted]
-    fires = firing[counted]
+    yes, fires = matches(rule, tokens)[counted], firing[counted]
     if fires.all() or not fires.any():
         return float("nan")
     return float(yes[fires].mean() + 1 - yes[~fires].mean()) / 2
 
 
-def best_rule(
-    tokens: Int[np.ndarray, "windows context"],
-    firing: Bool[np.ndarray, "windows context"],
-    counted: Bool[np.ndarray, "windows context"],
-) -> tuple[Rule, float]:
+def best_rule(tokens: TokenIds, firing: Positions, counted: Positions) -> tuple[Rule, float]:
     """The rule with the highest AUC over the `counted` positions, and this AUC (which is optimistic: it was chosen).
 
     For many features of one text make one `Ngrams`, which this does. Raises MatryoshkaError as `Ngrams.best` does.
@@ -69,16 +62,14 @@ def best_rule(
 class Ngrams:
     """The n-grams of a text, numbered: what a search for rules needs to know of it, whatever the feature."""
 
-    def __init__(
-        self, tokens: Int[np.ndarray, "windows context"], counted: Bool[np.ndarray, "windows context"]
-    ) -> None:
+    def __init__(self, tokens: TokenIds, counted: Positions) -> None:
         self._tokens = tokens.ravel()
         self._counted = int(counted.sum())
-        self._grams = [
-            _gram(length, offset, _shifted(numbers, offset), counted)
-            for length, numbers in enumerate(_numbered(tokens), start=1)
-            for offset in OFFSETS
-        ]
+        self._grams = []
+        for (length, unshifted), offset in product(enumerate(_numbered(tokens), start=1), OFFSETS):
+            numbers = _shifted(unshifted, offset)
+            counts = np.bincount(numbers[counted & (numbers >= 0)], minlength=numbers.max(initial=0) + 1)
+            self._grams.append(_Gram(length, offset, numbers.ravel(), counts))
 
     def best(self, firing: Int[np.ndarray, " firings"]) -> tuple[Rule, float]:
         """The rule with the highest AUC, and this AUC; of equals the shortest, the one at the position itself.
@@ -129,17 +120,7 @@ class _Gram(NamedTuple):
     """At how many counted positions each stands."""
 
 
-def _gram(
-    length: int,
-    offset: int,
-    numbers: Int[np.ndarray, "windows context"],
-    counted: Bool[np.ndarray, "windows context"],
-) -> _Gram:
-    counts = np.bincount(numbers[counted & (numbers >= 0)], minlength=numbers.max(initial=0) + 1)
-    return _Gram(length, offset, numbers.ravel(), counts)
-
-
-def _numbered(tokens: Int[np.ndarray, "windows context"]) -> list[Int[np.ndarray, "windows context"]]:
+def _numbered(tokens: TokenIds) -> list[Int[np.ndarray, "windows context"]]:
     """For each length a number for the n-gram that ends at each position; −1 where it would begin before the window."""
     single, last = np.unique(tokens, return_inverse=True)
     last = last.reshape(tokens.shape)

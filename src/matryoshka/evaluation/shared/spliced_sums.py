@@ -15,16 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from matryoshka.coder.latents import Latents
 from matryoshka.data.tokens import Windows
-from matryoshka.evaluation.shared.totals import Totals, add_counts
 from matryoshka.lm.model import LanguageModel
 from matryoshka.progress import Progress
 from matryoshka.study.hooked import HookedCoder
-from matryoshka.study.reader import LOGIT_BATCH, READ_BATCH, Rows, batches, predicting, read, spread, spread_windows
+from matryoshka.study.reader import LOGIT_BATCH, READ_BATCH, Rows, batches, predicting, read, spread_windows
 from matryoshka.study.splice import by_site, of_one_target, spliced
 
 POSITION_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -35,101 +34,90 @@ FREQUENCY_TOKENS = 5_000_000
 """Tokens counted for that, at most."""
 FREQUENCY_WINDOWS = 1024
 """Windows of them at once."""
+Groups = tuple[Int[np.ndarray, "batch position"], ...]
+"""Of each position its document's, its place's and its token's group."""
+Values = Mapping[str, Tensor]
+"""Named, [rows] or [k, rows] each."""
 
 
-class Groups(NamedTuple):
-    """Which group each token lies in, by what sums are apart."""
+class Totals:
+    """Named sums over rows, apart for each of `count` groups (documents, positions, frequencies)."""
 
-    documents: Int[np.ndarray, " documents"]
-    """Their numbers, ascending."""
-    frequencies: Int[np.ndarray, " vocab"]
-    """Of each token, its bin of FREQUENCY_EDGES."""
+    def __init__(self, count: int) -> None:
+        self.count, self._sums = count, dict[str, np.ndarray]()
 
-    @classmethod
-    def of(cls, windows: Windows, numbers: Int[np.ndarray, " n"], vocabulary: int) -> "Groups":
-        """Of the windows `numbers`."""
-        return cls(np.unique(windows.documents(numbers)), _frequency_bins(windows, vocabulary))
+    def add(self, groups: Int[np.ndarray, " rows"], values: Values) -> None:
+        """Add `values` to the sums of each row's group."""
+        for name, value in values.items():
+            table = np.atleast_2d(value.double().cpu().numpy())
+            sums = np.stack([np.bincount(groups, row, self.count) for row in table])
+            self._sums[name] = self._sums.get(name, 0) + sums
 
-    def places(self, rows: Rows) -> tuple[Int[np.ndarray, "batch position"], ...]:
-        """Of each position of a batch: its document's, its place's and its token's group."""
-        text = rows.text
-        position = np.broadcast_to(np.arange(text.tokens.shape[1]), text.tokens.shape)
-        return (
-            np.searchsorted(self.documents, text.documents),
-            np.searchsorted(POSITION_EDGES, position, side="right") - 1,
-            self.frequencies[text.tokens],
-        )
+    def __getitem__(self, name: str) -> Float[np.ndarray, "k groups"]:
+        return self._sums[name]
 
 
 class Sums:
     """One coder's, filled batch by batch."""
 
     def __init__(self, hooked: HookedCoder, documents: Int[np.ndarray, " documents"], device: torch.device) -> None:
-        self.documents = documents
+        self.hooked, self.documents = hooked, documents
         self.by_document = Totals(len(documents))
         self.by_position, self.by_frequency = Totals(len(POSITION_EDGES)), Totals(len(FREQUENCY_EDGES))
-        self.fired = torch.zeros(hooked.coder.widths[-1], dtype=torch.int64, device=device)
+        d_sae = hooked.coder.widths[-1]
+        self.fired = torch.zeros(d_sae, dtype=torch.int64, device=device)
         """At how many rows each latent fires."""
-        self.l0_counts = np.zeros(0, np.int64)
+        self.l0_counts = np.zeros(d_sae + 1, np.int64)
         """How many rows have 0, 1, 2 … active latents."""
 
-    def add(
-        self,
-        groups: Sequence[Int[np.ndarray, "batch position"]],
-        kept: Bool[Tensor, "batch position"],
-        own: "Reconstructed",
-        of_rows: Mapping[str, Tensor],
-        of_scored: Mapping[str, Tensor],
-    ) -> None:
-        """`of_rows`: sums over the kept positions; `of_scored`: over those of them that predict a token."""
-        rows, scored = kept.cpu().numpy(), predicting(kept).cpu().numpy()
-        for totals, place in zip((self.by_document, self.by_position, self.by_frequency), groups, strict=True):
-            totals.add(place[rows], of_rows)
-            totals.add(place[scored], of_scored)
-        self.fired += own.latents.fired()
-        self.l0_counts = add_counts(self.l0_counts, np.bincount(of_rows["l0"][-1].long().cpu().numpy()))
+    def add(self, rows: Rows, groups: Groups, mean: Float[Tensor, " d_out"], clean: "_Clean", ablated: Values) -> None:
+        """One batch: sums over the positions that are kept, and over those of them that predict a token."""
+        coder, latents = self.hooked.coder, rows.latents(self.hooked)
+        own = Reconstructed(rows.y(self.hooked).to(coder.dtype), latents, coder.decode(latents, rows.x(self.hooked)))
+        of_rows, of_scored = _of_rows(own, mean, coder.widths), {**ablated, **clean.reconstructed(own)}
+        kept, scored = clean.kept.cpu().numpy(), predicting(clean.kept).cpu().numpy()
+        for totals, group in zip((self.by_document, self.by_position, self.by_frequency), groups, strict=True):
+            totals.add(group[kept], of_rows)
+            totals.add(group[scored], of_scored)
+        self.fired += latents.fired()
+        self.l0_counts += np.bincount(of_rows["l0"][-1].long().cpu().numpy(), minlength=len(self.l0_counts))
 
 
 @torch.no_grad()
 def measure_all(
     lm: LanguageModel, windows: Windows, coders: Sequence[HookedCoder], tokens: int, progress: Progress
 ) -> list[Sums]:
-    """The sums of each coder on windows that hold `tokens` tokens, spread evenly over the split; `progress` counts
-    windows."""
+    """The sums of each coder on windows that hold `tokens` tokens, spread over the split; `progress` counts windows."""
     numbers, targets = spread_windows(windows, tokens), of_one_target(coders)
-    means = _means(lm, windows, numbers, coders, targets)
-    groups = Groups.of(windows, numbers, lm.info.d_vocab)
-    sums = {id(hooked): Sums(hooked, groups.documents, lm.device) for hooked in coders}
+    means = _means(lm, windows, numbers, [target[0] for target in targets])
+    documents, frequencies = np.unique(windows.documents(numbers)), _frequency_bins(windows, lm.info.d_vocab)
+    positions = np.searchsorted(POSITION_EDGES, np.arange(windows.context), side="right") - 1
+    sums = {id(hooked): Sums(hooked, documents, lm.device) for hooked in coders}
     heads, done = [target[0].wiring.head for target in targets], 0
     for rows in read(lm, batches(windows, numbers, LOGIT_BATCH), coders, heads):
         with lm.resumed(max(heads).layer, rows.activations[max(heads)]):
-            logits, places = lm.logits(rows.tokens), groups.places(rows)
+            logits = lm.logits(rows.tokens)
+        in_batch = np.broadcast_to(positions, rows.text.tokens.shape)
+        groups = np.searchsorted(documents, rows.text.documents), in_batch, frequencies[rows.text.tokens]
         for target, head, mean in zip(targets, heads, means, strict=True):
             clean = _Clean(lm, rows, target[0], logits)
             with lm.resumed(head.layer, rows.activations[head]):
-                shared = clean.ablated(mean)
+                ablated = clean.ablated(mean)
                 for hooked in target:
-                    own = Reconstructed.of(rows, hooked)
-                    of_scored = {**shared, **clean.reconstructed(own)}
-                    sums[id(hooked)].add(places, clean.kept, own, _of_rows(own, mean, hooked.coder.widths), of_scored)
+                    sums[id(hooked)].add(rows, groups, mean, clean, ablated)
         progress(done := done + len(rows.tokens), len(numbers))
     return [sums[id(hooked)] for hooked in coders]
 
 
 def _means(
-    lm: LanguageModel,
-    windows: Windows,
-    numbers: Int[np.ndarray, " n"],
-    coders: Sequence[HookedCoder],
-    targets: Sequence[Sequence[HookedCoder]],
+    lm: LanguageModel, windows: Windows, numbers: Int[np.ndarray, " n"], coders: Sequence[HookedCoder]
 ) -> list[Float[Tensor, " d_out"]]:
-    """The mean activation that each target writes, float64."""
-    sizes = [target[0].coder.config.d_out for target in targets]
-    totals = [torch.zeros(size, dtype=torch.float64, device=lm.device) for size in sizes]
-    counts = [0] * len(targets)
+    """The mean activation where each of these coders writes, float64."""
+    totals = [torch.zeros(hooked.coder.config.d_out, dtype=torch.float64, device=lm.device) for hooked in coders]
+    counts = [0] * len(coders)
     for rows in read(lm, batches(windows, numbers, READ_BATCH), coders):
-        for i, target in enumerate(targets):
-            y = rows.y(target[0])
+        for i, hooked in enumerate(coders):
+            y = rows.y(hooked)
             totals[i] += y.double().sum(0)
             counts[i] += len(y)
     return [total / count for total, count in zip(totals, counts, strict=True)]
@@ -137,9 +125,8 @@ def _means(
 
 def _frequency_bins(windows: Windows, vocabulary: int) -> Int[np.ndarray, " vocab"]:
     """The bin of FREQUENCY_EDGES of each token."""
-    train = windows.tokens.windows("train")
-    numbers = spread(min(len(train), max(1, FREQUENCY_TOKENS // train.context)), len(train))
-    counts = np.zeros(vocabulary, np.int64)
+    train, counts = windows.tokens.windows("train"), np.zeros(vocabulary, np.int64)
+    numbers = spread_windows(train, FREQUENCY_TOKENS)
     for start in range(0, len(numbers), FREQUENCY_WINDOWS):
         counts += np.bincount(train[numbers[start : start + FREQUENCY_WINDOWS]].reshape(-1), minlength=vocabulary)
     return np.searchsorted(FREQUENCY_EDGES, 1e6 * counts / counts.sum(), side="right") - 1
@@ -151,12 +138,6 @@ class Reconstructed(NamedTuple):
     y: Float[Tensor, "rows d_out"]
     latents: Latents
     y_hat: Float[Tensor, "prefix rows d_out"]
-
-    @classmethod
-    def of(cls, rows: Rows, hooked: HookedCoder) -> "Reconstructed":
-        """What the coder makes of its rows."""
-        coder, latents = hooked.coder, rows.latents(hooked)
-        return cls(rows.y(hooked).to(coder.dtype), latents, coder.decode(latents, rows.x(hooked)))
 
     @property
     def another(self) -> Float[Tensor, "rows d_out"]:
@@ -176,12 +157,10 @@ def _of_rows(own: Reconstructed, mean: Float[Tensor, " d_out"], widths: Sequence
         "error_null": (y - own.another.double()).square().sum(-1),
         "cosine": torch.cosine_similarity(own.y[None], own.y_hat, dim=-1),
         "cosine_null": torch.cosine_similarity(own.y, own.another, dim=-1),
-        "l0": torch.stack([_sum_by_row(latents, active * (latents.indices < width)) for width in widths]),
+        "l0": torch.stack(
+            [torch.bincount(latents.rows, active * (latents.indices < width), len(y)) for width in widths]
+        ),
     }
-
-
-def _sum_by_row(latents: Latents, values: Float[Tensor, " entries"]) -> Float[Tensor, " rows"]:
-    return values.new_zeros(latents.pattern.batch).index_add_(0, latents.rows, values)
 
 
 class _Clean:

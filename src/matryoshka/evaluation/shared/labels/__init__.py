@@ -40,21 +40,18 @@ KIND_CARRIERS = ("They spoke of the {} again.", "She thought about the {} before
 
 def shipped() -> list[LabelledText]:
     """The four sets of the module's docstring."""
-    kinds = (line.split(": ") for line in _lines("kind.txt"))
     return [
         LabelledText("genre", tuple(_passages())),
-        LabelledText(
-            "kind",
-            tuple(
-                example
-                for kind, words in kinds
-                for word in words.split()
-                for example in _in(KIND_CARRIERS, word, (kind, word), word)
-            ),
-        ),
+        LabelledText("kind", tuple(_kinds())),
         LabelledText("number", tuple(_forms("number.txt", NOUN_CARRIERS, ("singular", "plural")))),
         LabelledText("tense", tuple(_forms("tense.txt", VERB_CARRIERS, ("present", "past")))),
     ]
+
+
+def _kinds() -> Iterator[LabelledExample]:
+    for kind, words in (line.split(": ") for line in _lines("kind.txt")):
+        for word in words.split():
+            yield from _in(KIND_CARRIERS, word, (kind, word), word)
 
 
 def _forms(file: str, carriers: tuple[str, ...], labels: tuple[str, str]) -> Iterator[LabelledExample]:
@@ -72,25 +69,19 @@ def _in(carriers: tuple[str, ...], word: str, path: tuple[str, ...], group: str)
 
 
 def _passages() -> Iterator[LabelledExample]:
-    """Evenly spread over the held-out documents of each source."""
-    for source, documents in _held_out().items():
-        passages = [
-            LabelledExample(passage, None, (source,), f"{source}: {title}")
-            for title, text in documents
-            for passage in textwrap.wrap(text, PASSAGE)[:-1]
-        ]
-        count = min(PASSAGES, len(passages))
-        yield from (passages[i * len(passages) // count] for i in range(count))
-
-
-def _held_out() -> dict[str, list[tuple[str, str]]]:
-    """Titles and texts of the bundled held-out documents, by their source."""
-    by_source: dict[str, list[tuple[str, str]]] = {}
+    """Evenly spread over the bundled held-out documents of each source."""
+    by_source: dict[str, list[LabelledExample]] = {}
     with gzip.open(BUNDLED, "rt", encoding="utf-8") as lines:
         for row in map(json.loads, lines):
             if is_held_out(row["text"], TextConfig().held_out):
-                by_source.setdefault(row["source"], []).append((row["title"], row["text"]))
-    return by_source
+                source, group = row["source"], f"{row['source']}: {row['title']}"
+                passages = textwrap.wrap(row["text"], PASSAGE)[:-1]
+                by_source.setdefault(source, []).extend(
+                    LabelledExample(passage, None, (source,), group) for passage in passages
+                )
+    for passages in by_source.values():
+        count = min(PASSAGES, len(passages))
+        yield from (passages[i * len(passages) // count] for i in range(count))
 
 
 def _lines(file: str) -> Iterable[str]:
