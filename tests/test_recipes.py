@@ -7,9 +7,9 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from matryoshka import api
 from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
+from matryoshka.training.memory import needed
 from matryoshka.training.plan import check, resolve
 from matryoshka.training.recipe import Config
 
@@ -85,7 +85,7 @@ def test_a_recipe_builds_on_the_meta_device(recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_its_memory_is_stated_from_shapes(recipe: Path) -> None:
     config = Config.load(recipe)
-    items = {item.name: item for item in api.memory(config)}
+    items = {item.name: item for item in needed(config)}
     if config.model.name in PARAMETERS:
         parameters = items["language model"].bytes / 4  # float32 on a CPU
         assert parameters == pytest.approx(PARAMETERS[config.model.name], rel=0.01)
@@ -98,9 +98,29 @@ def test_a_dry_run_prints_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as exit_:
-        main(["train", str(ROOT / "recipes" / "gemma-2-2b-transcoders.yaml"), "--dry-run"])
+        main(["train", str(ROOT / "recipes" / "bundled-transcoder.yaml"), "--dry-run"])
     assert exit_.value.code == 0
     shown = capsys.readouterr().out
     for word in ("language model", "coders", "optimiser", "activations", "step buffers", "in all"):
         assert word in shown
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("name", "content"), [("empty.jsonl", b""), ("binary.jsonl", bytes(range(256)))])
+def test_a_dry_run_reads_the_first_documents(
+    name: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--read", "1.mlp_in", "--d-sae", "64", "--text", str(tmp_path / name), "--dry-run"])
+    assert exit_.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert name in shown.err
+
+
+def test_a_dry_run_refuses_a_data_set_that_cannot_be_reached(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", str(ROOT / "recipes" / "gemma-2-2b-transcoders.yaml"), "--dry-run"])
+    assert exit_.value.code == 2
+    assert "not readable on the hub" in capsys.readouterr().err

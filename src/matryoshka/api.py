@@ -2,7 +2,7 @@
 
 train(config), resume(run)    from text and a language model to trained, measured coders; on from the last checkpoint
 tokenise(config)              the tokens alone
-memory(config)                what training would hold in memory
+preview(config)               what training would do, take, or refuse
 evaluate(runs)                the suite of evaluations, entries side by side, and a report
 features(runs)                every feature's evidence into each coder's store
 name(run)                     the best rule of each feature beside its label
@@ -38,10 +38,9 @@ from matryoshka.features.naming import Named, name_by_rules
 from matryoshka.features.reading import reader
 from matryoshka.features.store import FeatureStore
 from matryoshka.features.summary import Wanted
-from matryoshka.files import write_text
 from matryoshka.interventions.steering import Steered, measure_unit
 from matryoshka.interventions.steering import steer as steer_text
-from matryoshka.lm.model import LanguageModel, describe, load_vocabulary
+from matryoshka.lm.model import describe, load_vocabulary
 from matryoshka.progress import progress_bar
 from matryoshka.report import markdown
 from matryoshka.report.export import export
@@ -60,15 +59,13 @@ from matryoshka.study.watch import activation_metrics
 from matryoshka.training import checkpoint
 from matryoshka.training.allocator import keep_freed_memory
 from matryoshka.training.log import Record
-from matryoshka.training.memory import Item, needed
-from matryoshka.training.plan import Plan, check, default_folder, resolve
-from matryoshka.training.provenance import provenance
+from matryoshka.training.plan import check, default_folder, resolve
+from matryoshka.training.preview import Preview
+from matryoshka.training.preview import preview as preview_run
+from matryoshka.training.provenance import provenance, tokens_hash
 from matryoshka.training.recipe import Config, TokensConfig
-from matryoshka.training.session import Learned, train_members
-from matryoshka.training.setup import (
-    open_lm,
-    open_tokens,
-)
+from matryoshka.training.session import Learned, Session
+from matryoshka.training.setup import open_tokens
 
 
 def train(config: Config, out: str | Path | None = None, overwrite: bool = False) -> Run:
@@ -82,15 +79,15 @@ def train(config: Config, out: str | Path | None = None, overwrite: bool = False
     config = resolve(config, info)
     path = Path(out) if out else default_folder(config, info, plans)
     Run.refuse_existing(path, overwrite)
-    lm = open_lm(config.model)
-    tokens = open_tokens(config.text, lm.vocabulary)
-    run = Run.create(path, config.to_yaml(), [plan.label for plan in plans], overwrite)
-    for plan in plans:
-        if run.member(plan.label) != run:
-            alone = config.model_copy(update={"coder": plan.section, "variants": ()})
-            write_text(run.member(plan.label).config_file, alone.to_yaml())
-    write_text(run.provenance, json.dumps(provenance(lm, tokens), indent=2) + "\n")
-    return _train(run, config, lm, tokens, plans, resumed=None)
+    session = Session.open(config, plans)
+    configs = {"": config.to_yaml()}
+    if config.variants:
+        alone = {plan.label: {"coder": plan.section, "variants": ()} for plan in plans}
+        configs |= {label: config.model_copy(update=update).to_yaml() for label, update in alone.items()}
+    facts = provenance(session.lm, session.tokens)
+    run = Run.create(path, configs, json.dumps(facts, indent=2) + "\n", overwrite)
+    with run.held("train"):
+        return _train(run, session)
 
 
 def resume(run: Run | str | Path) -> Run:
@@ -100,17 +97,17 @@ def resume(run: Run | str | Path) -> Run:
     """
     _refuse_several_processes()
     run = Run.open(run)
-    config = Config.load(run.config_file)
-    _, plans = check(config)
-    folder = checkpoint.latest(run.checkpoints)
-    lm = open_lm(config.model)
-    tokens = open_tokens(config.text, lm.vocabulary)
-    before = json.loads(run.provenance.read_text(encoding="utf-8"))["tokens"]["hash"]
-    if before != tokens.hash:
-        raise MatryoshkaError(
-            f"{run.path}: was trained on tokens {before}, but {config.text.source} now gives {tokens.hash}"
-        )
-    return _train(run, config, lm, tokens, plans, resumed=folder)
+    with run.held("train"):
+        config = Config.load(run.config_file)
+        _, plans = check(config)
+        folder = checkpoint.latest(run.checkpoints)
+        session = Session.open(config, plans, folder)
+        before, now = tokens_hash(run.provenance), session.tokens.hash
+        if before != now:
+            raise MatryoshkaError(
+                f"{run.path}: was trained on tokens {before}, but {config.text.source} now gives {now}"
+            )
+        return _train(run, session)
 
 
 def _refuse_several_processes() -> None:
@@ -118,16 +115,16 @@ def _refuse_several_processes() -> None:
         raise MatryoshkaError("training in several processes is not there yet: start it without torchrun")
 
 
-def _train(run: Run, config: Config, lm: LanguageModel, tokens: Tokens, plans: list[Plan], resumed: Path | None) -> Run:
-    held_out = tokens.windows("held_out")
+def _train(run: Run, session: Session) -> Run:
+    config, held_out = session.config, session.tokens.windows("held_out")
 
     def watch(learned: Sequence[Learned]) -> list[Record]:
         coders = [HookedCoder(*parts) for parts in learned]
-        return activation_metrics(lm, held_out, coders, config.evaluation.tokens)
+        return activation_metrics(session.lm, held_out, coders, config.evaluation.tokens)
 
-    train_members(run, config, lm, tokens, plans, watch, resumed)
-    members = [run.member(plan.label) for plan in plans]
-    setting = Setting(studied(members[0].coder), config.evaluation.tokens, ready=(lm, held_out))
+    session.train(run, watch)
+    members = [run.member(trainee.plan.label) for trainee in session.trainees]
+    setting = Setting(studied(members[0].coder), config.evaluation.tokens, ready=(session.lm, held_out))
     measured(members, setting, ["reconstruction"])
     return run
 
@@ -138,9 +135,9 @@ def tokenise(config: TokensConfig) -> Tokens:
     return open_tokens(config.text, load_vocabulary(describe(config.model.name, config.model.revision)))
 
 
-def memory(config: Config) -> list[Item]:
-    """What training `config` would hold in memory, in upper bounds; loads no weights."""
-    return needed(config)
+def preview(config: Config, out: str | Path | None = None, overwrite: bool = False) -> Preview:
+    """What `train` with these arguments would do and take, or refuse; loads no weights, and writes nothing."""
+    return preview_run(config, Path(out) if out else None, overwrite)
 
 
 class Evaluated(NamedTuple):

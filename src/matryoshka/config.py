@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from matryoshka.errors import MatryoshkaError, did_you_mean
 
@@ -25,16 +26,31 @@ def _count(value: object) -> object:
     return value
 
 
-Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
+def _number(value: object) -> object:
+    """A whole number or one with a decimal point, as it is written: `1.0` as a flag is what it is in YAML."""
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value.replace("_", ""))
+        except ValueError:
+            continue
+    return value
+
+
+MOST = 2**53
+"""The largest count: whole numbers up to it are exact as floats too."""
+Count = Annotated[int, BeforeValidator(_count), Field(ge=1, le=MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Steps = Annotated[int, Field(ge=0)] | Share
-"""A number of steps (whole), or a share of all steps (with a decimal point)."""
+WholeOrShare = Annotated[Annotated[int, Field(ge=0, le=MOST)] | Share, BeforeValidator(_number)]
+"""So many (whole), or a share of all (with a decimal point)."""
 
 
 class Section(BaseModel):
     """Frozen; unknown keys are refused; the string below a field is its help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:
@@ -50,16 +66,38 @@ class Section(BaseModel):
         return cls.build(merged(read_yaml(file), overrides or {}))
 
 
+LARGEST_RECIPE, DEEPEST = 2**20, 20
+"""Bytes of a recipe, and levels in it: far more than any has, far less than takes a machine down."""
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, bounded: without aliases, of which a few lines unfold to gigabytes, and to a depth."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read in a recipe: write the value out")
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError(f"nested more than {DEEPEST} levels deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML file (safe loader)."""
+    """The mapping in a YAML file. Raises MatryoshkaError, in one line, for whatever is not a recipe."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if (size := file.stat().st_size) > LARGEST_RECIPE:
+            raise MatryoshkaError(f"{file}: has {size:,} bytes, a recipe at most {LARGEST_RECIPE:,}")
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         near = [str(path) for path in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
         hint = did_you_mean(str(file), near) if near else ""
         raise MatryoshkaError(f"{file}: cannot read this recipe ({error.strerror}){hint}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MatryoshkaError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError) as error:  # bytes that are no UTF-8, impossible dates, tags that do not fit
+        raise MatryoshkaError(f"{file}: not YAML: {_short(' '.join(str(error).split()))}") from None
     if not isinstance(content, dict):
         raise MatryoshkaError(f"{file}: expected a mapping of sections, got {type(content).__name__}")
     return content
@@ -85,18 +123,42 @@ def sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
 
 def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     """The first mistake: the field, what was expected, what was given, the nearest right name."""
-    first = error.errors()[0]
-    *parents, last = first["loc"]
-    if first["type"] == "extra_forbidden":
-        for parent in parents:
-            model = sections(model)[str(parent)]
-        where = ".".join(map(str, first["loc"]))
-        return f"{where}: unknown field{did_you_mean(str(last), model.model_fields)}"
+    errors = error.errors()
+    first = next(
+        (mistake for mistake in errors if mistake["type"] == "extra_forbidden"), errors[0]
+    )  # a typo makes others
+    *parents, last = map(str, first["loc"])
     # in a union pydantic appends the branch that failed, as a type's name or a description, to the path
     path = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
     where = ".".join(part for part in path if part not in ("int", "float", "str"))
-    if first["type"] == "missing":
-        return f"{where}: is needed (give it in the recipe, or as --{where})"
-    message = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-    return f"{where}: {message[0].lower()}{message[1:]}{got}"
+    holder = model
+    for parent in parents:
+        holder = sections(holder).get(parent, holder)
+    below = sections(holder).get(last)
+    match first["type"]:
+        case "extra_forbidden":
+            return f"{'.'.join(map(str, first['loc']))}: unknown field{did_you_mean(last, holder.model_fields)}"
+        case "missing":
+            needed = [name for name, field in below.model_fields.items() if field.is_required()] if below else []
+            fields = [f"{where}.{name}" for name in needed] or [where]
+            them = "is needed (give it" if len(fields) == 1 else "are needed (give them"
+            return f"{' and '.join(fields)} {them} in the recipe, or as --{' --'.join(fields)})"
+        case "model_type" if below:
+            return f"{where}: is a section; give its fields ({', '.join(below.model_fields)}), got {_got(first)}"
+        case "value_error":
+            return f"{where}: {_lower(first['msg'].removeprefix('Value error, '))}"
+        case "tuple_type" | "list_type":
+            return f"{where}: should be a list, got {_got(first)}"
+    return f"{where}: {_lower(first['msg'])}, got {_got(first)}"
+
+
+def _lower(message: str) -> str:
+    return message[0].lower() + message[1:]
+
+
+def _got(error: ErrorDetails) -> str:
+    return _short(repr(error["input"]))
+
+
+def _short(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sqlite3
 from collections.abc import Iterable
 
 
@@ -27,7 +28,12 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else f" (one of: {', '.join(names)})"
 
 
-def out_of_memory(error: RuntimeError | MemoryError) -> str | None:
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def out_of_memory(error: Exception) -> str | None:
     """One line if memory ran out, otherwise None.
 
     Python and numpy have an error of their own for it, torch another one on a GPU and none on a CPU.
@@ -40,3 +46,13 @@ def out_of_memory(error: RuntimeError | MemoryError) -> str | None:
         f"out of memory{f' at a request for {wanted[1]}' if wanted else ''}: matryoshka train --dry-run says what a run"
         " takes; smaller numbers of training.batch, activations.chunk, activations.lm_batch or coder.d_sae take less"
     )
+
+
+def failed_file(error: Exception) -> str | None:
+    """One line if a file or the disk failed, otherwise None: no room, no rights, a damaged database or tensor file."""
+    if isinstance(error, OSError):
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return f"{' → '.join(names)}: {error.strerror}" if names and error.strerror else first_line(error)
+    if isinstance(error, sqlite3.Error) or type(error).__name__ == "SafetensorError":
+        return f"a file failed: {first_line(error)}"
+    return None

@@ -7,13 +7,14 @@ coder, named by what is different in it, which is a run of its own to every comm
 but a coder's two files, wherever it comes from, is one too.
 """
 
-import shutil
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.files import write_text
+from matryoshka.files import locked, refuse_unwritable, replaced_folder, sweep
 
 CODER = "config.json"
 """What every coder's folder holds."""
@@ -110,28 +111,48 @@ class Run:
         """Raise MatryoshkaError if a new run may not lie at `path`: something does, or (with `overwrite`) no run
         does."""
         run = cls(path)
-        if path.exists() and not path.is_dir():
+        if os.path.isfile(path):  # which says no to a name that is too long; Path.is_file raises
             raise MatryoshkaError(f"{path}: is a file; a run is a folder, give another --out")
+        refuse_unwritable(path)
         if not path.exists() or not any(path.iterdir()):
             return
         if not overwrite:
-            hint = f"; to go on with it: matryoshka resume {path}" if run.checkpoints.exists() else ""
+            hint = (
+                f"; to go on with it: matryoshka resume {path}"
+                if run.checkpoints.is_dir() and any(run.checkpoints.iterdir())
+                else ""
+            )
             raise MatryoshkaError(f"{path}: exists already; give another --name or --out, or --overwrite{hint}")
         if not run.config_file.is_file():
             raise MatryoshkaError(f"{path}: not a run, so --overwrite leaves it alone; give another --out")
 
     @classmethod
-    def create(cls, path: Path, config_yaml: str, labels: Sequence[str], overwrite: bool) -> "Run":
-        """A new folder with config.yaml; a run that exists is refused, or with `overwrite` deleted first."""
+    def create(cls, path: Path, configs: Mapping[str, str], provenance: str, overwrite: bool) -> "Run":
+        """A new folder, whole from the first moment; a run that lies there is refused, or with `overwrite` replaced.
+
+        `configs`: the configuration as YAML of the run ("") and, by label, of its coders where there are several.
+        """
         cls.refuse_existing(path, overwrite)
-        run = cls(path)
-        if path.exists():
-            shutil.rmtree(path)
-        run.checkpoints.mkdir(parents=True)
-        for label in labels:
-            run.member(label).path.mkdir(exist_ok=True)
-        write_text(run.config_file, config_yaml)
-        return run
+        with replaced_folder(path) as new:
+            made = cls(new)
+            made.checkpoints.mkdir()
+            made.provenance.write_text(provenance, encoding="utf-8")
+            for label, config in configs.items():
+                (new / label).mkdir(exist_ok=True)
+                cls(new / label).config_file.write_text(config, encoding="utf-8")
+        return cls(path)
+
+    @contextmanager
+    def held(self, verb: str) -> Iterator[None]:
+        """Keep other processes from doing the same to this run at once, and sweep what killed ones have left in it.
+
+        Raises MatryoshkaError that names the process if one does. The lock ends with its process, however that ends.
+        """
+        file = self.path / f".lock-{verb}"
+        with locked(file, f"{self.path}: `matryoshka {verb}` is at work on it already"):
+            for folder in (self.path, self.evaluation, self.checkpoints, self.path.resolve().parent):
+                sweep(folder)
+            yield
 
 
 def names(runs: Sequence[Run]) -> list[str]:

@@ -1,5 +1,6 @@
 """The commands on a run's features, as they are typed: what they print, and what they refuse in one line."""
 
+import json
 import re
 import shutil
 import socket
@@ -11,9 +12,11 @@ import pytest
 
 from matryoshka import api
 from matryoshka.cli import main
+from matryoshka.cli.tables import show_run
 from matryoshka.errors import MatryoshkaError
 from matryoshka.run import Run
 from matryoshka.training.recipe import Config
+from matryoshka.training.session import Session
 
 
 @pytest.fixture
@@ -86,6 +89,59 @@ def test_mistakes_are_one_line(
     assert line in err
     assert len(err.strip().splitlines()) == 1
     assert sorted(path.name for path in run.path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "tokens --text {text}",
+        "train --read 1.mlp_in --d-sae 64 --text {text} --out {out}",
+        "train --read 1.mlp_in --d-sae 64 --dry-run",
+    ],
+)
+def test_a_cache_that_cannot_be_written_is_one_line(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MATRYOSHKA_CACHE", "/dev/null/cache")
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"document {i} " * 50}) + "\n" for i in range(100)))
+    code, out, err = typed(capsys, *words.format(text=text, out=tmp_path / "run").split())
+    assert code == 2
+    assert not out
+    assert "/dev/null" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train --read 1.mlp_in --d-sae 64 --out {file}/run",
+        "train --read 1.mlp_in --d-sae 64 --out {long}",
+        "quickstart --out /proc/x",
+    ],
+)
+def test_a_run_that_cannot_be_written_is_refused_before_the_work(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Session, "open", None)
+    code, _, err = typed(capsys, *words.format(file=tmp_path / "file", long="x" * 300).split())
+    assert code == 2
+    assert "cannot be made or written into" in err
+
+
+def test_names_with_brackets_are_shown_as_they_are(
+    tmp_path: Path, trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_run(Run(shutil.copytree(trained.path, tmp_path / "run [v2]")))
+    assert capsys.readouterr().out.count("run [v2]") == 2
+
+
+def test_a_quickstart_that_is_there_is_left_alone(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = typed(capsys, "quickstart", "--out", run.path)
+    assert code == 2
+    assert "exists already" in err
 
 
 def test_export_page_prints_what_to_open(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

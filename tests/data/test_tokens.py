@@ -15,15 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from pydantic import ValidationError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from matryoshka.data import documents as documents_module
+from matryoshka.data import encoding
 from matryoshka.data import tokens as tokens_module
 from matryoshka.data.documents import source_fingerprint
 from matryoshka.data.sections import TextConfig
-from matryoshka.data.tokens import Tokens, check_source, documents, is_held_out, tokenise
+from matryoshka.data.tokens import PROVED, Tokens, check_source, documents, is_held_out, tokenise
 from matryoshka.errors import MatryoshkaError
 
 TEXTS = [f"document {i}: Ünï©ode,\nlines\r\nand\u2028{'words ' * (i % 7)}." for i in range(40)]
@@ -184,8 +186,8 @@ def test_a_missing_field_names_the_nearest(write: Callable[..., Path], tmp_path:
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        (b'{"text": "cut', "not a line of JSON"),
-        (b'{"text": "\xff"}', "not a line of JSON"),
+        (b'{"text": "cut', "not JSON"),
+        (b'{"text": "\xff"}', "not JSON"),
         (b'["text"]', "found list"),
         (b'{"text": 3}', "holds int"),
     ],
@@ -216,6 +218,12 @@ def test_zstd_cut_after_a_whole_line_is_refused(tmp_path: Path) -> None:
 def test_text_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
     file = write_bytes(tmp_path / "latin.txt", "Grüße".encode("latin-1"))
     assert f"{file}: not UTF-8" in refusal(lambda: list(documents(text_config(file))))
+
+
+def test_deep_nesting_is_refused_by_line(tmp_path: Path) -> None:
+    deep = b'{"text": "b", "meta": ' + b"[" * 200_000 + b"]" * 200_000 + b"}\n"
+    file = write_bytes(tmp_path / "deep.jsonl", json_lines(["a"]) + deep)
+    assert f"{file}:2: " in refusal(lambda: list(documents(text_config(file))))
 
 
 def test_a_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,6 +416,69 @@ def test_separators_stand_before_each_document_or_nowhere(source: Path, tokenize
     assert (ids[ids != SEPARATOR] == stream(without, "train")).all()
 
 
+def paragraphs(n: int) -> str:
+    return "".join(f"Paragraph {i}. {'It goes on. ' * 40}\n\n" for i in range(n))
+
+
+def test_one_plain_text_is_cut_into_paragraphs_so_that_some_are_held_out(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    book = paragraphs(300)
+    file = write_bytes(tmp_path / "book.txt", book.encode())
+    blocks = list(documents(text_config(file)))
+    assert "".join(blocks) == book
+    assert all(block.endswith("\n\n") and len(block) <= documents_module.BLOCK for block in blocks)
+    made = tokenise(text_config(file, held_out=0.2), tokenizer, BOS, SEPARATOR)
+    assert made.meta.documents["held_out"] == sum(is_held_out(block, 0.2) for block in blocks) > 3
+    assert f"{file}: few plain texts" in caplog.text
+
+
+def test_many_plain_texts_are_a_document_each(tmp_path: Path) -> None:
+    folder = write_txt(tmp_path / "many", [paragraphs(20)] * documents_module.FEW_FILES)
+    assert list(documents(text_config(folder))) == [paragraphs(20)] * documents_module.FEW_FILES
+
+
+def test_a_long_document_is_tokenised_in_bounded_pieces(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "_BATCH_CHARACTERS", 64)
+    calls: list[int] = []
+
+    class Watched:
+        def __call__(self, texts: list[str], **options: Any) -> Any:
+            calls.append(sum(map(len, texts)))
+            return tokenizer(texts, **options)
+
+    text, unbroken = paragraphs(1), "x" * 1000
+    encoded = dict(encoding.encoded(["short", text, unbroken], Watched()))  # pyright: ignore[reportArgumentType]
+    assert max(calls) <= 64
+    for each, ids in encoded.items():
+        assert ids.tolist() == tokenizer([each], add_special_tokens=False)["input_ids"][0]
+
+
+def test_linked_folders_are_read_once_and_dangling_links_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_txt(tmp_path / "in", ["a"])
+    other = write_txt(tmp_path / "else", ["b"])
+    (folder / "linked").symlink_to(other)
+    (folder / "round").symlink_to(folder)
+    (folder / "gone.txt").symlink_to(tmp_path / "nothing.txt")
+    assert list(documents(text_config(folder))) == ["a", "b"]
+    assert f"{folder / 'gone.txt'}: left out" in caplog.text
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents_module, "LONGEST_LINE", 1000)
+    lines = json_lines(["short", "x" * 5000])
+    packed = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(ending[6:], bytes)
+    file = write_bytes(tmp_path / f"t{ending}", packed(lines))
+    assert f"{file}:2: the line has more than 1,000 bytes" in refusal(lambda: list(documents(text_config(file))))
+
+
 def test_special_tokens_spelt_out_are_text(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     text = "before<|endoftext|>after"
     file = write_jsonl(tmp_path / "t", [text])
@@ -481,13 +552,30 @@ def truncate(folder: Path) -> None:
     os.truncate(folder / "train.bin", 100)
 
 
+def flip(folder: Path) -> None:
+    content = bytearray((folder / "held_out.bin").read_bytes())
+    content[4] ^= 1
+    (folder / "held_out.bin").write_bytes(content)
+
+
+def reverse(folder: Path) -> None:
+    file = folder / "train.documents.npy"
+    np.save(file, np.load(file)[::-1])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != PROVED}
+
+
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "bin truncated": truncate,
+    "bin changed": flip,
+    "documents reversed": reverse,
     "bin missing": lambda folder: (folder / "held_out.bin").unlink(),
     "documents missing": lambda folder: (folder / "train.documents.npy").unlink(),
     "meta missing": lambda folder: (folder / "meta.json").unlink(),
     "meta truncated": lambda folder: os.truncate(folder / "meta.json", 50),
-    "meta foreign": lambda folder: (folder / "meta.json").write_text('{"format": 2}'),
+    "meta foreign": lambda folder: (folder / "meta.json").write_text('{"format": 9}'),
 }
 
 
@@ -499,12 +587,12 @@ def test_damaged_folders_are_reported_and_rebuilt(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     made = tokenise(text_config(source), tokenizer, BOS, SEPARATOR)
-    before = {file.name: file.read_bytes() for file in made.folder.iterdir()}
+    before = contents(made.folder)
     damage(made.folder)
     assert str(made.folder) in refusal(lambda: Tokens.open(made.folder, 16, BOS))
     with caplog.at_level(logging.WARNING):
         again = tokenise(text_config(source), tokenizer, BOS, SEPARATOR)
-    assert {file.name: file.read_bytes() for file in again.folder.iterdir()} == before
+    assert contents(again.folder) == before
     assert len(caplog.messages) == 1
     assert "tokenising again" in caplog.messages[0]
     assert [entry.name for entry in made.folder.parent.iterdir()] == [made.hash]
@@ -550,12 +638,7 @@ def test_a_killed_writer_leaves_nothing_that_is_read(
     assert half.parent.name.startswith(".new-")
     tokens = tokenise(text_config(source), tokenizer, BOS, SEPARATOR)
     assert sum(tokens.meta.documents.values()) == 4000
-    assert half.exists()  # another writer's, for all that is known ...
-    old = time.time() - 2 * 24 * 3600
-    for entry in [half.parent, *half.parent.iterdir()]:
-        os.utime(entry, (old, old))
-    tokenise(text_config(source, limit=1000), tokenizer, BOS, SEPARATOR)
-    assert not half.parent.exists()  # ... until it has been untouched for a day
+    assert not half.parent.exists()
 
 
 def test_a_failing_writer_leaves_nothing(tmp_path: Path, cache: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -111,15 +111,16 @@ def test_a_text_that_has_changed_since_is_refused_with_both_hashes(
     file = one_text(tmp_path)
     coder.edit_text(source=str(file), field="body")
     tokens = studied(coder.path, str(file)).open_tokens(lm.vocabulary)
-    coder.edit(trained={"text_hash": tokens.hash})
+    coder.edit(trained={"text_hash": tokens.text_hash})
     assert studied(coder.path).open_tokens(lm.vocabulary).hash == tokens.hash
     file.write_text(file.read_text() + json.dumps({"body": "one more"}) + "\n")
     with pytest.raises(MatryoshkaError) as error:
         studied(coder.path).open_tokens(lm.vocabulary)
-    now = studied(coder.path, str(file)).open_tokens(lm.vocabulary).hash
-    assert now != tokens.hash
+    now, then = studied(coder.path, str(file)).open_tokens(lm.vocabulary).text_hash, tokens.text_hash
+    assert now != then
     assert str(error.value) == (
-        f"{coder.path}: was trained on tokens {tokens.hash}, but {file} now gives {now}; give a text with --text"
+        f"{coder.path}: was trained on another text: {file} gives {now} now, and gave {then} then; give a text with"
+        " --text"
     )
 
 

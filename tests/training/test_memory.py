@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from matryoshka import api, cli
+from matryoshka.training.memory import needed
 from matryoshka.training.recipe import Config
 
 CONFIGS = {
@@ -37,7 +38,7 @@ print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").rea
 def test_peak_memory_stays_below_the_stated_bound(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     values = {"evaluation": {"tokens": 1024}, **CONFIGS[name]}
     values["coder"] = {"read": "1.mlp_in", "write": "1.mlp_out", "k": 16, **values["coder"]}
-    stated = sum(item.bytes for item in api.memory(Config.build(values)))
+    stated = sum(item.bytes for item in needed(Config.build(values)))
     folder = tmp_path_factory.mktemp("memory") / "run"
     done = subprocess.run(
         [sys.executable, "-c", TRAIN, json.dumps(values), str(folder)], capture_output=True, text=True, check=True

@@ -1,11 +1,15 @@
 """Recipes and flags: one line for each mistake, before anything is loaded."""
 
+import argparse
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import yaml
 
 from matryoshka.cli import main
+from matryoshka.cli.flags import RECIPE_ONLY, _fields, add_flags, overrides
 from matryoshka.coder.architecture import BatchTopKConfig, JumpReLUConfig, NonlinearityConfig, TopKConfig
 from matryoshka.config import merged
 from matryoshka.errors import MatryoshkaError
@@ -53,8 +57,11 @@ def test_a_mistake_is_one_line_that_names_the_field(values: dict[str, Any], line
 
 
 def test_a_missing_field_says_how_to_give_it() -> None:
-    with pytest.raises(MatryoshkaError, match=r"^coder\.d_sae: is needed .*--coder\.d_sae"):
+    with pytest.raises(MatryoshkaError, match=r"^coder\.d_sae is needed .*--coder\.d_sae"):
         Config.build({"coder": {"read": "1.mlp_in"}})
+    both = r"^coder\.read and coder\.d_sae are needed .*--coder\.read --coder\.d_sae"
+    with pytest.raises(MatryoshkaError, match=both):
+        Config.build({})
 
 
 @pytest.mark.parametrize(
@@ -218,3 +225,92 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         assert description, f"{name} has no help"
         assert f"--{name} " in shown
         assert " ".join(description.split())[:40] in shown
+
+
+EXAMPLES: dict[str, list[Any]] = {
+    "coder.widths": [[0.0625, 0.125, 0.25, 0.5, 1.0], [4, 16, 64], [0.5, 1.0]],
+    "coder.read": ["2.mlp_in", ["1.mlp_in", "2.mlp_in"]],
+    "coder.write": ["2.mlp_out", None],
+    "training.warm_up": [0.5, 100, 1.0, 1],
+    "training.decay_start": [1.0, 7],
+    "training.betas": [[0.5, 0.75]],
+    "training.aux_coefficient": [0.25, None],
+    "training.aux_k": [7, None],
+    "text.source": ["tests", "bundled"],
+    "activations.cache": ["somewhere", None],
+    "name": ["12", "a name", None],
+    "model.revision": ["1e5", None],
+    "log.wandb": ["007", None],
+}
+
+
+def examples(annotation: Any) -> list[Any]:
+    """Values of a field that is not in EXAMPLES."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    kinds = {annotation, *get_args(annotation)}
+    for kind, values in ((bool, [True, False]), (int, [12]), (float, [0.5]), (str, ["12", "cpu"])):
+        if kind in kinds:
+            return values
+    raise AssertionError(f"no example of {annotation}")
+
+
+def every_field() -> list[tuple[str, Any]]:
+    return [
+        (dotted, value)
+        for dotted, field in _fields(Config)
+        if dotted not in RECIPE_ONLY
+        for value in EXAMPLES.get(dotted, examples(field.annotation) if dotted not in EXAMPLES else [])
+    ]
+
+
+@pytest.mark.parametrize(("dotted", "value"), every_field(), ids=str)
+def test_a_field_means_the_same_in_python_in_a_recipe_and_as_a_flag(dotted: str, value: Any, tmp_path: Path) -> None:
+    nested: Any = value
+    for name in reversed(dotted.split(".")):
+        nested = {name: nested}
+    python = build(**nested)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(merged({"coder": CODER}, nested)), encoding="utf-8")
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    shown = [
+        str(part).lower() if isinstance(part, bool) else str(part)
+        for part in (value if isinstance(value, list) else [value])
+    ]
+    flags = overrides(parser.parse_args([f"--{dotted}", *(["none"] if value is None else shown)]))
+    assert Config.load(recipe) == python
+    assert Config.build(merged({"coder": CODER}, flags)) == python
+    assert Config.build(yaml.safe_load(python.to_yaml())) == python
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("coder: {dsae: 64, read: 1.mlp_in}", r"^coder\.dsae: unknown field \(did you mean 'd_sae'\?\)$"),
+        ("model: gpt2", r"^model: is a section; give its fields \(name, .*got 'gpt2'$"),
+        ("variants: {a: {k: 3}}", r"^variants: should be a list, got"),
+        ("training: {tokens: .inf}", r"^training\.tokens: "),
+        ("training: {lr: .inf}", r"^training\.lr: "),
+        ("training: {batch: 1}", r"^training\.batch: .*greater than or equal to 2"),
+        ("training: {betas: [0.9, 1]}", r"^training\.betas\.1: .*less than 1"),
+        ("training: {seed: 1000000000000000000000}", r"^training\.seed: .*less than 4294967296"),
+        ("coder: {read: 1.mlp_in, d_sae: 1e10}", r"^coder\.d_sae: .*less than 2147483648"),
+        ("name: ../evil", r"^name: "),
+        ("name: ..", r"^name: "),
+        ("name: 2024-13-45", r"recipe.yaml: not YAML: month must be in"),
+        ("name: !!int abc", r"recipe.yaml: not YAML: "),
+        ("a: &a [1]\nb: *a", r"recipe.yaml: not YAML: aliases"),
+        ("a: " + "[" * 500 + "]" * 500, r"recipe.yaml: not YAML: nested more than"),
+        ("a: " + "x" * 2_000_000, r"recipe.yaml: has 2,000,003 bytes"),
+        ("name: [" + "1, " * 20_000 + "]", r"^name: .{10,400}$"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_a_recipe_that_is_none_is_one_short_line(text: str, line: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(MatryoshkaError) as refused:
+        Config.load(file, {} if text.startswith("coder") else {"coder": CODER})
+    assert re.search(line, str(refused.value))
+    assert len(str(refused.value)) < 500

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
@@ -325,3 +328,93 @@ def test_a_wandb_that_cannot_start_falls_back_to_offline(
     run = api.train(config(log={"wandb": "tests"}), tmp_path / "run")
     assert list((run.path / "wandb").glob("offline-run-*/*.wandb"))
     assert "W&B cannot start (no answer in 60 seconds); logging to it offline instead" in caplog.text
+
+
+def test_a_resumed_run_goes_on_with_its_run_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb", reason="W&B is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    start, started = wandb.init, []
+
+    def noted(**options: Any) -> Any:
+        started.append((options["id"], options["resume"]))
+        return start(**options)
+
+    monkeypatch.setattr(wandb, "init", noted)
+    run = api.train(config(log={"wandb": "tests"}), tmp_path / "run")
+    api.resume(run)
+    api.train(config(log={"wandb": "tests"}), run.path, overwrite=True)
+    (first, allowed), again, other = started
+    assert allowed == "allow"
+    assert again[0] == first != other[0]
+
+
+def test_what_cannot_be_trained_on_leaves_no_run(tmp_path: Path) -> None:
+    text = tmp_path / "one.jsonl"
+    text.write_text(json.dumps({"text": "a single document " * 2000}) + "\n")
+    with pytest.raises(MatryoshkaError, match="held_out split has 0 tokens"):
+        api.train(config(text={"source": str(text)}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_book_can_be_trained_on(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    sentence = "It was the best of times, it was the worst of times. "
+    book.write_text("\n\n".join(sentence * (5 + i % 7) for i in range(400)))
+    run = api.train(config(text={"source": str(book), "held_out": 0.2}), tmp_path / "run")
+    assert api.results(run).details["tokens"] > 0
+    assert Config.load(run.config_file).text.source == str(book), "whole, so that it holds from any folder"
+
+
+def test_a_run_is_at_work_in_one_process_only(whole: Run, tmp_path: Path) -> None:
+    copy = Run(shutil.copytree(whole.path, tmp_path / "run"))
+    with copy.held("train"), pytest.raises(MatryoshkaError, match="`matryoshka train` is at work on it already"):
+        api.resume(copy)
+
+
+def test_speed_is_that_of_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = api.activation_metrics
+
+    def slow(*args: Any) -> Any:
+        time.sleep(3)
+        return measure(*args)
+
+    monkeypatch.setattr(api, "activation_metrics", slow)
+    run = api.train(config(training={"evaluate_every": 5}, log={"every": 10}), tmp_path / "run")
+    lines = map(json.loads, run.metrics.read_text().splitlines())
+    speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
+    assert min(speeds) > 10 * Config.load(run.config_file).training.batch / 6, "two pauses in ten steps do not count"
+
+
+def with_nan(data: bytes) -> bytes:
+    tensors = safetensors.torch.load(data)
+    tensors["coder.W_dec"][3, 4] = float("nan")
+    return safetensors.torch.save(tensors)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("state.json", lambda text: text.replace(b'"step": ', b'"step": -'), "step"),
+        ("state.json", lambda text: text.replace(b'"step": ', b'"step": 9'), "the run has"),
+        ("state.json", lambda text: b"[" * 100_000, "nested too deeply"),
+        ("coder.safetensors", lambda data: with_nan(data), "W_dec holds NaN or Inf"),
+    ],
+    ids=["negative", "beyond the end", "deep", "NaN"],
+)
+def test_a_checkpoint_that_training_cannot_go_on_from_is_refused(
+    file: str, damage: Callable[[bytes], bytes], said: str, whole: Run, tmp_path: Path
+) -> None:
+    copy = Run(shutil.copytree(whole.path, tmp_path / "run"))
+    damaged = checkpoint.latest(copy.checkpoints) / file
+    damaged.write_bytes(damage(damaged.read_bytes()))
+    with pytest.raises(MatryoshkaError, match=f"damaged checkpoint .*{said}"):
+        api.resume(copy)
+
+
+def test_a_damaged_line_of_metrics_is_left_behind(whole: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    copy = Run(shutil.copytree(whole.path, tmp_path / "run"))
+    before = copy.metrics.read_bytes().splitlines(keepends=True)
+    copy.metrics.write_bytes(b"".join([before[0], b'{"step": \n', b"\xff\xff\n", *before[1:]]))
+    api.resume(copy)
+    assert copy.metrics.read_bytes().splitlines(keepends=True) == before
+    assert caplog.text.count("a damaged line is left behind") == 2

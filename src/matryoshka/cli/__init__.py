@@ -10,6 +10,7 @@ flag should not.
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from typing import Protocol, cast
 from rich.logging import RichHandler
 
 from matryoshka.cli.parser import Parser
-from matryoshka.errors import Interrupted, MatryoshkaError, did_you_mean, out_of_memory
+from matryoshka.errors import Interrupted, MatryoshkaError, did_you_mean, failed_file, out_of_memory
 from matryoshka.version import __version__
 
 VERBS = (
@@ -56,7 +57,8 @@ class Verb(Protocol):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; mistakes are one line on standard error and exit code 2."""
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)], level="WARNING")
-    logging.getLogger("transformers").setLevel("ERROR")
+    for library in ("TRANSFORMERS", "HF_HUB", "DATASETS"):  # what they retry is said once, where it ends
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.filterwarnings("ignore", module="transformers")
     warnings.filterwarnings("ignore", module="sklearn")  # a probe that needs another solver takes it
     try:
@@ -67,16 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
         sys.exit(interrupted.code)
-    except (RuntimeError, MemoryError) as error:
-        if (line := out_of_memory(error)) is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except Exception as error:
+        if (line := out_of_memory(error) or failed_file(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run(arguments: list[str]) -> int:

@@ -6,12 +6,13 @@ Those only collect text; `Config.build` validates it with the recipe's values, s
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from matryoshka.config import sections
+from matryoshka.config import Count, sections
 from matryoshka.training.recipe import Config, TokensConfig
 
 SHORT = {
@@ -55,10 +56,10 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def count(text: str) -> int:
     """A whole number, also written 2e6 or 2_000_000."""
-    number = float(text)
-    if number < 1 or number != int(number):
-        raise ValueError
-    return int(number)
+    try:
+        return TypeAdapter(Count).validate_python(text)
+    except ValidationError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0 (2e6 and 2_000_000 are)") from None
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type[TokensConfig] = Config) -> None:
@@ -71,8 +72,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type[TokensConfig] = Conf
         if dotted in RECIPE_ONLY:
             continue
         names = [f"--{dotted}", *([SHORT[dotted]] if dotted in SHORT else [])]
-        kinds = (field.annotation, *get_args(field.annotation))
-        several = any(get_origin(kind) is tuple for kind in kinds)
+        several = any(get_origin(kind) is tuple for kind in _kinds(field.annotation))
         groups[dotted.rpartition(".")[0]].add_argument(
             *names,
             dest=dotted,
@@ -86,14 +86,15 @@ def add_flags(parser: argparse.ArgumentParser, config: type[TokensConfig] = Conf
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flags that were given, nested as a recipe is."""
     nested: dict[str, Any] = {}
-    for dotted, _ in _fields(Config):
+    for dotted, field in _fields(Config):
         if dotted in vars(arguments):
             *sections_, last = dotted.split(".")
             place = nested
             for section in sections_:
                 place = place.setdefault(section, {})
             value = vars(arguments)[dotted]
-            place[last] = None if value == "none" else value
+            none = value in ("none", ["none"]) and NoneType in _kinds(field.annotation)
+            place[last] = None if none else value
     return nested
 
 
@@ -106,17 +107,22 @@ def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fie
             yield prefix + name, field
 
 
+def _kinds(annotation: object) -> list[object]:
+    """The types that a field may have, those of a union's branches and of what is only annotated among them."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for branch in get_args(annotation) for kind in _kinds(branch)]
+    return [annotation]
+
+
 def _metavar(field: FieldInfo) -> str:
-    choices = [choice for kind in (field.annotation, *get_args(field.annotation)) for choice in _literal(kind)]
-    if choices:
+    kinds = _kinds(field.annotation)
+    if choices := [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]:
         return "{" + ",".join(choices) + "}"
-    names = {int: "N", float: "X", bool: "true|false"}
-    kinds = {field.annotation, *get_args(field.annotation)}
-    return next((shown for kind, shown in names.items() if kind in kinds), "X" if "float" in str(kinds) else "TEXT")
-
-
-def _literal(kind: object) -> list[str]:
-    return [str(value) for value in get_args(kind)] if get_origin(kind) is Literal else []
+    inner = [part for kind in kinds for branch in get_args(kind) for part in _kinds(branch)]
+    names = {bool: "true|false", float: "X", int: "N"}
+    return next((shown for kind, shown in names.items() if kind in (*kinds, *inner)), "TEXT")
 
 
 def _help(field: FieldInfo) -> str:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from matryoshka.cli.tables import console, show_features, show_run
 from matryoshka.defaults import PORT
+from matryoshka.run import Run
 from matryoshka.training.recipe import Config
 
 if TYPE_CHECKING:
@@ -46,19 +47,22 @@ Next:
 def define(parser: argparse.ArgumentParser) -> None:
     """Where the run lies."""
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the run [%(default)s]")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run that lies there")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, measure, collect features, and show a few. A run that lies in --out is replaced."""
+    """Train, measure, collect features, and show a few."""
+    config, out = Config.build(CONFIG), arguments.out
+    Run.refuse_existing(out, arguments.overwrite)
+
     from matryoshka import api
 
-    config, out = Config.build(CONFIG), arguments.out
     console.print(
         "Training a Matryoshka transcoder of the bundled language model: what MLP 2 reads → what it adds.\n"
         f"{config.coder.d_sae:,} latents, {config.coder.k} active a token, {config.training.tokens:,} tokens.\n",
         soft_wrap=True,
     )
-    trained = api.train(config, out, overwrite=out.exists())
+    trained = api.train(config, out, arguments.overwrite)
     show_run(trained)
     [store] = api.features(trained)
     show_features(store)

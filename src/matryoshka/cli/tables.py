@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from matryoshka.features.store import FeatureStore
     from matryoshka.run import Run
     from matryoshka.scores.result import Result
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)  # a name may hold brackets
 
 
 def new_table(title: str | None, *heads: str) -> Table:
@@ -28,7 +29,7 @@ def show_run(run: "Run") -> None:
 
     for member in run.members():
         _show_results(member.path.name, results(member))
-    console.print(f"\nrun: [bold]{run.path}[/]", soft_wrap=True)
+    console.print(Text.assemble("\nrun: ", (str(run.path), "bold")), soft_wrap=True)
 
 
 def _show_results(name: str, results: "Result") -> None:

@@ -1,7 +1,6 @@
 """matryoshka train: from text and a language model to trained, measured coders."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from matryoshka.cli.tables import console, new_table, show_run
 from matryoshka.training.recipe import Config
 
 if TYPE_CHECKING:
-    from matryoshka.training.memory import Item
+    from matryoshka.training.preview import Preview
 
 SUMMARY = "Train coders on a language model, and measure them on held-out text."
 
@@ -20,7 +19,9 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [RECIPE] [--FIELD VALUE ...] [--out FOLDER] [--overwrite] [--dry-run]"
     parser.add_argument("--out", type=Path, help="folder of the run [runs/<sae|transcoder>/<base model>/<name>]")
     parser.add_argument("--overwrite", action="store_true", help="delete the run that lies there")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the memory it needs, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what it will make and take, and stop"
+    )
     parser.add_argument("recipe", nargs="?", type=Path, help="YAML file of the fields below; flags override it")
     add_flags(parser, Config)
 
@@ -33,17 +34,32 @@ def run(arguments: argparse.Namespace) -> None:
     from matryoshka import api
 
     if arguments.dry_run:
-        _show_memory(api.memory(config))
+        _show_preview(api.preview(config, arguments.out, arguments.overwrite))
     else:
         show_run(api.train(config, arguments.out, arguments.overwrite))
 
 
-def _show_memory(items: "Sequence[Item]") -> None:
-    """What a run will hold in memory."""
-    table = new_table("Memory of this run, upper bounds", "", "GB", "")
+def _show_preview(shown: "Preview") -> None:
+    """Where a run will lie, what it trains, and what it takes."""
+    table = new_table(str(shown.path), "coder", "reads", "writes", "latents", "prefixes")
+    for coder in shown.coders:
+        reads, writes = (" + ".join(map(str, sites)) for sites in (coder.wiring.reads, coder.wiring.writes))
+        table.add_row(coder.label, reads, writes, f"{coder.coder.d_sae:,}", " ".join(map(str, coder.coder.widths)))
+    console.print(table)
+    table = new_table("Memory, upper bounds", "", "GB", "")
     table.columns[-1].justify = "left"
-    for item in items:
+    for item in shown.memory:
         table.add_row(item.name, f"{item.bytes / 1e9:.2f}", item.detail)
     table.add_section()
-    table.add_row("in all", f"{sum(item.bytes for item in items) / 1e9:.2f}", "")
+    table.add_row("in all", f"{sum(item.bytes for item in shown.memory) / 1e9:.2f}", "")
     console.print(table)
+    console.print(
+        f"{shown.steps:,} steps, {shown.tokens:,} tokens: roughly {_duration(shown.seconds)} of training here, then its"
+        f" evaluation; at most {shown.disk / 1e9:.2f} GB on disk",
+        soft_wrap=True,
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.0f} h"

@@ -3,26 +3,37 @@
 1. `check_source` decides what `source` means, before anything is read: `bundled`, a path, or a hub name
 2. `source_fingerprint` names its content, so that tokens made of it can be found again
 3. `documents` streams it; nothing is held but the document (or row group) at hand
+
+A plain text has no rows. It is one document where there are many of them; where there are few, so that some of it can
+be held out, each is cut into blocks of whole paragraphs, which are the documents.
 """
 
 import gzip
 import hashlib
 import importlib
+import io
 import json
 import logging
+import os
 import re
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from matryoshka.data.sections import TextConfig
-from matryoshka.errors import MatryoshkaError, did_you_mean
-from matryoshka.files import cache_dir, write_text
+from matryoshka.errors import MatryoshkaError, did_you_mean, first_line
+from matryoshka.files import cache_dir, parse_json, write_text
 
 BUNDLED = Path(__file__).parent / "bundled" / "text.jsonl.gz"
 ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+FEW_FILES = 20
+"""With fewer plain texts than this each is cut into blocks."""
+BLOCK, LONGEST_BLOCK = 4096, 2**20
+"""Characters of a block of a plain text where there are few of them; and where there are many, to bound the memory."""
+LONGEST_LINE = 2**26
+"""Bytes of a line of JSON."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _log = logging.getLogger(__name__)
 
@@ -55,14 +66,21 @@ def documents(config: TextConfig) -> Iterator[str]:
     """
     check_source(config)
     if is_local(config.source):
-        texts = (text for file in source_files(config.source) for text in _read(file, config.field))
+        files = source_files(config.source)
+        block = BLOCK if few_plain_texts(files) else LONGEST_BLOCK
+        texts = (text for file in files for text in _read(file, config.field, block))
     else:
         texts = _read_hub(config)
     return (text for text in texts if text and not text.isspace())
 
 
+def few_plain_texts(files: list[Path]) -> bool:
+    """Whether there are plain texts among `files`, and too few to hold whole ones out."""
+    return 0 < sum(file.name.lower().endswith(".txt") for file in files) < FEW_FILES
+
+
 def source_files(source: str) -> list[Path]:
-    """The files of a local source, sorted by their name in the folder; hidden ones are ignored."""
+    """The files of a local source, sorted by their name in the folder; links are followed, hidden files ignored."""
     path = BUNDLED if source == "bundled" else Path(source).expanduser()
     if path.is_file():
         if not path.name.lower().endswith(ENDINGS):
@@ -70,12 +88,26 @@ def source_files(source: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise MatryoshkaError(f"text.source = {source!r}: there is no such file or folder{_nearest_sibling(path)}")
-    names = (file.relative_to(path) for file in path.rglob("*") if file.name.lower().endswith(ENDINGS))
-    seen = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
-    files = [path / name for name in seen if (path / name).is_file()]
+    files = sorted(_below(path), key=lambda file: file.relative_to(path).as_posix())
     if not files:
         raise MatryoshkaError(f"{path}: the folder holds no file ending in {', '.join(ENDINGS)}")
     return files
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The readable files in a folder and its folders, each real folder once."""
+    seen = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in (Path(where) / name for name in names if name.lower().endswith(ENDINGS) and name[0] != "."):
+            if file.is_file():
+                yield file
+            else:
+                _log.warning("%s: left out, it is a link to nothing", file)
 
 
 def source_fingerprint(config: TextConfig) -> str:
@@ -127,13 +159,12 @@ def _nearest_sibling(path: Path) -> str:
     return hint if hint.startswith(" (did") else f" (in {missing.parent.resolve()})"
 
 
-def _read(file: Path, field: str) -> Iterator[str]:
+def _read(file: Path, field: str, block: int) -> Iterator[str]:
     """The documents of one file, chosen by its ending."""
     name = file.name.lower()
     try:
         if name.endswith(".txt"):
-            with file.open(encoding="utf-8-sig", newline="") as opened:  # newline="": the text as it is
-                yield opened.read()
+            yield from _blocks(file, block)
         elif name.endswith(".parquet"):
             yield from _parquet(file, field)
         else:
@@ -141,19 +172,34 @@ def _read(file: Path, field: str) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise MatryoshkaError(f"{file}: not UTF-8 text (byte {error.start})") from error
     except (OSError, EOFError, zlib.error) as error:  # gzip's damage is one of these three
-        raise MatryoshkaError(f"{file}: cannot be read to its end: {_first_line(error)}") from error
+        raise MatryoshkaError(f"{file}: cannot be read to its end: {first_line(error)}") from error
+
+
+def _blocks(file: Path, size: int) -> Iterator[str]:
+    """A plain text in blocks of some `size` characters that end with a paragraph, or at least with a line, if they
+    can."""
+    lines, characters = [], 0
+    with file.open(encoding="utf-8-sig", newline="") as opened:  # newline="": the text as it is
+        while line := opened.readline(size):
+            lines.append(line)
+            characters += len(line)
+            if characters >= size or (characters >= size // 2 and not line.strip()):
+                yield "".join(lines)
+                lines, characters = [], 0
+    yield "".join(lines)
 
 
 def _json_lines(file: Path, field: str) -> Iterator[str]:
-    with closing(_lines(file)) as lines:
-        for number, line in enumerate(lines, 1):
+    with closing(_open(file)) as opened:
+        number = 0
+        while line := opened.readline(LONGEST_LINE + 1):
+            number += 1
+            where = f"{file}:{number}"
+            if len(line) > LONGEST_LINE:
+                raise MatryoshkaError(f"{where}: the line has more than {LONGEST_LINE:,} bytes: cut it into documents")
             if not line.strip():
                 continue
-            where = f"{file}:{number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # malformed JSON and bytes that are no UTF-8
-                raise MatryoshkaError(f"{where}: not a line of JSON: {_first_line(error)}") from error
+            row = parse_json(line, where)
             if not isinstance(row, dict):
                 raise MatryoshkaError(f"{where}: expected an object with a field {field!r}, found {type(row).__name__}")
             yield _text(row, field, where)
@@ -171,32 +217,53 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def _lines(file: Path) -> BinaryIO | gzip.GzipFile | Generator[bytes, None, None]:
+class _Lines(Protocol):
+    """An open file of which lines are read."""
+
+    def readline(self, size: int, /) -> bytes: ...
+    def close(self) -> None: ...
+
+
+def _open(file: Path) -> _Lines:
     name = file.name.lower()
     if name.endswith(".zst"):
-        return _zstd_lines(file)
+        return io.BufferedReader(_Zstd(file))
     return gzip.open(file, "rb") if name.endswith(".gz") else file.open("rb")
 
 
-def _zstd_lines(file: Path) -> Generator[bytes, None, None]:
-    """Lines of one or more zstd frames. zstandard's own reader ends a truncated file without a word."""
-    zstandard = _library("zstandard", file)
-    frame, rest = None, b""
-    reader = zstandard.ZstdDecompressor(max_window_size=2**31)
-    try:
-        with file.open("rb") as opened:
-            while data := opened.read(2**16):
-                while data:
-                    frame = frame or reader.decompressobj()
-                    *lines, rest = (rest + frame.decompress(data)).split(b"\n")
-                    yield from lines
-                    data = frame.unused_data
-                    frame = None if frame.eof else frame
-    except zstandard.ZstdError as error:
-        raise MatryoshkaError(f"{file}: damaged zstd data: {_first_line(error)}") from error
-    if frame is not None:
-        raise EOFError("the zstd stream ends in the middle of a frame")
-    yield rest
+class _Zstd(io.RawIOBase):
+    """The content of one or more zstd frames. zstandard's own reader ends a truncated file without a word."""
+
+    def __init__(self, file: Path) -> None:
+        self._zstandard, self._file = _library("zstandard", file), file
+        self._reader = self._zstandard.ZstdDecompressor(max_window_size=2**31)
+        self._opened, self._frame = file.open("rb"), None
+        self._compressed = self._content = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        while not self._content:
+            self._compressed = self._compressed or self._opened.read(2**16)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("the zstd stream ends in the middle of a frame")
+                return 0
+            self._frame = self._frame or self._reader.decompressobj()
+            try:
+                self._content = self._frame.decompress(self._compressed)
+            except self._zstandard.ZstdError as error:
+                raise MatryoshkaError(f"{self._file}: damaged zstd data: {first_line(error)}") from error
+            self._compressed = self._frame.unused_data
+            self._frame = None if self._frame.eof else self._frame
+        part, self._content = self._content[: len(buffer)], self._content[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        self._opened.close()
+        super().close()
 
 
 def _parquet(file: Path, field: str) -> Iterator[str]:
@@ -212,7 +279,7 @@ def _parquet(file: Path, field: str) -> Iterator[str]:
                     row += 1
                     yield _text({field: text}, field, f"{file}, row {row}")
     except pyarrow.ArrowException as error:
-        raise MatryoshkaError(f"{file}: damaged Parquet data: {_first_line(error)}") from error
+        raise MatryoshkaError(f"{file}: damaged Parquet data: {first_line(error)}") from error
 
 
 def _read_hub(config: TextConfig) -> Iterator[str]:
@@ -241,7 +308,7 @@ def _hub_error(name: str, error: Exception) -> MatryoshkaError:
     near = did_you_mean(name, ["bundled"])
     hint = near if near.startswith(" (did") else ""
     return MatryoshkaError(
-        f"text.source = {name!r}{hint}: no file or folder here, not readable on the hub: {_first_line(error)}"
+        f"text.source = {name!r}{hint}: no file or folder here, not readable on the hub: {first_line(error)}"
     )
 
 
@@ -254,7 +321,3 @@ def _library(module: str, wanted_by: object) -> Any:
 
 def _missing(module: str, wanted_by: object) -> MatryoshkaError:
     return MatryoshkaError(f"{wanted_by}: reading it needs {module}: pip install 'matryoshka-sae[hub]'")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -2,16 +2,18 @@
 
 import hashlib
 import json
-import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+import numpy as np
+from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from matryoshka.errors import MatryoshkaError
 
-_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 1024, 2**20  # of one call of the tokenizer: bounds the memory
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 1024, 2**20
+"""Of one call of the tokenizer, which takes some 150 bytes a character. A longer document is tokenised in pieces."""
+Encoded = tuple[str, Int[np.ndarray, " tokens"]]
+"""A document, and its ids."""
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -25,45 +27,49 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[int]]]:
+def encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Generator[Encoded, None, None]:
     """Each text with its ids, without BOS and the like; texts without a token are left out."""
     for batch in _batches(texts):
-        output = tokenizer(
-            batch,
-            add_special_tokens=False,
-            split_special_tokens=True,  # "<|endoftext|>" in a document is text, not the token
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        yield from ((text, ids) for text, ids in zip(batch, output["input_ids"], strict=True) if ids)
+        if len(batch) == 1:
+            pieces = [_ids([piece], tokenizer)[0] for piece in _pieces(batch[0])]
+            documents = [np.concatenate(pieces)]
+        else:
+            documents = _ids(batch, tokenizer)
+        yield from ((text, ids) for text, ids in zip(batch, documents, strict=True) if len(ids))
 
 
-def with_progress(
-    pairs: Iterable[tuple[str, list[int]]], progress: bool
-) -> Generator[tuple[str, list[int]], None, None]:
-    """Passes texts and ids on, and shows their number and tokens a second on a terminal if `progress`."""
-    console = Console(stderr=True)
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=console, disable=not (progress and console.is_terminal), transient=True) as bar:
-        task = bar.add_task("tokenising")
-        started, tokens = time.monotonic(), 0
-        for number, (text, ids) in enumerate(pairs, 1):
-            yield text, ids
-            tokens += len(ids)
-            if number % 100 == 0:
-                rate = tokens / (time.monotonic() - started)
-                shown = f"tokenising: {number:,} documents, {tokens:,} tokens, {rate:,.0f} tokens/s"
-                bar.update(task, description=shown)
+def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Int[np.ndarray, " tokens"]]:
+    output = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,  # "<|endoftext|>" in a document is text, not the token
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return [np.array(ids, dtype=np.uint32) for ids in output["input_ids"]]
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts of together at most _BATCH_CHARACTERS, or one that has more."""
     batch, characters = [], 0
     for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+        if batch and (len(batch) == _BATCH_DOCUMENTS or characters + len(text) > _BATCH_CHARACTERS):
             yield batch
             batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
     if batch:
         yield batch
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """`text` in pieces of at most _BATCH_CHARACTERS, cut before the last space or line's end that is in one."""
+    start = 0
+    while len(text) - start > _BATCH_CHARACTERS:
+        end = start + _BATCH_CHARACTERS
+        cut = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))
+        cut = end if cut <= start else cut
+        yield text[start:cut]
+        start = cut
+    yield text[start:]

@@ -16,7 +16,8 @@ class TextConfig(Section):
 
     source: str = "bundled"
     """Text to read: a .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder of them, the name of
-    a data set on the Hugging Face hub, or `bundled`. A .txt file is one document."""
+    a data set on the Hugging Face hub, or `bundled`. A .txt file is one document; fewer than 20 of them are cut
+    into blocks of paragraphs."""
     field: str = "text"
     """Column that holds the text of a document."""
     subset: str | None = None
@@ -28,7 +29,11 @@ class TextConfig(Section):
     held_out: float = Field(default=0.05, gt=0, lt=1)
     """Share of the documents that is never trained on, chosen by a hash of their text."""
     limit: int | None = Field(default=None, ge=1)
-    """Stop after so many tokens of the training split. None reads everything."""
+    """Stop after so many tokens of the training split; none: as far as the run needs, the bundled text to its end."""
+
+    def reaching(self, tokens: int) -> int:
+        """How many training tokens have been read when some `tokens` held-out ones have."""
+        return int(1.1 * tokens * (1 - self.held_out) / self.held_out)
 
 
 class ActivationConfig(Section):

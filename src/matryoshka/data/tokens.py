@@ -1,7 +1,7 @@
 """Text → tokens on disk, once; windows of them by index, for ever.
 
 1. a folder's name is a hash of all that decides its tokens (text, tokenizer, separator, and `TextConfig`
-   but for the context): where it lies already, it is reused
+   but for the context): where it lies already, it is reused, once its files have proved to be as they were written
 2. each document goes to the `train` or the `held_out` split by a hash of its text, is tokenised once, and is
    appended to its split's stream, after a separator if there is one
 3. the folder is filled under a temporary name, fsynced and renamed: whole or not at all
@@ -14,11 +14,9 @@ import hashlib
 import json
 import logging
 import shutil
-import time
-import uuid
 from array import array
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,16 +25,27 @@ from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from matryoshka.data.documents import check_source, documents, source_fingerprint
-from matryoshka.data.encoding import encoded, tokenizer_fingerprint, with_progress
+from matryoshka.data.documents import (
+    check_source,
+    documents,
+    few_plain_texts,
+    is_local,
+    source_files,
+    source_fingerprint,
+)
+from matryoshka.data.encoding import encoded, tokenizer_fingerprint
 from matryoshka.data.sections import TextConfig
 from matryoshka.errors import MatryoshkaError, did_you_mean
-from matryoshka.files import cache_dir, sync
+from matryoshka.files import cache_dir, sweep, sync, temporary, write_text
+from matryoshka.progress import Progress, progress_bar, silent
 
-FORMAT = 1
+FORMAT = 2
+PROVED = "proved.json"
+"""Size and time of change of each file when its checksum was compared last: until these change it is not done again."""
+OF_TEXT, DECISIVE = ("field", "held_out"), ("field", "held_out", "limit")
+"""What of a text's configuration tells it from another, and what decides its tokens."""
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-_LEFTOVER_SECONDS = 24 * 3600  # a temporary folder untouched for so long has lost its writer
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +54,7 @@ class Meta(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1]
+    format: Literal[2]
     dtype: Literal["uint16", "uint32"]
     tokens: dict[Split, int]
     documents: dict[Split, int]
@@ -91,12 +100,16 @@ class Windows:
 
 
 class Tokens:
-    """A folder that `tokenise` wrote, cut into windows of `context` tokens; `bos`, if any, begins each."""
+    """A folder that `tokenise` wrote, cut into windows of `context` tokens; `bos`, if any, begins each.
+
+    `hash` is of these tokens, `text_hash` of the text, however far it was read.
+    """
 
     def __init__(self, folder: Path, meta: Meta, context: int, bos: int | None) -> None:
         if context < 2:
             raise MatryoshkaError(f"text.context = {context}: a window needs at least 2 tokens")
         self.folder, self.hash, self.meta, self.context, self.bos = folder, folder.name, meta, context, bos
+        self.text_hash = _hash(meta.model_dump(include={"source", "tokenizer", "separator", "config"}), OF_TEXT)
 
     @classmethod
     def open(cls, folder: Path, context: int, bos: int | None) -> "Tokens":
@@ -137,7 +150,7 @@ def tokenise(
         tokenizer: a fast tokenizer; special tokens spelt out in a document are read as ordinary text.
         bos: token id set before each window when it is read.
         separator: token id written before each document.
-        progress: show how far it is, on a terminal.
+        progress: show how far it is.
 
     Raises:
         MatryoshkaError: whatever `documents` refuses, or a tokenizer without a fast backend.
@@ -147,19 +160,25 @@ def tokenise(
         "source": source_fingerprint(config),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "separator": separator,
-        "config": config.model_dump(mode="json", include={"field", "held_out", "limit"}),
+        "config": config.model_dump(mode="json", exclude={"context"}),
     }
-    key = json.dumps({"format": FORMAT, **made_of}, sort_keys=True)
-    folder = cache_dir() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = cache_dir() / "tokens" / _hash(made_of, DECISIVE)
     if folder.exists():
         try:
             return Tokens.open(folder, config.context, bos)
         except MatryoshkaError as damage:
             _log.warning("%s: tokenising again", damage)
-    made_of["config"] = config.model_dump(mode="json", exclude={"context"})
-    with _published(folder) as new:
-        _write(new, config, tokenizer, made_of, progress)
+    if is_local(config.source) and few_plain_texts(source_files(config.source)):
+        _log.warning("%s: few plain texts, so each is read as documents of whole paragraphs", config.source)
+    with _published(folder) as new, progress_bar("tokenising") if progress else nullcontext(silent) as tell:
+        _write(new, config, tokenizer, made_of, tell)
     return Tokens.open(folder, config.context, bos)
+
+
+def _hash(made_of: Mapping[str, Any], fields: Iterable[str]) -> str:
+    """Of what a text's tokens are made of; of its configuration, of these fields alone."""
+    decisive = {**made_of, "config": {field: made_of["config"][field] for field in fields}}
+    return hashlib.sha256(json.dumps({"format": FORMAT, **decisive}, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class _Stream:
@@ -167,14 +186,13 @@ class _Stream:
 
     def __init__(self, folder: Path, split: Split, dtype: np.dtype) -> None:
         self.bin, self.starts_file = folder / f"{split}.bin", folder / f"{split}.documents.npy"
-        self.dtype, self.tokens, self.starts, self.sha256 = dtype, 0, array("q"), hashlib.sha256()
+        self.dtype, self.tokens, self.starts = dtype, 0, array("q")
         self._file = self.bin.open("wb")
 
-    def add(self, ids: list[int]) -> None:
-        data = np.array(ids, dtype=self.dtype).tobytes()
+    def add(self, ids: Int[np.ndarray, " tokens"]) -> None:
+        data = ids.astype(self.dtype).tobytes()
         self.starts.append(self.tokens)
         self.tokens += len(ids)
-        self.sha256.update(data)
         self._file.write(data)
 
     def close(self) -> None:
@@ -187,21 +205,22 @@ def _write(
     config: TextConfig,
     tokenizer: PreTrainedTokenizerBase,
     made_of: dict[str, Any],
-    progress: bool,
+    progress: Progress,
 ) -> None:
     """Fill `folder` with the tokens of the text and their meta.json."""
     separator = made_of["separator"]
-    before = [] if separator is None else [separator]
-    highest = max(len(tokenizer) - 1, *tokenizer.get_vocab().values(), *before)  # vocabularies may have holes
+    before = np.array([] if separator is None else [separator], dtype=np.uint32)
+    highest = max(len(tokenizer) - 1, *tokenizer.get_vocab().values(), *before.tolist())  # vocabularies may have holes
     dtype = np.dtype("<u2" if highest < 2**16 else "<u4")
     streams: dict[Split, _Stream] = {split: _Stream(folder, split, dtype) for split in SPLITS}
     train = streams["train"]
     try:
-        with closing(with_progress(encoded(documents(config), tokenizer), progress)) as pairs:
+        with closing(encoded(documents(config), tokenizer)) as pairs:
             for text, ids in pairs:
                 stream = streams["held_out"] if is_held_out(text, config.held_out) else train
                 room = None if config.limit is None or stream is not train else config.limit - train.tokens
-                stream.add((before + ids)[:room])
+                stream.add(np.concatenate([before, ids])[:room])
+                progress(train.tokens, config.limit or 0)
                 if train.tokens == config.limit:
                     break
     finally:
@@ -214,22 +233,23 @@ def _write(
         tokens={split: stream.tokens for split, stream in streams.items()},
         documents={split: len(stream.starts) for split, stream in streams.items()},
         bytes={file.name: file.stat().st_size for file in files},
-        sha256={stream.bin.name: stream.sha256.hexdigest() for stream in streams.values()},
+        sha256={file.name: _checksum(file) for file in files},
         **made_of,
     )
     (folder / "meta.json").write_text(meta.model_dump_json(indent=2), encoding="utf-8")
+    (folder / PROVED).write_text(json.dumps(_stamps(folder, meta)), encoding="utf-8")
 
 
 @contextmanager
 def _published(folder: Path) -> Iterator[Path]:
     """A temporary folder to fill, renamed to `folder` at the end; discarded if another process was first.
 
-    Unlike `paths.replaced_folder` it leaves a whole folder that came to lie there alone: the same name
+    Unlike `files.replaced_folder` it leaves a whole folder that came to lie there alone: the same name
     means the same tokens, and a reader may be opening them.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _clean(folder.parent)
-    new = folder.with_name(f".new-{folder.name}-{uuid.uuid4().hex[:8]}")
+    sweep(folder.parent)
+    new, old = temporary(folder, "new"), temporary(folder, "old")
     new.mkdir()
     try:
         yield new
@@ -241,23 +261,12 @@ def _published(folder: Path) -> Iterator[Path]:
             if not folder.exists():
                 raise
             if _is_damaged(folder):
-                folder.rename(new.with_name(f".old-{new.name[5:]}"))
+                folder.rename(old)
                 new.rename(folder)
         sync(folder.parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(new.with_name(f".old-{new.name[5:]}"), ignore_errors=True)
-
-
-def _clean(parent: Path) -> None:
-    """Remove what killed writers left: temporary folders whose files have not been touched for a day."""
-    for leftover in [*parent.glob(".new-*"), *parent.glob(".old-*")]:
-        try:
-            newest = max(entry.stat().st_mtime for entry in [leftover, *leftover.iterdir()])
-        except OSError:  # its writer is just renaming or removing it
-            continue
-        if time.time() - newest > _LEFTOVER_SECONDS:
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_meta(folder: Path) -> Meta:
@@ -276,7 +285,32 @@ def _read_meta(folder: Path) -> Meta:
         if actual != size:
             there = "is missing" if actual is None else f"has {actual:,} bytes"
             raise MatryoshkaError(f"{path}: damaged tokens: the file {there}, expected {size:,} bytes")
+    _prove(folder, meta)
     return meta
+
+
+def _prove(folder: Path, meta: Meta) -> None:
+    """Compare the checksums of the files that have changed since that was done last."""
+    stamps, proved = _stamps(folder, meta), {}
+    with suppress(OSError, ValueError):
+        proved = json.loads((folder / PROVED).read_text(encoding="utf-8"))
+    if proved == stamps:
+        return
+    for name, expected in meta.sha256.items():
+        if _checksum(folder / name) != expected:
+            raise MatryoshkaError(f"{folder / name}: damaged tokens: not what was written, its checksum differs")
+    with suppress(OSError):  # a cache that this user may only read is proved each time
+        write_text(folder / PROVED, json.dumps(stamps))
+
+
+def _stamps(folder: Path, meta: Meta) -> dict[str, list[int]]:
+    stats = {name: (folder / name).stat() for name in meta.bytes}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _is_damaged(folder: Path) -> bool:

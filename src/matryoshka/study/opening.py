@@ -49,10 +49,10 @@ class Studied(NamedTuple):
         Raises MatryoshkaError where the text that the coder was trained on is another one by now.
         """
         tokens, trained = tokenise(self.text, *vocabulary), self.card.trained
-        if self.trained_on and trained is not None and tokens.hash != trained.text_hash:
+        if self.trained_on and trained is not None and tokens.text_hash != trained.text_hash:
             raise MatryoshkaError(
-                f"{self.folder}: was trained on tokens {trained.text_hash}, but {self.text.source} now gives"
-                f" {tokens.hash}; give a text with --text"
+                f"{self.folder}: was trained on another text: {self.text.source} gives {tokens.text_hash} now, and gave"
+                f" {trained.text_hash} then; give a text with --text"
             )
         return tokens
 

@@ -34,7 +34,7 @@ def card(
             left_out=counts.left_out,
             not_finite=counts.not_finite,
             text=config.text.model_dump(mode="json"),
-            text_hash=tokens.hash,
+            text_hash=tokens.text_hash,
             dead_after_tokens=trainee.dead.after_tokens,
             dead=tuple(trainee.dead.now.nonzero().flatten().tolist()),
         ),

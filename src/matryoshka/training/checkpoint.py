@@ -13,16 +13,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from matryoshka.coder.io import check_tensors
-from matryoshka.errors import MatryoshkaError
-from matryoshka.files import replaced_folder, write_text
+from matryoshka.errors import MatryoshkaError, first_line
+from matryoshka.files import read_json, replaced_folder, write_text
 from matryoshka.training.trainee import Trainee
 
 KEPT = 2
+
+
+class _Place(BaseModel):
+    """Where the stream of activations stands: `ActivationStream.state_dict`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: NonNegativeInt
+    epoch: NonNegativeInt
+    index: NonNegativeInt
+    next_batch: NonNegativeInt
+    read: NonNegativeInt
+    left_out: NonNegativeInt
+    not_finite: NonNegativeInt
+
+
+class _State(BaseModel):
+    """state.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: NonNegativeInt
+    best: dict[str, float]
+    """Lowest held-out FVU so far, by coder."""
+    stream: _Place
 
 
 def save(folder: Path, step: int, trainees: Sequence[Trainee], state: dict[str, Any]) -> Path:
@@ -43,7 +69,7 @@ def latest(folder: Path) -> Path:
     """The newest checkpoint. Raises MatryoshkaError if there is none."""
     try:
         target = folder / (folder / "latest").read_text().strip()
-    except OSError:
+    except (OSError, ValueError):  # there is none, or its bytes are no text
         target = folder / "none"
     if not (target / "state.json").is_file():
         if not (numbers := _numbers(folder)):
@@ -52,21 +78,28 @@ def latest(folder: Path) -> Path:
     return target
 
 
-def load(folder: Path, trainees: Sequence[Trainee]) -> dict[str, Any]:
-    """Bring `trainees` to the state saved in a `step_N` folder; returns its state.json."""
+def load(folder: Path, trainees: Sequence[Trainee], steps: int) -> dict[str, Any]:
+    """Bring `trainees` to the state saved in a `step_N` folder of a run of `steps` steps; returns its state.json.
+
+    Raises MatryoshkaError, with the file and what is wrong in it, for a checkpoint that training cannot go on from.
+    """
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = _State.model_validate(read_json(folder / "state.json")).model_dump()
+        if state["step"] > steps:
+            raise ValueError(f"state.json: step {state['step']}, but the run has {steps}")
         for trainee in trainees:
             file = folder / f"{trainee.plan.label}.safetensors"
             tensors = load_file(file)  # beside the trainee's own, a GPU might not have room for them
             check_tensors(str(file), _tensors(trainee), tensors)
+            if bad := [name for name, x in tensors.items() if x.is_floating_point() and not x.isfinite().all()]:
+                raise ValueError(f"{file.name}: {bad[0]} holds NaN or Inf")
             with torch.no_grad():
                 for name, tensor in _tensors(trainee).items():
                     tensor.copy_(tensors[name])
-    except (OSError, ValueError, SafetensorError) as error:
+    except (MatryoshkaError, OSError, ValueError, SafetensorError) as error:
         others = [f"step_{n}" for n in _numbers(folder.parent) if folder.name != f"step_{n}"]
         hint = f"; delete it to go on from {', '.join(others)}" if others else ""
-        raise MatryoshkaError(f"{folder}: damaged checkpoint ({error}){hint}") from None
+        raise MatryoshkaError(f"{folder}: damaged checkpoint ({first_line(error)}){hint}") from None
     return state
 
 

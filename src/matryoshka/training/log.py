@@ -17,8 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from matryoshka.errors import MatryoshkaError
-from matryoshka.files import write_text
+from matryoshka.errors import MatryoshkaError, first_line
+from matryoshka.files import parse_json, write_bytes
 
 Record = dict[str, Any]
 logger = logging.getLogger("matryoshka")
@@ -39,8 +39,8 @@ class JsonLines:
     """
 
     def __init__(self, file: Path, start: int) -> None:
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() and start else []
-        write_text(file, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start))
+        lines = file.read_bytes().splitlines(keepends=True) if file.exists() and start else []
+        write_bytes(file, b"".join(line for i, line in enumerate(lines, 1) if _until(start, line, f"{file}:{i}")))
         self._file = file.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
@@ -51,12 +51,26 @@ class JsonLines:
         self._file.close()
 
 
+def _until(start: int, line: bytes, where: str) -> bool:
+    """Whether a line of metrics.jsonl is of a step up to `start`. A damaged one is left behind, with a warning."""
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        return parse_json(line, where)["step"] <= start
+    except (MatryoshkaError, KeyError, TypeError) as error:
+        logger.warning("%s: a damaged line is left behind (%s)", where, first_line(error))
+        return False
+
+
 class Wandb:
     """Weights & Biases. Its failures never stop a run: the first one is reported in one line, then it is left alone."""
 
     INIT_TIMEOUT = 60  # seconds; without it an unreachable server hangs the run
 
-    def __init__(self, project: str, name: str, group: str | None, config: dict[str, Any], folder: Path) -> None:
+    def __init__(
+        self, project: str, name: str, group: str | None, config: dict[str, Any], folder: Path, identity: str
+    ) -> None:
+        """`identity`: the same for a run that is resumed, so that W&B goes on with it too."""
         try:
             import wandb
         except ImportError:
@@ -64,24 +78,25 @@ class Wandb:
         settings = wandb.Settings(init_timeout=self.INIT_TIMEOUT, console="off", silent=True)
         options: dict[str, Any] = {
             "project": project, "name": name, "group": group, "config": config, "dir": str(folder), "settings":
-            settings, "reinit": "create_new",
+            settings, "reinit": "create_new", "id": identity,
+            "resume": "allow",
         }  # fmt: skip
         self._run = None
         try:
             self._run = wandb.init(**options)
         except Exception as error:  # whatever W&B raises, training goes on
-            logger.warning("W&B cannot start (%s); logging to it offline instead", _first_line(error))
+            logger.warning("W&B cannot start (%s); logging to it offline instead", first_line(error))
             try:
                 self._run = wandb.init(**options, mode="offline")
             except Exception as again:
-                logger.warning("W&B fails offline too (%s); metrics.jsonl goes on", _first_line(again))
+                logger.warning("W&B fails offline too (%s); metrics.jsonl goes on", first_line(again))
 
     def write(self, record: Record) -> None:
         if self._run is not None:
             try:
                 self._run.log(_flat(record), step=record["step"])
             except Exception as error:
-                logger.warning("W&B failed (%s); the run goes on without it", _first_line(error))
+                logger.warning("W&B failed (%s); the run goes on without it", first_line(error))
                 self._run = None
 
     def close(self) -> None:
@@ -89,7 +104,7 @@ class Wandb:
             try:
                 self._run.finish()
             except Exception as error:
-                logger.warning("W&B failed at the end (%s)", _first_line(error))
+                logger.warning("W&B failed at the end (%s)", first_line(error))
 
 
 class TensorBoard:
@@ -116,10 +131,6 @@ def _flat(record: Record) -> dict[str, float]:
     for name, value in record.items():
         flat |= {f"{name}/{i}": x for i, x in enumerate(value)} if isinstance(value, list) else {name: value}
     return flat
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _TwoLines(Progress):

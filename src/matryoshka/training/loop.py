@@ -49,7 +49,7 @@ def train(
     with ExitStack() as stack:
         received = stack.enter_context(_signals())
         bar = stack.enter_context(ProgressBar(steps, start))
-        clock = time.monotonic()
+        pace = _Pace(start)
         for step in range(start, steps):
             batch, done = next(stream), step + 1
             for trainee in trainees:
@@ -58,23 +58,46 @@ def train(
             if due(done, config.log.every):
                 _check_finite(trainees, stream, checkpoints)
                 length = done - step // config.log.every * config.log.every
-                records = [_record(config, t, step, length, time.monotonic() - clock) for t in trainees]
+                rate = config.training.batch * pace.steps_a_second(done)
+                records = [_record(config, trainee, step, length, rate) for trainee in trainees]
                 _write(sinks, records)
                 bar.show(done, records)
-                clock = time.monotonic()
             if due(done, training.evaluate_every):
                 _check_finite(trainees, stream, checkpoints)
-                held_out = evaluate(trainees)
-                _write(sinks, [{"step": done, "held_out": True, **record} for record in held_out])
-                for trainee in _improved(trainees, held_out, best):
-                    keep_best(trainee, done)
+                with pace.paused():
+                    held_out = evaluate(trainees)
+                    _write(sinks, [{"step": done, "held_out": True, **record} for record in held_out])
+                    for trainee in _improved(trainees, held_out, best):
+                        keep_best(trainee, done)
             if due(done, training.checkpoint_every) or received:
                 _check_finite(trainees, stream, checkpoints)
-                checkpoint.save(checkpoints, done, trainees, {"best": best, "stream": stream.state_dict()})
+                with pace.paused():
+                    checkpoint.save(checkpoints, done, trainees, {"best": best, "stream": stream.state_dict()})
             if received and done < steps:
                 go_on = f"to go on: matryoshka resume {checkpoints.parent}"
                 raise Interrupted(f"stopped at step {done} of {steps}, saved; {go_on}", received[0])
             bar.advance(done)
+
+
+class _Pace:
+    """Steps a second since they were asked for last, in this process, without what else was done meanwhile."""
+
+    def __init__(self, start: int) -> None:
+        self._since, self._clock = start, time.monotonic()
+
+    def steps_a_second(self, done: int) -> float:
+        now = time.monotonic()
+        rate = (done - self._since) / (now - self._clock)
+        self._since, self._clock = done, now
+        return rate
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._clock += time.monotonic() - began
 
 
 def _improved(trainees: Sequence[Trainee], held_out: Sequence[Record], best: dict[str, float]) -> list[Trainee]:
@@ -87,7 +110,7 @@ def _improved(trainees: Sequence[Trainee], held_out: Sequence[Record], best: dic
     return improved
 
 
-def _record(config: Config, trainee: Trainee, step: int, length: int, seconds: float) -> Record:
+def _record(config: Config, trainee: Trainee, step: int, length: int, rate: float) -> Record:
     """What metrics.jsonl says of the `length` steps that end with `step` (0-based)."""
     tokens = config.training.batch
     return {
@@ -95,7 +118,7 @@ def _record(config: Config, trainee: Trainee, step: int, length: int, seconds: f
         "tokens": (step + 1) * tokens,
         "lr": learning_rate(step, config.steps, config.training),
         **trainee.report(length),
-        "tokens_per_second": length * tokens / seconds,
+        "tokens_per_second": rate,
     }
 
 

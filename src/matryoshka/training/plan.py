@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from matryoshka.coder.architecture import CoderConfig, resolve_widths
 from matryoshka.config import merged
-from matryoshka.data.documents import check_source, is_local
+from matryoshka.data.documents import check_source
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.info import ModelInfo, describe
 from matryoshka.lm.sites import Site, Wiring
@@ -85,11 +85,22 @@ def check(config: Config) -> tuple[ModelInfo, list[Plan]]:
 
 
 def resolve(config: Config, info: ModelInfo) -> Config:
-    """`config` with the model's revision pinned, and a data set of the hub read only as far as this run needs."""
-    settled: dict[str, Any] = {"model": {"revision": info.revision}}
-    if not is_local(config.text.source) and config.text.limit is None:
-        settled["text"] = {"limit": chunk_rows(config) + config.steps * config.training.batch}
-    return Config.build(merged(config.model_dump(), settled))
+    """`config` with the model's revision pinned, paths that hold from any folder, and a text read only as far as this
+    run needs (the bundled one, which is small, to its end)."""
+    model: dict[str, Any] = {"revision": info.revision, "name": _absolute(config.model.name)}
+    text: dict[str, Any] = {"source": _absolute(config.text.source)}
+    if config.text.source != "bundled" and config.text.limit is None:
+        trained = chunk_rows(config) + config.steps * config.training.batch
+        text["limit"] = max(trained, config.text.reaching(config.evaluation.tokens))
+    cache = config.activations.cache
+    activations = {"cache": None if cache is None else str(cache.expanduser().absolute())}
+    return Config.build(merged(config.model_dump(), {"model": model, "text": text, "activations": activations}))
+
+
+def _absolute(name: str) -> str:
+    """Of a path that is there, the whole of it; other names as they are."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name != "bundled" and path.exists() else name
 
 
 def default_folder(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Path:

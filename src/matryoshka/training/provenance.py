@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from matryoshka.data.tokens import Tokens
+from matryoshka.errors import MatryoshkaError
+from matryoshka.files import read_json
 from matryoshka.lm.model import LanguageModel
 
 
@@ -30,6 +32,14 @@ def provenance(lm: LanguageModel, tokens: Tokens) -> dict[str, Any]:
         "tokens": {"hash": tokens.hash, "bos": lm.bos, "separator": lm.separator},
         "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads(), "gpu": cuda},
     }
+
+
+def tokens_hash(file: Path) -> str:
+    """What a run's provenance.json says of its tokens. Raises MatryoshkaError where that cannot be read."""
+    try:
+        return read_json(file)["tokens"]["hash"]
+    except (KeyError, TypeError):
+        raise MatryoshkaError(f"{file}: damaged: it says nothing of the tokens") from None
 
 
 def _commit() -> str | None:

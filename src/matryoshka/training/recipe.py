@@ -14,7 +14,7 @@ from matryoshka.coder.architecture import (
     NonlinearityConfig,
     TopKConfig,
 )
-from matryoshka.config import Count, Section, Share, Steps, one_line
+from matryoshka.config import Count, Section, Seed, WholeOrShare, one_line
 from matryoshka.data.sections import ActivationConfig, TextConfig
 from matryoshka.defaults import EVALUATION_TOKENS
 from matryoshka.errors import MatryoshkaError
@@ -60,9 +60,9 @@ class CoderSection(Section):
     """Site to read, e.g. 8.mlp_in (TransformerLens names are understood too); several are read side by side."""
     write: Sites | None = None
     """Site, or sites, to reconstruct; none: what is read (an SAE)."""
-    d_sae: Count
+    d_sae: Annotated[Count, Field(lt=2**31)]
     """Latents in the dictionary."""
-    widths: tuple[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)], ...] = (
+    widths: tuple[WholeOrShare, ...] = (
         1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0,
     )  # fmt: skip
     """Nested prefixes, ascending to d_sae: numbers of latents, or fractions of d_sae (with a decimal point)."""
@@ -76,7 +76,7 @@ class CoderSection(Section):
     """Width of the straight-through kernel around JumpReLU's thresholds, in units where E‖x‖² = d."""
     skip: bool = False
     """Add a linear skip connection from input to output."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of the initial weights and of random widths."""
 
     @property
@@ -91,22 +91,25 @@ class CoderSection(Section):
                 return JumpReLUConfig(k=self.k, bandwidth=self.bandwidth)
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainingSection(Section):
     """Optimisation."""
 
     tokens: Count = 10_000_000
     """Tokens to train on; more than the text has means several epochs."""
-    batch: Count = 2048
-    """Tokens in one step."""
+    batch: Annotated[Count, Field(ge=2)] = 2048
+    """Tokens in one step; two at least, since FVU is of their variance."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate of Adam."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Adam's decay rates."""
-    warm_up: Steps = 0.02
+    warm_up: WholeOrShare = 0.02
     """Linear warm-up: steps, or a share of all steps."""
     decay: Literal["none", "linear", "cosine"] = "linear"
     """Shape of the learning rate's decay to zero."""
-    decay_start: Steps = 0.8
+    decay_start: WholeOrShare = 0.8
     """Where the decay begins: step, or share of all steps."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm."""
@@ -128,7 +131,7 @@ class TrainingSection(Section):
     """Steps between checkpoints; the last two are kept."""
     evaluate_every: Count = 500
     """Steps between measures of the held-out FVU, by which the best coder is kept."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of the order of the data."""
 
 
@@ -167,7 +170,7 @@ class Config(TokensConfig):
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     log: LogSection = LogSection()
-    name: str | None = None
+    name: Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$", max_length=100)] | None = None
     """Name of the run under runs/<sae|transcoder>/<base model>/; none: made from what is trained."""
 
     @classmethod

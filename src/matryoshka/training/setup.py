@@ -6,6 +6,7 @@ new_trainees, calibrate coders, their constants fixed from the first activations
 open_sinks              where a coder logs to
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -95,7 +96,8 @@ def open_sinks(run: Run, config: Config, plan: Plan, start: int, coders: int) ->
         name = run.path.name if coders == 1 else f"{run.path.name}/{plan.label}"
         group = run.path.name if coders > 1 else None
         settings = {**config.model_dump(mode="json"), "coder": plan.section.model_dump(mode="json")}
-        sinks.append(Wandb(config.log.wandb, name, group, settings, member.path))
+        identity = hashlib.sha256(run.provenance.read_bytes() + plan.label.encode()).hexdigest()[:16]
+        sinks.append(Wandb(config.log.wandb, name, group, settings, member.path, identity))
     if config.log.tensorboard:
         sinks.append(TensorBoard(member.path / "tensorboard"))
     return sinks
