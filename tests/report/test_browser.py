@@ -3,6 +3,7 @@
 Screenshots of every view lie in build/screenshots afterwards.
 """
 
+import dataclasses
 import re
 import shutil
 import signal
@@ -16,6 +17,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from matryoshka import api
+from matryoshka.features.feature import Histogram
 from matryoshka.run import Run
 
 CHROMIUM = shutil.which("chromium")
@@ -290,6 +292,29 @@ def test_a_notebook_shows_the_same_card(page: Page, run: Run, tmp_path: Path) ->
     expect(card).to_contain_text(f"Feature {index}")
     assert card.locator("mark").count() > 3
     shown(page, "notebook")
+
+
+def test_a_feature_of_a_single_activation_is_drawn(
+    page: Page, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = api.store(run)
+    feature = store[store.ranking("count")[1]]
+    histogram = Histogram([0.597] * len(feature.histogram.edges), [7, *feature.histogram.counts[1:]])
+    monkeypatch.setattr(type(store), "__getitem__", lambda *_: dataclasses.replace(feature, histogram=histogram))
+    html = api.feature(run, feature.index)._repr_html_()
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><meta charset=utf-8>{html}", encoding="utf-8")
+    page.goto((tmp_path / "notebook.html").as_uri())
+    card = page.frame_locator("iframe").locator("article.card")
+    bars = card.locator("svg.histogram rect.bar")
+    expect(bars).to_have_count(1)
+    assert float(bars.get_attribute("width") or "nan") > 5
+    box, frame = card.locator("svg.histogram text").all(), card.locator("svg.histogram").bounding_box()
+    assert frame is not None
+    for label in box:
+        inside = label.bounding_box()
+        assert inside is not None
+        assert frame["x"] <= inside["x"]
+        assert inside["x"] + inside["width"] <= frame["x"] + frame["width"] + 0.5
 
 
 def test_a_server_that_has_gone_away_is_one_clear_line(browser: Browser, run: Run) -> None:

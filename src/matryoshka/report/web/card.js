@@ -35,12 +35,21 @@ var matryoshka = window.matryoshka || {};
     return inside.length > 7 ? inside.filter((x) => /^1/.test(x.toExponential())) : inside;
   }
 
-  const BOX = { width: 300, height: 145, left: 46, right: 8, top: 10, bottom: 36 };
+  const BOX = { width: 300, height: 145, left: 46, right: 16, top: 10, bottom: 36 };
+
+  // One value has no extent: then its bin gets some.
+  const extended = (low, high) => (high > low ? [low, high] : [low / 1.1, high * 1.1]);
+
+  function total(counts) {
+    return counts.reduce((sum, count) => sum + count, 0);
+  }
 
   // How its activations are distributed: log-spaced bins, so on a log axis all bars are equally wide.
-  function histogram({ edges, counts }, limits) {
+  function histogram(binned, limits) {
     const { width, height, left, right, top, bottom } = BOX;
-    const [low, high] = limits ?? [edges[0], edges[edges.length - 1]];
+    const [first, last] = [binned.edges[0], binned.edges[binned.edges.length - 1]];
+    const { edges, counts } = last > first ? binned : { edges: extended(first, last), counts: [total(binned.counts)] };
+    const [low, high] = extended(...(limits ?? [first, last]));
     const x = (value) => left + ((width - left - right) * Math.log(value / low)) / Math.log(high / low);
     const most = Math.max(...counts), ground = height - bottom;
     const y = (count) => ground - (ground - top) * (count / most);
@@ -49,7 +58,7 @@ var matryoshka = window.matryoshka || {};
       y: Math.min(y(count), count ? ground - 0.8 : ground), height: Math.max(ground - y(count), count ? 0.8 : 0),
     }, svg("title", {}, `${number(edges[i])} to ${number(edges[i + 1])}: ${plural(count, "token", "tokens")}`)));
     const text = (at, content) => svg("text", at, content);
-    const inWords = `Histogram of activations from ${number(edges[0])} to ${number(edges[edges.length - 1])}, log scale; `
+    const inWords = `Histogram of activations from ${number(first)} to ${number(last)}, log scale; `
       + `the fullest bin has ${plural(most, "token", "tokens")}.`;
     return svg("svg", { class: "histogram", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": inWords },
       bars,
@@ -57,7 +66,8 @@ var matryoshka = window.matryoshka || {};
       [0, most].map((count) => text({ x: left - 6, y: y(count) + 4, "text-anchor": "end" }, integer(count))),
       ticks(low, high).map((value) => [
         svg("line", { class: "axis", x1: x(value), x2: x(value), y1: ground, y2: ground + 4 }),
-        text({ x: x(value), y: ground + 16, "text-anchor": "middle" }, number(value, value === low || value === high ? 3 : 1))]),
+        text({ x: Math.min(x(value), width - 14), y: ground + 16, "text-anchor": "middle" },
+          number(value, value === low || value === high ? 3 : 1))]),
       text({ class: "title", x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, "activation, log scale"),
       text({ class: "title", "text-anchor": "middle", transform: `translate(10 ${(top + ground) / 2}) rotate(-90)` }, "tokens"));
   }
@@ -200,8 +210,8 @@ var matryoshka = window.matryoshka || {};
     const near = (other) => [link(other), other.ring, number(other.value)];
     const together = (other) => [link(other), percent(other.given_this), percent(other.given_other), `${number(other.lift)}×`];
     const WITH = ["Feature", "P(it | this)", "P(this | it)", "Lift"];
-    const parents = "Parents: candidates by coverage, in earlier rings; each fires on nearly all of this feature’s tokens";
-    const children = "Children: candidates by coverage, in later rings; this feature fires on nearly all of their tokens";
+    const parents = "Parents: candidates by coverage, in earlier rings; with the share of this feature’s tokens on which each fires";
+    const children = "Children: candidates by coverage, in later rings; with the share of their tokens on which this feature fires";
     const tables = [
       card.cosine.length > 0 && table("Decoder cosine", ["Feature", "Ring", "Cosine"], card.cosine.map(near)),
       card.coactive.length > 0 && table("Fire together", WITH, card.coactive.map(together)),
