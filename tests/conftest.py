@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from jaxtyping import install_import_hook
 hypothesis.settings.register_profile("shared machines", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("shared machines")
 
+# who starts the tests in the background has Ctrl-C ignored, and so would all that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # before torch is imported, and for the processes that tests start: as many results must agree bit for bit, and
 # pytest-xdist's workers share the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")

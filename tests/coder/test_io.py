@@ -297,7 +297,7 @@ def test_a_pickle_in_the_place_of_weights_is_refused(folder):
 )
 def test_a_config_that_is_no_json_object_is_refused(folder, content):
     (folder / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    refused(folder, str(folder / "config.json"), "damaged")
+    refused(folder, str(folder / "config.json"), "JSON")
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_version_1_is_refused_with_what_to_do(folder):
 @pytest.mark.parametrize("content", ["[" * 200_000, "9" * 5000])
 def test_json_that_no_reader_takes_is_one_line(folder, content):
     (folder / "config.json").write_text(f'{{"format": "matryoshka-coder", "card": {content}')
-    refused(folder, str(folder / "config.json"), "damaged")
+    refused(folder, str(folder / "config.json"), "not JSON")
 
 
 @pytest.mark.parametrize(
@@ -364,6 +364,9 @@ def test_json_that_no_reader_takes_is_one_line(folder, content):
         ({"W_skip": torch.ones(5, 3)}, "unknown tensor W_skip"),
         ({"W_dec": torch.ones(3, 16)}, "W_dec has shape [3, 16], expected [16, 3]"),
         ({"b_enc": torch.ones(1)}, "b_enc has shape [1], expected [16]"),
+        ({"b_dec": torch.tensor([0.0, float("nan"), 0.0])}, "b_dec holds NaN or Inf"),
+        ({"W_dec": torch.full((16, 3), -float("inf"))}, "W_dec holds NaN or Inf"),
+        ({"activation.threshold": torch.tensor(-0.5)}, "activation.threshold is -0.5, expected 0 or more"),
     ],
 )
 def test_wrong_tensors_are_refused_by_name(folder, changes, named):

@@ -57,7 +57,7 @@ def test_auto_dtype_on_a_cpu_is_float32_whatever_the_checkpoint_has(tmp_path: Pa
 
 
 def test_bos_is_the_tokenizers_or_the_familys(folders: dict, tmp_path: Path):
-    assert load(str(folders["gpt2"]), device="cpu").bos == 0  # nothing adds it, the family wants it
+    assert load(str(next(iter(folders.values()))), device="cpu").bos == 0  # nothing adds it, the family wants it
     llama = load(str(folders["llama"]), device="cpu")
     assert (llama.bos, llama.separator) == (None, 1)
     folder = shutil.copytree(folders["llama"], tmp_path / "adds_bos")
@@ -196,3 +196,27 @@ def test_a_converted_gguf_comes_from_the_cache(folders: dict, tmp_path: Path, mo
     file.write_bytes(b"GGUF and more")
     shutil.copytree(folders["llama"], tmp_path / "cache" / "models" / hashlib.sha256(file.read_bytes()).hexdigest())
     assert load(str(file), device="cpu").info.name == str(file)
+
+
+def test_endings_ignore_case(tmp_path: Path):
+    (tmp_path / "Model.GGUF").write_bytes(b"nothing")
+    with pytest.raises(MatryoshkaError, match="not a GGUF file"):
+        describe(str(tmp_path / "Model.GGUF"))
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_embeds_is_refused(folders: dict, tmp_path: Path):
+    folder = Path(shutil.copytree(folders["gpt2"], tmp_path / "model"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"another{i}" for i in range(2000)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(MatryoshkaError, match=r"its tokenizer has ids up to [\d,]+, but the model embeds"):
+        load(str(folder))
+
+
+def test_a_device_without_numbers_is_refused():
+    with pytest.raises(MatryoshkaError, match="device 'meta' cannot be used here"):
+        resolve_device("meta")
+
+
+def test_lone_surrogates_in_a_prompt_are_read_as_texts_are(tiny: LanguageModel):
+    assert tiny.tokens("caf\udce9").equal(tiny.tokens("caf?"))

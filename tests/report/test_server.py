@@ -379,6 +379,40 @@ def test_this_machine_only_and_an_orderly_end(tmp_path: Path) -> None:
     assert (server.returncode, out.strip(), err) == (0, "ended", "")
 
 
+def test_connections_that_say_nothing_are_closed_and_those_that_leave_are_not_talked_of(tmp_path: Path) -> None:
+    make_store(tmp_path / "features.sqlite").close()
+    program = (
+        "import sys; from matryoshka.report import server\n"
+        "from matryoshka.features.store import FeatureStore\n"
+        "server.PATIENCE = 1\n"
+        "shown = [server.Shown('run', FeatureStore(sys.argv[1]), None)]\n"
+        "try: server.serve(shown, 0, lambda at: print(at, flush=True))\n"
+        "except KeyboardInterrupt: pass"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path / "features.sqlite"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout
+    port = int(process.stdout.readline().strip().split(":")[2].strip("/"))
+    head = f"GET /api/runs HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+    for begun in ("", head, f"{head}\r\n", f"{head}\r\n{head}"):
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(begun.encode())
+            answered = b""
+            while received := connection.recv(2**16):
+                answered += received
+            assert answered.startswith(b"HTTP/1.1 200") == begun.endswith("\r\n\r\n") or begun.count("GET") == 2
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        origin = f"Origin: http://127.0.0.1:{port}\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n"
+        connection.sendall((head.replace("GET /api/runs", "POST /api/runs/0/try") + origin + '{"text": "half').encode())
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request("GET", "/api/runs")
+        assert connection.getresponse().status == 200
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1] == ""
+
+
 def test_a_port_that_cannot_be_had(port: int, store: FeatureStore) -> None:
     for wrong in (port, 70_000, -1):
         with pytest.raises(MatryoshkaError, match=f"port {wrong}: .*; give another --port, or 0 for any"):

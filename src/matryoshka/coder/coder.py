@@ -211,6 +211,8 @@ class SparseCoder(nn.Module):
         if (dtype := tensors["W_enc"].dtype if "W_enc" in tensors else torch.float32).is_floating_point:
             coder.to(dtype)
         io.check_tensors(f"{path}: the weights", coder.state_dict(), tensors)
+        if (threshold := tensors.get("activation.threshold")) is not None and threshold < 0:
+            raise MatryoshkaError(f"{path}: the weights: activation.threshold is {threshold:g}, expected 0 or more")
         coder.load_state_dict(tensors)
         return coder.to(device).eval()
 

@@ -15,7 +15,7 @@ from matryoshka.coder.architecture import CoderConfig
 from matryoshka.coder.card import Card
 from matryoshka.config import Section
 from matryoshka.errors import MatryoshkaError
-from matryoshka.files import replaced_folder
+from matryoshka.files import read_json, replaced_folder
 
 Kind = TypeVar("Kind", bound=Section)
 
@@ -93,12 +93,7 @@ def _folder(path: Path) -> Path:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MatryoshkaError(f"{file}: cannot be read ({error.strerror})") from None
-    except (RecursionError, ValueError) as error:
-        raise MatryoshkaError(f"{file}: damaged, not a JSON object ({error})") from None
+    content = read_json(file)
     if not isinstance(content, dict):
         raise MatryoshkaError(f"{file}: damaged, not a JSON object")
     return content
@@ -115,7 +110,7 @@ def _section(kind: type[Kind], values: object, where: str) -> Kind:
 
 
 def check_tensors(where: str, expected: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
-    """Refuse, by name, tensors that are missing, unknown or of another shape or dtype than `expected`."""
+    """Refuse, by name, tensors that are missing, unknown, of another shape or dtype than `expected`, or not finite."""
     for name in sorted(expected.keys() | stored.keys()):
         if name not in stored:
             raise MatryoshkaError(f"{where} lack {name}")
@@ -125,3 +120,5 @@ def check_tensors(where: str, expected: dict[str, Tensor], stored: dict[str, Ten
         for what in want:
             if want[what] != got[what]:
                 raise MatryoshkaError(f"{where}: {name} has {what} {got[what]}, expected {want[what]}")
+        if stored[name].is_floating_point() and not stored[name].isfinite().all():
+            raise MatryoshkaError(f"{where}: {name} holds NaN or Inf")

@@ -125,7 +125,7 @@ def _local_folder(name: str) -> Path | None:
     if name == "bundled":
         return BUNDLED
     path = Path(name).expanduser()
-    if name.endswith(".gguf"):
+    if name.lower().endswith(".gguf"):
         return _converted(path)
     if (path / "config.json").is_file():
         return path

@@ -160,7 +160,8 @@ class LanguageModel:
 
     def tokens(self, text: str) -> Int[Tensor, "1 position"]:
         """`text` as it stands at the head of a window: after BOS, if this model wants one."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        sound = text.encode("utf-8", errors="replace").decode("utf-8")  # tokenizers refuse lone surrogates
+        ids = self.tokenizer(sound, add_special_tokens=False, verbose=False)["input_ids"]
         return torch.tensor([ids if self.bos is None else [self.bos, *ids]], device=self.device)
 
     def _forward(self, tokens: Integer[Tensor, "batch position"]) -> Any:
@@ -190,8 +191,21 @@ def load(
     info = describe(name, revision)
     model = _weights(info, number_type).to(target)
     lm = LanguageModel(model, load_vocabulary(info, prepend_bos), info)
+    _refuse_ids_beyond(lm, model.get_input_embeddings().num_embeddings)
     self_check(info, model.get_submodule(info.family.blocks), lm.read)
     return lm
+
+
+def _refuse_ids_beyond(lm: LanguageModel, rows: int) -> None:
+    """Raise MatryoshkaError if a text may hold an id that the model does not embed. Special tokens but BOS never occur
+    in one, so models whose padding was added later are whole."""
+    tokenizer = lm.tokenizer
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - {lm.bos}
+    highest = max(i for i in tokenizer.get_vocab().values() if i not in special)
+    if highest >= rows:
+        raise MatryoshkaError(
+            f"{lm.info.name}: its tokenizer has ids up to {highest:,}, but the model embeds {rows:,} tokens"
+        )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -201,7 +215,9 @@ def resolve_device(name: str) -> torch.device:
         gpus, process = torch.cuda.device_count(), World.current().local_rank
         return torch.device(f"cuda:{process % gpus}" if gpus else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        made = torch.zeros(1, device=name)
+        made.item()  # a meta device has no numbers
+        return made.device
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
         here = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         said = str(error).splitlines()[0]

@@ -11,6 +11,7 @@ It listens on the loopback only. A request under another Host is refused with 40
 point here), and one that changes or runs something also under a foreign or missing Origin.
 """
 
+import asyncio
 import json
 import os
 import socket
@@ -21,10 +22,11 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features.feature import well_formed
@@ -35,6 +37,9 @@ from matryoshka.report.data import WEB
 
 HOST = "127.0.0.1"
 LARGEST_BODY = 200_000
+PATIENCE = 10
+"""Seconds for a connection to send a whole request's head, and to stay open after an answer."""
+MOST_CONNECTIONS = 200
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; form-action 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -97,7 +102,7 @@ def application(shown: Sequence[Shown], port: int) -> ASGIApp:
             Route("/api/runs/{key}/try", _answer(try_text), methods=["POST"]),
             Route("/{path:path}", _files()),
         ],
-        exception_handlers=dict.fromkeys((MatryoshkaError, HTTPException, Exception), _failed),
+        exception_handlers=dict.fromkeys((MatryoshkaError, HTTPException, ClientDisconnect, Exception), _failed),
     )
     return _guarded(app, port)
 
@@ -118,9 +123,29 @@ def serve(shown: Sequence[Shown], port: int, ready: Callable[[str], None]) -> No
         ready(f"http://{HOST}:{port}/")
         config = uvicorn.Config(
             application(shown, port), log_level="warning", access_log=False, lifespan="off", ws="none",
-            proxy_headers=False, server_header=False,
+            proxy_headers=False, server_header=False, http=_Patient, timeout_keep_alive=PATIENCE,
+            limit_concurrency=MOST_CONNECTIONS,
         )  # fmt: skip
         uvicorn.Server(config).run([listening])
+
+
+class _Patient(H11Protocol):
+    """HTTP that closes connections which send no whole request's head: uvicorn's own waits for ever for the first."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        waiting = self.timeout_keep_alive_task
+        super().data_received(data)
+        if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
+            self._wait(waiting)
+
+    def _wait(self, waiting: asyncio.TimerHandle | None = None) -> None:
+        """Until the same moment as before, where there is one: a byte now and then gains no time."""
+        at = waiting.when() if waiting is not None else self.loop.time() + PATIENCE
+        self.timeout_keep_alive_task = self.loop.call_at(at, self.timeout_keep_alive_handler)
 
 
 def _answer(function: Callable[..., Any]) -> Callable[[Request], Any]:

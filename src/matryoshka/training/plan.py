@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from matryoshka.coder.architecture import CoderConfig, resolve_widths
 from matryoshka.config import merged
-from matryoshka.data.documents import check_source
+from matryoshka.data.documents import check_source, is_local
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.info import ModelInfo, describe
 from matryoshka.lm.sites import Site, Wiring
@@ -87,8 +87,10 @@ def check(config: Config) -> tuple[ModelInfo, list[Plan]]:
 def resolve(config: Config, info: ModelInfo) -> Config:
     """`config` with the model's revision pinned, paths that hold from any folder, and a text read only as far as this
     run needs (the bundled one, which is small, to its end)."""
-    model: dict[str, Any] = {"revision": info.revision, "name": _absolute(config.model.name)}
-    text: dict[str, Any] = {"source": _absolute(config.text.source)}
+    model: dict[str, Any] = {"revision": info.revision}
+    if info.folder is not None:
+        model["name"] = _absolute(config.model.name)
+    text: dict[str, Any] = {"source": _absolute(config.text.source)} if is_local(config.text.source) else {}
     if config.text.source != "bundled" and config.text.limit is None:
         trained = chunk_rows(config) + config.steps * config.training.batch
         text["limit"] = max(trained, config.text.reaching(config.evaluation.tokens))
@@ -98,9 +100,7 @@ def resolve(config: Config, info: ModelInfo) -> Config:
 
 
 def _absolute(name: str) -> str:
-    """Of a path that is there, the whole of it; other names as they are."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if name != "bundled" and path.exists() else name
+    return name if name == "bundled" else str(Path(name).expanduser().resolve())
 
 
 def default_folder(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Path:
@@ -109,7 +109,7 @@ def default_folder(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Pa
     c = config.coder
     sites = "-".join(_short(field) for field in ((c.read,) if c.write in (None, c.read) else (c.read, c.write)))
     made = f"{sites}-{c.activation}-{c.d_sae}-k{c.k}-s{c.seed}"
-    model = Path(info.name).name.removesuffix(".gguf").lower()
+    model = Path(_absolute(info.name)).name.lower().removesuffix(".gguf")
     return Path("runs") / kind / model / (config.name or made)
 
 

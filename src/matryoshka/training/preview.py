@@ -15,9 +15,8 @@ import torch
 from matryoshka.data.documents import documents
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import cache_dir, refuse_unwritable
-from matryoshka.lm.info import ModelInfo
+from matryoshka.lm.info import ModelInfo, shape
 from matryoshka.lm.model import resolve_device
-from matryoshka.lm.shape import shape
 from matryoshka.run import Run
 from matryoshka.training.memory import FLOAT, Item, needed
 from matryoshka.training.plan import Plan, check, default_folder, resolve
