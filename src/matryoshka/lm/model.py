@@ -162,7 +162,8 @@ class LanguageModel:
         """`text` as it stands at the head of a window: after BOS, if this model wants one."""
         sound = text.encode("utf-8", errors="replace").decode("utf-8")  # tokenizers refuse lone surrogates
         ids = self.tokenizer(sound, add_special_tokens=False, verbose=False)["input_ids"]
-        return torch.tensor([ids if self.bos is None else [self.bos, *ids]], device=self.device)
+        ids = ids if self.bos is None else [self.bos, *ids]
+        return torch.tensor([ids], dtype=torch.long, device=self.device)
 
     def _forward(self, tokens: Integer[Tensor, "batch position"]) -> Any:
         if tokens.ndim != 2 or tokens.shape[1] > self.info.context:
