@@ -170,8 +170,14 @@ def test_a_text_of_ones_own_fires_what_the_store_knows(run: Run, plain: Plain, l
             assert values == pytest.approx(plain.latents[3, positions, index].tolist(), rel=1e-3)
     with pytest.raises(MatryoshkaError, match="too short"):
         read_text(lm, hooked, "")
-    with pytest.raises(MatryoshkaError, match="reads"):
-        read_text(lm, hooked, "word " * 3000)
+    long = read_text(lm, hooked, text + " word" * 1000)
+    first = lm.info.context
+    assert len(long.counted) == len(long.tokens) > 2 * first
+    assert [i for i, counted in enumerate(long.counted) if not counted and i % first] == [], "a window's first alone"
+    head = read_text(lm, hooked, text)
+    assert {i for i in long.firings if any(place < len(head.tokens) - 2 for place in long.firings[i][0])} >= {
+        i for i in head.firings if any(place < len(head.tokens) - 2 for place in head.firings[i][0])
+    }
 
 
 def contents(store: FeatureStore) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from matryoshka.features.explain import (
     prepare,
     scores,
 )
-from matryoshka.features.naming import name_by_rules
+from matryoshka.features.naming import name_by_rules, rule_name
 from matryoshka.features.store import FeatureStore
 from matryoshka.features.trials import LEAST, LENGTH, TESTS, TRAINING, Context, Evidence, Trial
 from matryoshka.lm.model import LanguageModel
@@ -473,16 +473,33 @@ def test_explanations_that_a_refusal_ends_stay(run: Run, lm: LanguageModel) -> N
 # --- names by rules
 
 
-def test_rules_name_what_fires_on_one_token(run: Run) -> None:
+def test_what_fires_on_one_token_keeps_that_as_its_name(run: Run) -> None:
     store = api.store(run)
     store.annotate(2, "mine")
-    store.explain({4: ("by somebody else", "gpt")})
-    assert name_by_rules(store) == (21, 0, 1)
-    for i, word in enumerate(WORDS):
-        if i != 4:
-            assert (store[i].explanation, store[i].explained_by) == (f'the token "{word}" (AUC 1.00)', "rule")
+    store.explain({4: ("by somebody else", "gpt"), 5: ("of before", "rule")})
+    assert name_by_rules(store) == (0, 21, 1)
     assert (store[2].name, store[4].name, store[NEVER].name) == ("mine", "by somebody else", "")
-    assert name_by_rules(api.store(run)) == (21, 0, 1), "its own names it makes anew"
+    assert store[5].name == f"‘{WORDS[5].strip()}’", "its own names it makes anew"
+
+
+def test_a_rule_takes_the_place_of_top_tokens_that_tell_less() -> None:
+    rng = np.random.default_rng(0)
+    vocabulary = [b" the", *(b" word%d" % i for i in range(30))]
+    tokens = rng.integers(0, 31, (60, 32))
+
+    def named(fires: np.ndarray, top: list[int], examples: int) -> str:
+        return rule_name(tokens[:examples], fires[:examples], top, vocabulary)
+
+    after = np.pad(tokens == 0, ((0, 0), (1, 0)))[:, :-1]
+    assert named(after, [3, 4], 60) == 'after " the" (AUC 1.00, 1.00 to 1.00)'
+    assert named(after, [3, 4], 12) == "", "too few examples to say so"
+    noisy = after & (rng.random(after.shape) < 0.7) | (rng.random(after.shape) < 0.01)
+    text = named(noisy, [3, 4], 60)
+    auc, low, high = map(float, re.findall(r"\d\.\d+", text))
+    assert text.startswith('after " the"')
+    assert low < auc < high < 1
+    assert named(np.isin(tokens, [3, 4, 5, 6]), [3, 4, 5, 6], 60) == "", "the top tokens say it all"
+    assert named(rng.random(tokens.shape) < 0.1, [3], 60) == "", "nothing tells"
 
 
 def test_rules_that_tell_little_name_nothing(featured: Run, tmp_path: Path) -> None:
@@ -581,8 +598,9 @@ def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str,
 def test_the_command_without_a_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = typed(capsys, "explain", run.path)
     assert (code, err) == (0, "")
-    assert "22 features named by the n-gram" in out
-    assert api.store(run)[3].name == 'the token " which" (AUC 1.00)'
+    assert "0 features named by an n-gram that tells clearly better than their top tokens" in out
+    assert "22 keep their top tokens" in out
+    assert api.store(run)[3].name == "‘which’"
 
 
 def test_the_command_with_a_model(run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -501,3 +501,26 @@ def test_names_fit_on_one_line() -> None:
         assert shown.isprintable()
         assert summarise([TokenShare(text, 0.9, 1)]).isprintable()
     assert printable("a\n\0\t\u202e\u2028") == "a↵␀⇥\\u202e\\u2028"
+
+
+def test_nothing_is_written_into_a_store_that_is_being_replaced(tmp_path: Path) -> None:
+    make_store(tmp_path / "features.sqlite").close()
+    old, waiting = FeatureStore(tmp_path / "features.sqlite"), FeatureStore(tmp_path / "features.sqlite")
+    refused: list[str] = []
+
+    def write() -> None:
+        try:
+            waiting.annotate(3, label="late")
+        except MatryoshkaError as error:
+            refused.append(str(error))
+
+    thread = threading.Thread(target=write)
+    with old.frozen():
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive(), "it waits"
+        make_store(tmp_path / "features.sqlite", {3: ("of before", "")}).close()
+    thread.join(20)
+    assert refused
+    assert "has been replaced since it was opened" in refused[0]
+    assert FeatureStore(tmp_path / "features.sqlite")[3].label == "of before"

@@ -162,6 +162,31 @@ def test_a_number_is_measured_once(whole: Recording) -> None:
     assert Recording(whole.folder).number("scale", lambda: 1 / 0) == 2.5
 
 
+@pytest.mark.parametrize("damage", ["changed", "cut"])
+def test_half_a_recording_that_is_damaged_is_made_anew_and_that_is_said(
+    lm: LanguageModel, windows: Windows, coders: list[HookedCoder], whole: Recording, tmp_path: Path, damage: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    folder = tmp_path / "recording"
+
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int) -> None:
+        if done > 2 * total // 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        record(lm, windows, NUMBERS, coders, folder, [COLUMN], progress=kill, commit_seconds=0)
+    file = folder / "tokens.bin"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content if damage == "changed" else content[:100])
+    record(lm, windows, NUMBERS, coders, folder, [COLUMN])
+    assert contents(folder) == contents(whole.folder)
+    assert "recording anew" in caplog.text
+
+
 @pytest.mark.parametrize(("bad", "refused"), [(1, False), (8, True)])
 def test_rows_that_are_not_finite_are_counted_apart_and_refused_past_one_per_cent(
     lm: LanguageModel, windows: Windows, coders: list[HookedCoder], tmp_path: Path, bad: int, refused: bool

@@ -126,8 +126,8 @@ def _show_named(name: str, named: "Named") -> None:
 
     others = f"; {named.explained:,} were explained by a chat model already" if named.explained else ""
     told = (
-        f"{name}: {named.by_rule:,} features named by the n-gram that tells best where they fire;"
-        f" {named.without_rule:,} have none that tells well enough (AUC {LEAST_AUC}) and keep their top tokens{others}"
+        f"{name}: {named.by_rule:,} features named by an n-gram that tells clearly better than their top tokens where"
+        f" they fire (AUC {LEAST_AUC} or more); {named.without_rule:,} keep their top tokens{others}"
     )
     console.print(Text(told), soft_wrap=True)
 

@@ -88,6 +88,7 @@ _VALUES = {"full": FULL, "fraction": FRACTION, "main_f1": MAIN_F1, "carried": CA
 """As a concept's details name them."""
 MEASURES = tuple(_VALUES.values())
 READS_LABELS = False
+VERSION = 1
 
 
 def evaluate(subject: Subject, progress: Progress = silent, text: LabelledText | None = None) -> Result:

@@ -51,6 +51,7 @@ KL_AFTER = _in_mnat("ablation KL after (mnat)", meaning=f"The same KL: {_AFTER}"
 CE_AFTER = _in_mnat("ablation ΔCE after (mnat)", meaning=f"The same ΔCE: {_AFTER}")
 MEASURES = (KL_RATIO, KL_ON, CE_ON, RANKING, KL_AFTER, CE_AFTER)
 READS_LABELS = False
+VERSION = 1
 OfFeatures = Float[np.ndarray, " n"]
 PERMUTATIONS = 1000
 RANKED = 3

@@ -72,6 +72,7 @@ RESIDUAL = _of_features(
 )
 MEASURES = (RULE, TFIDF, RESIDUAL)
 READS_LABELS = False
+VERSION = 1
 FIRING_TOKENS = 131_072
 """Tokens, at least, where a number of firings of single latents is needed."""
 

@@ -59,6 +59,7 @@ DENSE_ACCURACY = _of_probe("probe accuracy, dense", _ACCURACY, "the activations 
 DENSE_AUC = _of_probe("probe AUC, dense", _AUC, "the activations that are read")
 MEASURES = (*ACCURACY.values(), *AUC.values(), DENSE_ACCURACY, DENSE_AUC)
 READS_LABELS = True
+VERSION = 1
 
 
 def evaluate(subject: Subject, progress: Progress = silent) -> Result:

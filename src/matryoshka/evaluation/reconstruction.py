@@ -66,6 +66,7 @@ SILENT = replace(
 )
 MEASURES = (FVU, CE_MEAN, KL_MEAN, L0, DEAD, CE_ZERO, KL_ZERO, CE, COSINE, UNCENTRED, SILENT)
 READS_LABELS = False
+VERSION = 1
 DENSITY_EDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Bins of firing density; a latent that never fires is below all."""
 

@@ -53,6 +53,7 @@ PARTS_F1 = Measure(
 )
 MEASURES = (SPLITTING, PARTS_F1)
 READS_LABELS = True
+VERSION = 1
 
 
 def evaluate(subject: Subject, progress: Progress = silent) -> Result:

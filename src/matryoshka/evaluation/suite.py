@@ -28,7 +28,7 @@ from matryoshka.evaluation.shared.labelled import LabelledText
 from matryoshka.evaluation.shared.labels import shipped
 from matryoshka.evaluation.subject import Bench, Subject
 from matryoshka.evaluation.table import Evaluation, evaluations
-from matryoshka.lm.model import LanguageModel
+from matryoshka.lm.model import LanguageModel, resolve_device
 from matryoshka.progress import progress_bar
 from matryoshka.run import Run
 from matryoshka.run import names as run_names
@@ -61,15 +61,19 @@ class Setting:
     def windows(self) -> Windows:
         if self.ready:
             return self.ready[1]
-        return self.studied.open_tokens(self.studied.open_vocabulary()).windows("held_out")
+        least = self.tokens if self.studied.text.limit is None else 0  # what was trained on was read far enough
+        return self.studied.open_tokens(self.studied.open_vocabulary(), least=least).windows("held_out")
 
     def identity(self, coder: str, evaluation: Evaluation) -> dict[str, Any]:
         """All that a result depends on: where it is the same, so is the result. `coder`: its fingerprint."""
         labels = self.labels if evaluation.reads_labels else ()
+        device = self.ready[0].device if self.ready else resolve_device(self.device)
         return {
             "matryoshka": __version__,
+            "evaluation": evaluation.version,
             "coder": coder,
             "model": self.studied.card.model.model_dump(mode="json"),
+            "device": device.type,  # on two kinds of devices the last digits differ
             "text": self.windows.tokens.hash,
             "context": self.windows.context,
             "tokens": self.tokens,

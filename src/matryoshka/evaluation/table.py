@@ -1,8 +1,9 @@
 """The table of evaluations: name → module. A new one is a file, and a line here.
 
-Every module has the same face: its docstring defines it; `MEASURES`, what it scores; `READS_LABELS`, whether its result
-depends on the user's labelled text; `evaluate(subject, progress) → Result`, which raises NotMeasurable where it says
-nothing of a coder.
+Every module has the same face: its docstring defines it; `MEASURES`, what it scores; `READS_LABELS`, whether its
+result depends on the user's labelled text; `VERSION`, raised whenever it would find something else of the same coder,
+so that no result of before is taken for one of now; `evaluate(subject, progress) → Result`, which raises NotMeasurable
+where it says nothing of a coder.
 """
 
 from collections.abc import Iterable, Sequence
@@ -45,6 +46,11 @@ class Evaluation(NamedTuple):
     def reads_labels(self) -> bool:
         """Whether its result depends on the user's labelled text."""
         return self.text is not None or import_module(self.module).READS_LABELS
+
+    @property
+    def version(self) -> int:
+        """Of its definition."""
+        return import_module(self.module).VERSION
 
 
 def evaluations(labels: "Iterable[LabelledText]") -> dict[str, Evaluation]:

@@ -13,7 +13,7 @@ again without the language model. Killed in step 1, the next call goes on; kille
 import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, partial
@@ -94,7 +94,7 @@ def collect(
     """A store for each coder of these runs, made of the source `text` or of what each was trained on; in a group of
     processes in the first one alone. `announce` is told what each pass takes, before the work."""
     passes = _passes(runs, text)
-    ready = lru_cache(maxsize=1)(partial(_prepare, split=request.split, device=device))  # a single pass opens once
+    ready = lru_cache(maxsize=1)(partial(_prepare, request=request, device=device))  # a single pass opens once
     with World.current() as world:
         for text_pass in passes:
             _record(text_pass, ready(text_pass), request, world, announce)
@@ -117,9 +117,9 @@ def _passes(runs: Sequence[Run], text: str | None) -> list[_TextPass]:
     return list(passes.values())
 
 
-def _prepare(text_pass: _TextPass, split: Split, device: str) -> _Ready:
+def _prepare(text_pass: _TextPass, request: Request, device: str) -> _Ready:
     lm = text_pass.studied.open_lm(device)
-    windows = text_pass.studied.open_tokens(lm.vocabulary).windows(split)
+    windows = text_pass.studied.open_tokens(lm.vocabulary, request.split, request.tokens).windows(request.split)
     return lm, windows, hook_all([member.coder for member in text_pass.members], lm, windows)
 
 
@@ -128,7 +128,8 @@ def _record(
 ) -> None:
     (lm, windows, coders), members = ready, text_pass.members
     for member, hooked in zip(members, coders, strict=True):
-        _kept(member, hooked.fingerprint)  # refused before the work, not after
+        with _kept(member, hooked.fingerprint):
+            pass  # refused before the work, not after
     announce(needs(coders, windows, request.tokens))
     numbers = spread_windows(windows, request.tokens)
     readers = members[0].path.name if len(members) == 1 else f"{len(members)} coders"
@@ -180,7 +181,7 @@ def make_store(
     path: Path,
     text: str,
     wanted: Wanted = Wanted(),  # noqa: B008
-    kept: Callable[[], tuple[Words, Words]] = lambda: ({}, {}),
+    kept: Callable[[], AbstractContextManager[tuple[Words, Words]]] = lambda: nullcontext(({}, {})),
     progress: Progress = silent,
 ) -> FeatureStore:
     """Make the store of a coder at `path` of what a recording holds of it.
@@ -204,7 +205,8 @@ def make_store(
     writer = Writer(path, vocabulary)
     try:
         _fill(writer, recorded, known, wanted, progress)
-        return writer.finish(_about(lm, windows, hooked, recorded, text, wanted), *kept())
+        with kept() as words:
+            return writer.finish(_about(lm, windows, hooked, recorded, text, wanted), *words)
     finally:
         writer.abandon()
 
@@ -305,19 +307,29 @@ def collected(member: Run, about: About, lm: LanguageModel) -> HookedCoder:
     return hooked
 
 
-def _kept(member: Run, fingerprint: str) -> tuple[Words, Words]:
-    """The labels with notes, and the explanations, that a new store takes over from the one that lies there."""
+@contextmanager
+def _kept(member: Run, fingerprint: str) -> Iterator[tuple[Words, Words]]:
+    """The labels with notes, and the explanations, that a new store takes over from the one that lies there, into which
+    nobody writes until it is replaced."""
     annotations, explanations, coder = {}, {}, fingerprint
-    if member.features_file.exists():
+    with ExitStack() as stack:
         try:
-            with closing(FeatureStore(member.features_file)) as store:
-                annotations, coder = store.annotations(), store.about.coder
-                with suppress(MatryoshkaError):  # damaged: a program can say it again
-                    explanations = store.explanations() if coder == fingerprint else {}
+            store = stack.enter_context(closing(FeatureStore(member.features_file)))
         except MatryoshkaError as error:
-            logger.warning("%s; its labels and notes, if any, are lost", error)
-    if annotations and coder != fingerprint:
-        raise MatryoshkaError(
-            f"{member.features_file}: holds {len(annotations)} labels and notes for another coder; move it away first"
-        )
-    return annotations, explanations
+            if member.features_file.exists():
+                logger.warning("%s; its labels and notes, if any, are lost", error)
+        else:
+            stack.enter_context(store.frozen())
+            coder = store.about.coder
+            try:
+                annotations = store.annotations()
+            except MatryoshkaError as error:
+                logger.warning("%s; its labels and notes, if any, are lost", error)
+            with suppress(MatryoshkaError):  # damaged: a program can say it again
+                explanations = store.explanations() if coder == fingerprint else {}
+        if annotations and coder != fingerprint:
+            raise MatryoshkaError(
+                f"{member.features_file}: holds {len(annotations)} labels and notes for another coder; move it away"
+                " first"
+            )
+        yield annotations, explanations

@@ -239,8 +239,15 @@ def printable(token: str) -> str:
     return "".join(signs.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in token)
 
 
+TELLING = 0.05
+
+
 def summarise(tokens: list[TokenShare]) -> str:
-    """A label made of the top tokens: as many as carry a twentieth of the activation each, at most four."""
-    named = [top for top in tokens[:4] if top.share >= 0.05]
-    shown = ", ".join(f"‘{printable(top.token).strip() or '␣'}’" for top in named or tokens[:2])
-    return shown if named or not tokens else f"many tokens, among them {shown}"
+    """A label made of the top tokens."""
+    shown = ", ".join(f"‘{printable(top.token).strip() or '␣'}’" for top in telling(tokens))
+    return shown if not tokens or telling(tokens)[0].share >= TELLING else f"many tokens, among them {shown}"
+
+
+def telling(tokens: list[TokenShare]) -> list[TokenShare]:
+    """The top tokens that name a feature: those that carry TELLING of the activation each, at most four; or two."""
+    return [top for top in tokens[:4] if top.share >= TELLING] or tokens[:2]

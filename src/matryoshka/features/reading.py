@@ -5,6 +5,8 @@ from functools import cache
 from threading import Lock
 from typing import NamedTuple
 
+import numpy as np
+
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features.collection import collected
 from matryoshka.features.schema import About
@@ -27,25 +29,27 @@ class Reading(NamedTuple):
 
 
 def read_text(lm: LanguageModel, hooked: HookedCoder, text: str) -> Reading:
-    """Run `text` through the language model and the coder.
+    """Run `text` through the language model and the coder, in windows of the model's context where it is longer.
 
-    Raises MatryoshkaError for an empty text, or one longer than the model can read.
+    Raises MatryoshkaError for an empty text.
     """
     tokens = lm.tokens(text).cpu().numpy()
     if tokens.shape[1] < 2:
         raise MatryoshkaError("the text is too short: its first token is left out, and there is no other")
-    if tokens.shape[1] > lm.info.context:
-        raise MatryoshkaError(f"the text has {tokens.shape[1]:,} tokens; {lm.info.name} reads {lm.info.context:,}")
-    [rows] = read(lm, sequences(tokens, 1), [hooked])
-    kept, latents = rows.kept(hooked)[0], rows.latents(hooked)
-    places = kept.nonzero()[:, 0][latents.rows]
+    counted: list[bool] = []
     firings: dict[int, tuple[list[int], list[float]]] = {}
-    for feature, place, value in zip(latents.indices.tolist(), places.tolist(), latents.values.tolist(), strict=True):
-        if value > 0:
-            positions, values = firings.setdefault(feature, ([], []))
-            positions.append(place)
-            values.append(value)
-    return Reading(pieces(tokens[0].tolist(), lm.token_bytes), kept.tolist(), firings)
+    for window in np.split(tokens, range(lm.info.context, tokens.shape[1], lm.info.context), axis=1):
+        [rows] = read(lm, sequences(window, 1), [hooked])
+        kept, latents = rows.kept(hooked)[0], rows.latents(hooked)
+        places = kept.nonzero()[:, 0][latents.rows] + len(counted)
+        counted += kept.tolist()
+        entries = zip(latents.indices.tolist(), places.tolist(), latents.values.tolist(), strict=True)
+        for feature, place, value in entries:
+            if value > 0:
+                positions, values = firings.setdefault(feature, ([], []))
+                positions.append(place)
+                values.append(value)
+    return Reading(pieces(tokens[0].tolist(), lm.token_bytes), counted, firings)
 
 
 def reader(member: Run, about: About, models: Models) -> Callable[[str], Reading]:

@@ -192,6 +192,13 @@ class FeatureStore:
             self._db.execute("DROP TABLE IF EXISTS temp.explanations")
             yield
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Nobody writes into the file meanwhile; who waits to finds another one in its place, if it is replaced."""
+        with self._lock, self._refuse_damage(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+
     def explanations(self) -> dict[int, tuple[str, str]]:
         """(text, author) of the features that have one."""
         return {i: (text, author) for i, text, author in self._all("SELECT id, text, author FROM explanations")}

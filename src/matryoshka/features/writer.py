@@ -1,7 +1,6 @@
 """A new store of features: written under a temporary name, and renamed when it is whole."""
 
 import sqlite3
-import uuid
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from matryoshka.features import schema
 from matryoshka.features.schema import STATISTICS, About
 from matryoshka.features.store import FeatureStore
-from matryoshka.files import sync
+from matryoshka.files import sync, temporary
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Writer:
     """Fills a new store; `path` shows it only once `finish` has been called."""
 
     def __init__(self, path: Path, vocabulary: Sequence[bytes]) -> None:
-        self.path, self._new = path, path.with_name(f".new-{path.name}-{uuid.uuid4().hex[:8]}")
+        self.path, self._new = path, temporary(path, "new")
         self._db = sqlite3.connect(self._new)
         self._db.execute("PRAGMA synchronous = OFF")  # it is fsynced once, before the rename
         self._db.execute("PRAGMA journal_mode = OFF")

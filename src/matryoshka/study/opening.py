@@ -13,7 +13,7 @@ from matryoshka.coder.card import Card
 from matryoshka.config import merged
 from matryoshka.data.documents import check_source
 from matryoshka.data.sections import TextConfig
-from matryoshka.data.tokens import Tokens, tokenise
+from matryoshka.data.tokens import Split, Tokens, tokenise
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.info import describe
 from matryoshka.lm.model import LanguageModel, Vocabulary, load, load_vocabulary
@@ -43,12 +43,17 @@ class Studied(NamedTuple):
         model = self.card.model
         return load_vocabulary(describe(model.name, model.revision), self.card.prepend_bos)
 
-    def open_tokens(self, vocabulary: Vocabulary) -> Tokens:
-        """The text's tokens, made now if they are not there yet.
+    def open_tokens(self, vocabulary: Vocabulary, split: Split = "held_out", least: int = 0) -> Tokens:
+        """The text's tokens, made now if they are not there yet; read on until there are some `least` of `split`, or to
+        the text's end.
 
         Raises MatryoshkaError where the text that the coder was trained on is another one by now.
         """
-        tokens, trained = tokenise(self.text, *vocabulary), self.card.trained
+        text, trained = self.text, self.card.trained
+        if least and text.source != "bundled":
+            needed = least if split == "train" else text.reaching(least)
+            text = text.model_copy(update={"limit": max(needed, text.limit or 0)})
+        tokens = tokenise(text, *vocabulary)
         if self.trained_on and trained is not None and tokens.text_hash != trained.text_hash:
             raise MatryoshkaError(
                 f"{self.folder}: was trained on another text: {self.text.source} gives {tokens.text_hash} now, and gave"

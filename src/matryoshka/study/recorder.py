@@ -10,8 +10,10 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -35,6 +37,7 @@ from matryoshka.study.hooked import HookedCoder
 from matryoshka.study.reader import READ_BATCH, Rows, batches, read
 from matryoshka.study.recording import HEAD, LEFT_OUT, NOT_FINITE, Head, Recording, read_head
 
+logger = logging.getLogger("matryoshka")
 COMMIT_SECONDS = 30.0
 UNKNOWN_K = 256
 """Active latents a row of a coder of which nobody knows."""
@@ -75,8 +78,12 @@ class Recorder:
     def __init__(self, folder: Path, asked: Head, commit_seconds: float = COMMIT_SECONDS) -> None:
         self.folder, self.commit_seconds = folder, commit_seconds
         before = read_head(folder)
-        self.head = before if before is not None and before.begins(asked) else asked
+        goes_on = before is not None and before.begins(asked) and _unchanged(folder, before)
+        self.head = before if before is not None and goes_on else asked
+        self._checksums = dict.fromkeys(self.head.sizes(), 0) | self.head.checksums
         if self.head is asked:
+            if (folder / HEAD).exists():
+                logger.warning("%s: what was recorded is damaged, or of something else: recording anew", folder)
             shutil.rmtree(folder, ignore_errors=True)
             for key in ("", *asked.coders):
                 (folder / key).mkdir(parents=True)
@@ -103,7 +110,9 @@ class Recorder:
             written |= {f"{key}/{name}": numbers for name, numbers in rows.arrays().items()}
             self._entries[key] += len(written[f"{key}/values"])
         for name, numbers in written.items():
-            self._files[f"{name}.bin"].write(numbers.astype(self._numbers[name]).tobytes())
+            content = numbers.astype(self._numbers[name]).tobytes()
+            self._files[f"{name}.bin"].write(content)
+            self._checksums[f"{name}.bin"] = zlib.crc32(content, self._checksums[f"{name}.bin"])
         self.windows += len(tokens)
         if time.monotonic() - self._committed > self.commit_seconds:
             self.commit()
@@ -113,7 +122,9 @@ class Recorder:
         for name, file in self._files.items():
             file.flush()
             sync(self.folder / name)
-        head = self.head.model_copy(update={"windows": self.windows, "entries": dict(self._entries)})
+        checksums = {} if self.windows == self.head.total else dict(self._checksums)
+        done = {"windows": self.windows, "entries": dict(self._entries), "checksums": checksums}
+        head = self.head.model_copy(update=done)
         write_text(self.folder / HEAD, head.model_dump_json())
         self._committed = time.monotonic()
 
@@ -156,6 +167,20 @@ class _Job(NamedTuple):
             recorder.append(rows.text.tokens, rows.text.documents, made, columns)
             progress(recorder.windows, len(self.numbers))
         recorder.commit()
+
+
+def _unchanged(folder: Path, head: Head) -> bool:
+    """Whether what is committed of a recording that is not whole is what was written."""
+    return all(_crc(folder / name, head.sizes()[name]) == checksum for name, checksum in head.checksums.items())
+
+
+def _crc(file: Path, size: int) -> int:
+    """CRC-32 of the first `size` bytes."""
+    checksum, left = 0, size
+    with file.open("rb") as opened:
+        while left and (part := opened.read(min(left, 1 << 22))):
+            checksum, left = zlib.crc32(part, checksum), left - len(part)
+    return checksum
 
 
 def bytes_needed(coders: Sequence[HookedCoder], tokens: int, columns: Sequence[ExtraColumn] = ()) -> int:

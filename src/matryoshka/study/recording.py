@@ -46,12 +46,14 @@ class Head(BaseModel):
     """That are committed."""
     entries: dict[str, int] = {}
     """Of each coder in these windows."""
+    checksums: dict[str, int] = {}
+    """CRC-32 of what is committed of each file, while it is not whole."""
     numbers: dict[str, float] = {}
     """That were measured on the same text along with it."""
 
     def begins(self, asked: "Head") -> bool:
         """Whether what is asked for is what this is, or will be."""
-        return self.model_copy(update={"windows": 0, "entries": {}}) == asked
+        return self.model_copy(update={"windows": 0, "entries": {}, "checksums": {}}) == asked
 
     def holds(self, asked: "Head") -> bool:
         """Whether it is whole, and all that is asked for is in it."""
