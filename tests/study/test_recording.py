@@ -177,7 +177,7 @@ def test_half_a_recording_that_is_damaged_is_made_anew_and_that_is_said(
             raise Killed
 
     with pytest.raises(Killed):
-        record(lm, windows, NUMBERS, coders, folder, [COLUMN], progress=kill, commit_seconds=0)
+        record(lm, windows, NUMBERS, coders, folder, [COLUMN], progress=kill, commit_seconds=0.0)
     file = folder / "tokens.bin"
     content = bytearray(file.read_bytes())
     content[100] ^= 1
