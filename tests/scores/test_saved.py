@@ -56,7 +56,7 @@ def test_a_reason_in_place_of_scores(tmp_path: Path) -> None:
         (lambda folder: (folder / "some.json").unlink(), "some.json: no such results; measure first"),
         (lambda folder: (folder / "some.parquet").unlink(), "some.parquet: no such results"),
         (lambda folder: (folder / "some.parquet").write_bytes(b"PAR1"), "some.json: damaged"),
-        (lambda folder: (folder / "some.json").write_text("{"), "some.json: damaged"),
+        (lambda folder: (folder / "some.json").write_text("{"), "some.json: not JSON"),
         (lambda folder: (folder / "some.json").write_text("[]"), "some.json: damaged"),
         (
             lambda folder: (folder / "some.json").write_text('{"format": 9}'),

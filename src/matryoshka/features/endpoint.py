@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features.chat import ChatModel, Malformed, Message, Messages
-from matryoshka.files import cache_dir, write_text
+from matryoshka.files import cache_dir, read_json, write_text
 from matryoshka.progress import Progress, silent
 
 T = TypeVar("T")
@@ -80,8 +80,8 @@ class Endpoint:
     def cached(self, messages: Messages) -> str | None:
         """The answer, if it has been given already."""
         try:
-            answer = json.loads(self._file(messages).read_text(encoding="utf-8"))["answer"]
-        except (OSError, ValueError, LookupError, TypeError):  # a damaged file is none
+            answer = read_json(self._file(messages))["answer"]
+        except (MatryoshkaError, LookupError, TypeError):  # a damaged file is none
             return None
         return answer if isinstance(answer, str) else None
 

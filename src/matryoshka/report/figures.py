@@ -7,7 +7,6 @@
 Each is one column of a paper wide, and no date is written: the same numbers on the same machine give the same bytes.
 """
 
-import json
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.files import write_bytes
+from matryoshka.files import parse_json, write_bytes
 from matryoshka.report import drawing
 from matryoshka.run import Run
 from matryoshka.scores.result import Result
@@ -75,11 +74,11 @@ def read_metrics(run: Run) -> Curves:
     lines = run.metrics.read_bytes().splitlines() if run.metrics.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-        except ValueError as error:
+            record = parse_json(line, f"{run.metrics}: line {number} is damaged")
+        except MatryoshkaError:
             if number == len(lines):  # half a line, as a kill leaves it
                 break
-            raise MatryoshkaError(f"{run.metrics}: line {number} is damaged ({error})") from None
+            raise
         try:
             row = (float(record["step"]), float(record["l0"]), [float(value) for value in record["fvu"]])
             if record.get("held_out"):

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from matryoshka.errors import MatryoshkaError
-from matryoshka.files import write_bytes, write_text
+from matryoshka.files import parse_json, write_bytes, write_text
 from matryoshka.scores.result import Measure, Result, Score
 
 FORMAT = 2
@@ -58,7 +58,7 @@ def load(folder: Path, name: str) -> Saved:
     """What `save` wrote. Raises MatryoshkaError where nothing lies, or what does is damaged or of another version."""
     file = folder / f"{name}.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_bytes(), file)
         if content["format"] != FORMAT:
             raise MatryoshkaError(f"{file}: written in format {content['format']}, this version reads {FORMAT}")
         measures = {key: Measure(**fields) for key, fields in content["measures"].items()}

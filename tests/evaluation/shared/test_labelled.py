@@ -63,7 +63,7 @@ GOOD = {"text": "A dog ran.", "span": [2, 5], "label": "dog"}
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("{not json", "not a line of JSON"),
+        ("{not json", "not JSON"),
         ("[1]", "expected an object .* found list"),
         ({**GOOD, "spam": [1, 2]}, r"unknown field 'spam' \(did you mean 'span'"),
         ({"label": "dog"}, "field 'text' must be text, found null"),

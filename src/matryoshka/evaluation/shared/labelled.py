@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from matryoshka.errors import MatryoshkaError, did_you_mean
+from matryoshka.files import parse_json
 
 TEST_SHARE = 0.3
 FIELDS = ("text", "span", "path", "label", "group")
@@ -85,10 +86,7 @@ def load(file: Path) -> LabelledText:
 
 
 def _example(line: str, where: str) -> LabelledExample:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise MatryoshkaError(f"{where}: not a line of JSON: {error}") from error
+    row = parse_json(line, where)
     if not isinstance(row, dict):
         raise MatryoshkaError(f'{where}: expected an object {{"text", "path", …}}, found {type(row).__name__}')
     for field in row:
