@@ -59,13 +59,11 @@ class Chunk(NamedTuple):
 class Chunks(Protocol):
     """Where chunks come from: a live model, a disk cache, a test's own tensors."""
 
+    keep: RowFilter
+    """Which rows are in them."""
+
     def __len__(self) -> int:
         """Chunks in an epoch."""
-        ...
-
-    @property
-    def keep(self) -> RowFilter:
-        """Which rows are in them."""
         ...
 
     def chunk(self, seed: int, epoch: int, index: int) -> Chunk:
@@ -90,12 +88,7 @@ class LiveChunks:
     ) -> None:
         self.lm, self.windows, self.sites, self.lm_batch = lm, windows, tuple(dict.fromkeys(sites)), lm_batch
         self.per_chunk = min(len(windows), max(1, chunk_rows // windows.context))
-        self._keep = RowFilter.measure(lm, windows, self.sites)
-
-    @property
-    def keep(self) -> RowFilter:
-        """Measured on the first windows."""
-        return self._keep
+        self.keep = RowFilter.measure(lm, windows, self.sites)
 
     def __len__(self) -> int:
         return len(self.windows) // self.per_chunk
@@ -105,12 +98,14 @@ class LiveChunks:
         order = permutation(len(self.windows), seed, epoch)
         numbers = order[index * self.per_chunk : (index + 1) * self.per_chunk].sort().values
         size, n, not_finite = len(numbers) * self.windows.context, 0, 0
-        rows = {site: self._buffer(size, site) for site in self.sites}
+        # filled in place: no second copy of the chunk ever exists
+        like = {"dtype": self.lm.dtype, "device": self.lm.device}
+        rows = {site: torch.empty(size, self.lm.info.check(site), **like) for site in self.sites}
         positions = torch.empty(size, dtype=torch.int64, device=self.lm.device)
         for part in numbers.split(self.lm_batch):
             tokens = torch.from_numpy(self.windows[part.numpy()]).to(self.lm.device)
             read = self.lm.read(tokens, self.sites)
-            keep, bad = self._keep.sort(tokens, read)
+            keep, bad = self.keep.sort(tokens, read)
             end, not_finite = n + int(keep.sum()), not_finite + int(bad.sum())
             for site in self.sites:
                 rows[site][n:end] = read[site][keep]
@@ -120,10 +115,6 @@ class LiveChunks:
         counts = RowCounts(size, size - n - not_finite, not_finite)
         refuse_not_finite(counts, self.sites, self.lm)
         return Chunk({site: buffer[:n] for site, buffer in rows.items()}, positions[:n], counts)
-
-    def _buffer(self, rows: int, site: Site) -> Tensor:
-        # filled in place: no second copy of the chunk ever exists
-        return torch.empty(rows, self.lm.info.check(site), dtype=self.lm.dtype, device=self.lm.device)
 
 
 def _aside(device: torch.device, make: Callable[[int, int], T], epoch: int, index: int) -> T:

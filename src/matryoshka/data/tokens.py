@@ -13,10 +13,9 @@ HASH/  meta.json  train.bin  train.documents.npy  held_out.bin  held_out.documen
 import hashlib
 import json
 import logging
-import shutil
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -36,8 +35,8 @@ from matryoshka.data.documents import (
 from matryoshka.data.encoding import encoded, tokenizer_fingerprint
 from matryoshka.data.sections import TextConfig
 from matryoshka.errors import MatryoshkaError, did_you_mean
-from matryoshka.files import cache_dir, sweep, sync, temporary, write_text
-from matryoshka.progress import Progress, progress_bar, silent
+from matryoshka.files import cache_dir, checksum, replaced_folder, sweep, write_text
+from matryoshka.progress import Progress, progress_bar
 
 FORMAT = 2
 PROVED = "proved.json"
@@ -119,8 +118,7 @@ class Tokens:
     def windows(self, split: Split) -> Windows:
         """The whole windows of `train` or `held_out`; a last part shorter than a window is left out.
 
-        Raises:
-            MatryoshkaError: the split has fewer tokens than one window needs.
+        Raises MatryoshkaError if the split has fewer tokens than one window needs.
         """
         if split not in SPLITS:
             raise MatryoshkaError(f"tokens have no split {split!r}{did_you_mean(split, SPLITS)}")
@@ -137,23 +135,12 @@ def is_held_out(text: str, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def tokenise(
-    config: TextConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    bos: int | None,
-    separator: int | None,
-    progress: bool = True,
-) -> Tokens:
+def tokenise(config: TextConfig, tokenizer: PreTrainedTokenizerBase, bos: int | None, separator: int | None) -> Tokens:
     """The tokens of a text, made unless they lie in the cache already.
 
-    Args:
-        tokenizer: a fast tokenizer; special tokens spelt out in a document are read as ordinary text.
-        bos: token id set before each window when it is read.
-        separator: token id written before each document.
-        progress: show how far it is.
-
-    Raises:
-        MatryoshkaError: whatever `documents` refuses, or a tokenizer without a fast backend.
+    `tokenizer`: a fast one; special tokens spelt out in a document are read as ordinary text. `bos`: token id set
+    before each window when it is read. `separator`: token id written before each document. Raises MatryoshkaError for
+    whatever `documents` refuses, or a tokenizer without a fast backend.
     """
     check_source(config)
     made_of = {
@@ -170,7 +157,10 @@ def tokenise(
             _log.warning("%s: tokenising again", damage)
     if is_local(config.source) and few_plain_texts(source_files(config.source)):
         _log.warning("%s: few plain texts, so each is read as documents of whole paragraphs", config.source)
-    with _published(folder) as new, progress_bar("tokenising") if progress else nullcontext(silent) as tell:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent)
+    # another process may have been first: the same name means the same tokens, and a reader may be opening them
+    with replaced_folder(folder, stays=_is_whole) as new, progress_bar("tokenising") as tell:
         _write(new, config, tokenizer, made_of, tell)
     return Tokens.open(folder, config.context, bos)
 
@@ -233,40 +223,11 @@ def _write(
         tokens={split: stream.tokens for split, stream in streams.items()},
         documents={split: len(stream.starts) for split, stream in streams.items()},
         bytes={file.name: file.stat().st_size for file in files},
-        sha256={file.name: _checksum(file) for file in files},
+        sha256={file.name: checksum(file) for file in files},
         **made_of,
     )
     (folder / "meta.json").write_text(meta.model_dump_json(indent=2), encoding="utf-8")
     (folder / PROVED).write_text(json.dumps(_stamps(folder, meta)), encoding="utf-8")
-
-
-@contextmanager
-def _published(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill, renamed to `folder` at the end; discarded if another process was first.
-
-    Unlike `files.replaced_folder` it leaves a whole folder that came to lie there alone: the same name
-    means the same tokens, and a reader may be opening them.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep(folder.parent)
-    new, old = temporary(folder, "new"), temporary(folder, "old")
-    new.mkdir()
-    try:
-        yield new
-        for file in [*new.iterdir(), new]:
-            sync(file)
-        try:
-            new.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-            if _is_damaged(folder):
-                folder.rename(old)
-                new.rename(folder)
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_meta(folder: Path) -> Meta:
@@ -297,7 +258,7 @@ def _prove(folder: Path, meta: Meta) -> None:
     if proved == stamps:
         return
     for name, expected in meta.sha256.items():
-        if _checksum(folder / name) != expected:
+        if checksum(folder / name) != expected:
             raise MatryoshkaError(f"{folder / name}: damaged tokens: not what was written, its checksum differs")
     with suppress(OSError):  # a cache that this user may only read is proved each time
         write_text(folder / PROVED, json.dumps(stamps))
@@ -308,17 +269,12 @@ def _stamps(folder: Path, meta: Meta) -> dict[str, list[int]]:
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
-def _checksum(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _is_damaged(folder: Path) -> bool:
+def _is_whole(folder: Path) -> bool:
     try:
         _read_meta(folder)
     except MatryoshkaError:
-        return True
-    return False
+        return False
+    return True
 
 
 def _too_few(split: Split, tokens: int, context: int, needed: int) -> str:
