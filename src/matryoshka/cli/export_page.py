@@ -18,8 +18,8 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write it, and print what to open."""
-    shown = Run.sole(arguments.run)
+    Run.sole(arguments.run)  # refused now if it has several coders
 
     from matryoshka import api
 
-    print(api.export_page(shown, arguments.folder, arguments.overwrite))
+    print(api.export_page(**vars(arguments)))

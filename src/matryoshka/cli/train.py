@@ -17,12 +17,11 @@ SUMMARY = "Train coders on a language model, and measure them on held-out text."
 def define(parser: argparse.ArgumentParser) -> None:
     """A recipe, its fields as flags, and the run's folder."""
     parser.usage = "%(prog)s [RECIPE] [--FIELD VALUE ...] [--out FOLDER] [--overwrite] [--dry-run]"
-    parser.add_argument("--out", type=Path, help="folder of the run [runs/<sae|transcoder>/<base model>/<name>]")
-    parser.add_argument("--overwrite", action="store_true", help="delete the run that lies there")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, say what it will make and take, and stop"
-    )
-    parser.add_argument("recipe", nargs="?", type=Path, help="YAML file of the fields below; flags override it")
+    add = parser.add_argument
+    add("--out", type=Path, help="folder of the run [runs/<sae|transcoder>/<base model>/<name>]")
+    add("--overwrite", action="store_true", help="delete the run that lies there")
+    add("--dry-run", action="store_true", help="check everything, say what it will make and take, and stop")
+    add("recipe", nargs="?", type=Path, help="YAML file of the fields below; flags override it")
     add_flags(parser, Config)
 
 
