@@ -24,6 +24,7 @@ import numpy as np
 
 from matryoshka.data.documents import check_source
 from matryoshka.data.tokens import Split, Tokens
+from matryoshka.data.tokens import tokenise as tokenise_text
 from matryoshka.defaults import EVALUATION_TOKENS, FEATURE_TOKENS, PROMPT, STEERED_TOKENS, STRENGTH, TEMPERATURE
 from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
@@ -59,13 +60,13 @@ from matryoshka.study.watch import activation_metrics
 from matryoshka.training import checkpoint
 from matryoshka.training.allocator import keep_freed_memory
 from matryoshka.training.log import Record
+from matryoshka.training.loop import train as train_coders
 from matryoshka.training.plan import check, default_folder, resolve
 from matryoshka.training.preview import Preview
 from matryoshka.training.preview import preview as preview_run
 from matryoshka.training.provenance import provenance, tokens_hash
 from matryoshka.training.recipe import Config, TokensConfig
 from matryoshka.training.session import Learned, Session
-from matryoshka.training.setup import open_tokens
 
 
 def train(config: Config, out: str | Path | None = None, overwrite: bool = False) -> Run:
@@ -122,7 +123,7 @@ def _train(run: Run, session: Session) -> Run:
         coders = [HookedCoder(*parts) for parts in learned]
         return activation_metrics(session.lm, held_out, coders, config.evaluation.tokens)
 
-    session.train(run, watch)
+    train_coders(session, run, watch)
     members = [run.member(trainee.plan.label) for trainee in session.trainees]
     setting = Setting(studied(members[0].coder), config.evaluation.tokens, ready=(session.lm, held_out))
     measured(members, setting, ["reconstruction"])
@@ -132,7 +133,7 @@ def _train(run: Run, session: Session) -> Run:
 def tokenise(config: TokensConfig) -> Tokens:
     """Only the tokens of a text for a model's tokenizer; loads no weights."""
     check_source(config.text)
-    return open_tokens(config.text, load_vocabulary(describe(config.model.name, config.model.revision)))
+    return tokenise_text(config.text, *load_vocabulary(describe(config.model.name, config.model.revision)))
 
 
 def preview(config: Config, out: str | Path | None = None, overwrite: bool = False) -> Preview:

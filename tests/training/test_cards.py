@@ -11,8 +11,8 @@ from matryoshka.data.rowfilter import SAMPLE, RowCounts, RowFilter
 from matryoshka.data.tokens import Tokens
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
-from matryoshka.training.cards import card
 from matryoshka.training.plan import plan
+from matryoshka.training.provenance import card
 from matryoshka.training.recipe import Config
 from matryoshka.training.trainee import Trainee
 from matryoshka.version import __version__

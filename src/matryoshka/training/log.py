@@ -1,8 +1,10 @@
 """Where a run's numbers go: metrics.jsonl always, W&B and TensorBoard when asked, a progress bar for the person."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +21,9 @@ from rich.text import Text
 
 from matryoshka.errors import MatryoshkaError, first_line
 from matryoshka.files import parse_json, write_bytes
+from matryoshka.run import Run
+from matryoshka.training.plan import Plan
+from matryoshka.training.recipe import Config
 
 Record = dict[str, Any]
 logger = logging.getLogger("matryoshka")
@@ -82,29 +87,32 @@ class Wandb:
             "resume": "allow",
         }  # fmt: skip
         self._run = None
-        try:
+        with _failing("W&B cannot start (%s); logging to it offline instead"):
             self._run = wandb.init(**options)
-        except Exception as error:  # whatever W&B raises, training goes on
-            logger.warning("W&B cannot start (%s); logging to it offline instead", first_line(error))
-            try:
+        if self._run is None:
+            with _failing("W&B fails offline too (%s); metrics.jsonl goes on"):
                 self._run = wandb.init(**options, mode="offline")
-            except Exception as again:
-                logger.warning("W&B fails offline too (%s); metrics.jsonl goes on", first_line(again))
 
     def write(self, record: Record) -> None:
-        if self._run is not None:
-            try:
-                self._run.log(_flat(record), step=record["step"])
-            except Exception as error:
-                logger.warning("W&B failed (%s); the run goes on without it", first_line(error))
-                self._run = None
+        run, self._run = self._run, None
+        if run is not None:
+            with _failing("W&B failed (%s); the run goes on without it"):
+                run.log(_flat(record), step=record["step"])
+                self._run = run
 
     def close(self) -> None:
         if self._run is not None:
-            try:
+            with _failing("W&B failed at the end (%s)"):
                 self._run.finish()
-            except Exception as error:
-                logger.warning("W&B failed at the end (%s)", first_line(error))
+
+
+@contextmanager
+def _failing(message: str) -> Iterator[None]:
+    """Whatever W&B raises becomes a warning, and training goes on."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning(message, first_line(error))
 
 
 class TensorBoard:
@@ -131,6 +139,21 @@ def _flat(record: Record) -> dict[str, float]:
     for name, value in record.items():
         flat |= {f"{name}/{i}": x for i, x in enumerate(value)} if isinstance(value, list) else {name: value}
     return flat
+
+
+def open_sinks(run: Run, config: Config, plan: Plan, start: int, coders: int) -> list[Sink]:
+    """Where one of `coders` coders logs to, from step `start` on."""
+    member = run.member(plan.label)
+    sinks: list[Sink] = [JsonLines(member.metrics, start)]
+    if config.log.wandb:
+        name = run.path.name if coders == 1 else f"{run.path.name}/{plan.label}"
+        group = run.path.name if coders > 1 else None
+        settings = {**config.model_dump(mode="json"), "coder": plan.section.model_dump(mode="json")}
+        identity = hashlib.sha256(run.provenance.read_bytes() + plan.label.encode()).hexdigest()[:16]
+        sinks.append(Wandb(config.log.wandb, name, group, settings, member.path, identity))
+    if config.log.tensorboard:
+        sinks.append(TensorBoard(member.path / "tensorboard"))
+    return sinks
 
 
 class _TwoLines(Progress):
