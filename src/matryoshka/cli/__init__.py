@@ -59,9 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module="sklearn")  # a probe that needs another solver takes it
     try:
         sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
-    except MatryoshkaError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
         sys.exit(interrupted.code)
@@ -71,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(141)
     except Exception as error:
-        if (line := out_of_memory(error) or failed_file(error)) is None:
+        mistake = " ".join(str(error).split()) if isinstance(error, MatryoshkaError) else None
+        if (line := mistake or out_of_memory(error) or failed_file(error)) is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)

@@ -22,7 +22,6 @@ SUMMARY = "Measure the coders of runs and compare them: a table, and a report be
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """The runs, which evaluations, and where the report goes."""
     add_runs(parser)
     add = parser.add_argument
     add("--only", nargs="+", default=[], metavar="NAME", help=f"some of: {', '.join(EVALUATIONS)}")
@@ -37,7 +36,6 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, and show what the coders scored."""
     from matryoshka import api
     from matryoshka.scores.comparison import tidy
 
@@ -56,20 +54,16 @@ def _show_entries(entries: "Sequence[Entry]") -> None:
     from matryoshka.report import cells
     from matryoshka.scores import comparison
 
-    heads = comparison.columns(entries)
-    rows = {cells.counted(entry): [_cell(cells.cell(entry.scores(column))) for column in heads] for entry in entries}
-    _show_wrapped("", [column.head for column in heads], rows)
+    columns = comparison.columns(entries)
+    heads = [column.head for column in columns]
+    rows = {cells.counted(entry): [_cell(cells.cell(entry.scores(column))) for column in columns] for entry in entries}
+    _show_wrapped("", heads, rows)
     if len(entries) > 1:
         _show_differences(entries)
     elif len(widths := entries[0].widths()) > 1:
-        _show_wrapped(
-            "prefix",
-            [column.head for column in heads],
-            {
-                f"first {n:,}": [Text(cells.cell(entries[0].scores(column, n)).value) for column in heads]
-                for n in widths
-            },
-        )
+        prefixes = {n: [cells.cell(entries[0].scores(column, n)) for column in columns] for n in widths}
+        rows = {f"first {n:,}": [Text(cell.value) for cell in row] for n, row in prefixes.items()}
+        _show_wrapped("prefix", heads, rows)
     for note in comparison.reasons(entries):
         console.print(Text(f"not measured: {note}"), soft_wrap=True)
 

@@ -21,7 +21,6 @@ SUMMARY = "Explain features: by rules, or by a chat model whose explanations are
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """The run, and the chat model if one is to be asked."""
     add_run(parser)
     group = parser.add_argument_group("a chat model (without --model: rules, without any other machine)")
     add, add_default = group.add_argument, partial(add_valued, group)
@@ -45,7 +44,6 @@ def _temperature(text: str) -> float | None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """By rules, or by the model that is named."""
     if arguments.model is None and (arguments.features or arguments.base_url != ChatModel.base_url):
         raise MatryoshkaError("--features and --base-url are for a chat model: give its name by --model")
 
@@ -55,14 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
         for path, named in api.name(arguments.run).items():
             _show_named(path, named)
     else:
-        model = ChatModel(
-            arguments.model,
-            arguments.base_url,
-            arguments.key_variable,
-            arguments.temperature,
-            arguments.max_tokens,
-            arguments.concurrency,
-        )
+        options = ("base_url", "key_variable", "temperature", "max_tokens", "concurrency")
+        model = ChatModel(arguments.model, **{name: getattr(arguments, name) for name in options})
         choice = Choice(arguments.features, arguments.per_ring, arguments.seed)
         agree = partial(_agree, arguments)
         for path, result in api.explain(arguments.run, model, choice, agree, arguments.device).items():

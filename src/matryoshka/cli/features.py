@@ -14,7 +14,6 @@ SUMMARY = "Collect every feature's evidence from text it was not trained on."
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """The runs, and which text."""
     add_runs(parser)
     add = parser.add_argument
     add("--tokens", type=count, default=FEATURE_TOKENS, help=f"tokens to read [{FEATURE_TOKENS / 1e6:g}e6]")
@@ -27,7 +26,6 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Say what it takes, collect, and show what is there."""
     from matryoshka import api
 
     stores = api.features(**vars(arguments), announce=_show_needs)

@@ -9,7 +9,6 @@ define = add_run
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draw them, and print where they are."""
     from matryoshka import api
 
     for path in api.figures(arguments.run):

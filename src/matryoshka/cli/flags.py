@@ -109,10 +109,10 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for dotted, field in _fields(Config):
         if dotted in vars(arguments):
-            *sections_, last = dotted.split(".")
+            *parents, last = dotted.split(".")
             place = nested
-            for section in sections_:
-                place = place.setdefault(section, {})
+            for name in parents:
+                place = place.setdefault(name, {})
             value = vars(arguments)[dotted]
             none = value in ("none", ["none"]) and NoneType in _kinds(field.annotation)
             place[last] = None if none else value

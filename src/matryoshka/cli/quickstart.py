@@ -45,13 +45,11 @@ Next:
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """Where the run lies."""
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the run [%(default)s]")
     parser.add_argument("--overwrite", action="store_true", help="delete the run that lies there")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, measure, collect features, and show a few."""
     config, out = Config.build(CONFIG), arguments.out
     Run.refuse_existing(out, arguments.overwrite)
 

@@ -10,7 +10,6 @@ define = add_run
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Go on with it."""
     from matryoshka import api
 
     show_run(api.resume(arguments.run))

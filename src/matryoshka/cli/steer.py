@@ -18,7 +18,6 @@ SUMMARY = "Let the model write with a feature held high, beside what it writes w
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """The run, the feature, and how to write."""
     add_run(parser)
     parser.add_argument("feature", type=int, metavar="FEATURE", help="number of a feature")
     add = partial(add_valued, parser)
@@ -32,7 +31,6 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write both texts."""
     Run.sole(arguments.run)  # refused now if it has several coders
 
     from matryoshka import api
