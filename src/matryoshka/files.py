@@ -119,10 +119,8 @@ def alive(pid: int) -> bool:
     """Whether there is such a process on this machine."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
+    except OSError as error:  # another one than this is that it is somebody else's
+        return not isinstance(error, ProcessLookupError)
     return True
 
 

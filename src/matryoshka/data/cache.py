@@ -21,16 +21,12 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.files import checksum, replaced_folder
 from matryoshka.lm.sites import Site
 
-VERSION = 2
+HEAD = {"format": "matryoshka-activations", "version": 2}
+"""What index.json begins with."""
 
 
 def write(
-    live: LiveChunks,
-    folder: Path,
-    seed: int,
-    count: int,
-    identity: dict[str, Any],
-    progress: Callable[[int], None],
+    live: LiveChunks, folder: Path, seed: int, count: int, identity: dict[str, Any], progress: Callable[[int], None]
 ) -> None:
     """Write the first `count` chunks of epoch 0 and an index that begins with `identity`.
 
@@ -54,8 +50,7 @@ def write(
             shards.append({"file": file.name, "sha256": checksum(file), **chunk.counts._asdict()})
             progress(index + 1)
         index = {
-            "format": "matryoshka-activations",
-            "version": VERSION,
+            **HEAD,
             **identity,
             "seed": seed,
             "sites": [str(site) for site in live.sites],
@@ -76,11 +71,9 @@ class CachedChunks:
             self.shards, self.seed = self.index["shards"], self.index["seed"]
         except (OSError, ValueError, KeyError) as error:
             raise MatryoshkaError(f"{folder}: no cache of activations, or a damaged one ({error})") from None
-        for name, value in {"format": "matryoshka-activations", "version": VERSION, **identity}.items():
-            if self.index.get(name) != value:
-                raise MatryoshkaError(
-                    f"{folder}: cached with {name} = {self.index.get(name)!r}, this run has {value!r}"
-                )
+        for name, value in {**HEAD, **identity}.items():
+            if (cached := self.index.get(name)) != value:
+                raise MatryoshkaError(f"{folder}: cached with {name} = {cached!r}, this run has {value!r}")
         if missing := [str(site) for site in sites if str(site) not in self.index["sites"]]:
             raise MatryoshkaError(f"{folder}: holds {', '.join(self.index['sites'])}; lacks {', '.join(missing)}")
         largest = {Site.parse(site): norm for site, norm in self.index["largest_norms"].items()}

@@ -18,7 +18,6 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,12 +44,10 @@ def check_source(config: TextConfig) -> None:
     A missing path, an unknown ending, a folder without a readable file, a name that the hub cannot have, or `subset` /
     `split` set for files, which have neither.
     """
-    if not is_local(config.source):
-        if not _HUB_NAME.fullmatch(config.source):
-            raise MatryoshkaError(f"text.source = {config.source!r}: no file or folder, and no name of a hub data set")
-        return
-    source_files(config.source)
-    if config.subset is not None or config.split != "train":
+    local = bool(source_files(config.source))
+    if not local and not _HUB_NAME.fullmatch(config.source):
+        raise MatryoshkaError(f"text.source = {config.source!r}: no file or folder, and no name of a hub data set")
+    if local and (config.subset is not None or config.split != "train"):
         raise MatryoshkaError(
             "text.subset and text.split choose a part of a hub data set, but"
             f" text.source = {config.source!r} is local: leave them out, or name the files of that part"
@@ -64,12 +61,9 @@ def documents(config: TextConfig) -> Iterator[str]:
     field, by file and line.
     """
     check_source(config)
-    if is_local(config.source):
-        files = source_files(config.source)
-        block = BLOCK if few_plain_texts(files) else LONGEST_BLOCK
-        texts = (text for file in files for text in _read(file, config.field, block))
-    else:
-        texts = _read_hub(config)
+    files = source_files(config.source)
+    block = BLOCK if few_plain_texts(files) else LONGEST_BLOCK
+    texts = (text for file in files for text in _read(file, config.field, block)) if files else _read_hub(config)
     return (text for text in texts if text and not text.isspace())
 
 
@@ -79,7 +73,10 @@ def few_plain_texts(files: list[Path]) -> bool:
 
 
 def source_files(source: str) -> list[Path]:
-    """The files of a local source, sorted by their name in the folder; links are followed, hidden files ignored."""
+    """The files of a local source, sorted by their name in the folder; links are followed, hidden files ignored. A hub
+    data set has none."""
+    if not is_local(source):
+        return []
     path = BUNDLED if source == "bundled" else Path(source).expanduser()
     if path.is_file():
         if not path.name.lower().endswith(ENDINGS):
@@ -186,7 +183,7 @@ def _blocks(file: Path, size: int) -> Iterator[str]:
 
 
 def _json_lines(file: Path, field: str) -> Iterator[str]:
-    with closing(_open(file)) as opened:
+    with _open(file) as opened:
         lines = iter(partial(opened.readline, LONGEST_LINE + 1), b"")
         for number, line in enumerate(lines, 1):
             where = f"{file}:{number}"

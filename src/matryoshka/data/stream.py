@@ -11,7 +11,7 @@ The state is four numbers (seed, epoch, chunk, batch): everything else follows f
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site, Wiring
 
-T = TypeVar("T")
 PLACE = ("seed", "epoch", "index", "next_batch")
 """Where a stream stands."""
 
@@ -53,6 +52,10 @@ class Chunk(NamedTuple):
     activations: dict[Site, Float[Tensor, "rows d"]]
     positions: Int[Tensor, " rows"]
     counts: RowCounts
+
+
+Ordered = tuple[Chunk, Int[Tensor, " rows"]]
+"""A chunk, and the order in which its rows are taken."""
 
 
 @runtime_checkable
@@ -117,7 +120,7 @@ class LiveChunks:
         return Chunk({site: buffer[:n] for site, buffer in rows.items()}, positions[:n], counts)
 
 
-def _aside(device: torch.device, make: Callable[[int, int], T], epoch: int, index: int) -> T:
+def _aside(device: torch.device, make: Callable[[int, int], Ordered], epoch: int, index: int) -> Ordered:
     """`make(epoch, index)` in a thread; on a GPU in a CUDA stream of its own, or it would queue behind training.
 
     The stream first waits for what training has queued, which may still read the memory of the chunk before the last.
@@ -145,9 +148,9 @@ class ActivationStream(Iterator[Batch]):
         self.chunks, self.batch, self.seed = chunks, batch, seed
         self.epoch = self.index = self.next_batch = 0
         self.counts = RowCounts()
-        self._current: tuple[Chunk, Tensor] | None = None
+        self._current: Ordered | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="activations") if ahead else None
-        self._next: tuple[tuple[int, int], Future[tuple[Chunk, Tensor]]] | None = None
+        self._next: tuple[tuple[int, int], Future[Ordered]] | None = None
 
     def __next__(self) -> Batch:
         if self._current is None:
@@ -187,7 +190,7 @@ class ActivationStream(Iterator[Batch]):
     def _after(self, epoch: int, index: int) -> tuple[int, int]:
         return (epoch, index + 1) if index + 1 < len(self.chunks) else (epoch + 1, 0)
 
-    def _make(self, epoch: int, index: int) -> tuple[Chunk, Tensor]:
+    def _make(self, epoch: int, index: int) -> Ordered:
         chunk = self.chunks.chunk(self.seed, epoch, index)
         if len(chunk.positions) < self.batch:
             raise MatryoshkaError(
@@ -197,7 +200,7 @@ class ActivationStream(Iterator[Batch]):
         order = permutation(len(chunk.positions), self.seed, epoch, index, 1)
         return chunk, order.to(chunk.positions.device)
 
-    def _begin(self) -> tuple[Chunk, Tensor]:
+    def _begin(self) -> Ordered:
         """The chunk at the current place; the one after it is started if reading ahead."""
         place = (self.epoch, self.index)
         made = self._next[1].result() if self._next and self._next[0] == place else self._make(*place)

@@ -24,14 +24,7 @@ from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from matryoshka.data.documents import (
-    check_source,
-    documents,
-    few_plain_texts,
-    is_local,
-    source_files,
-    source_fingerprint,
-)
+from matryoshka.data.documents import check_source, documents, few_plain_texts, source_files, source_fingerprint
 from matryoshka.data.encoding import encoded, tokenizer_fingerprint
 from matryoshka.data.sections import TextConfig
 from matryoshka.errors import MatryoshkaError, did_you_mean
@@ -73,7 +66,11 @@ class Windows:
         self._stride = self.context - (self.bos is not None)
         n = tokens.meta.tokens[split]
         if n < self._stride:
-            raise MatryoshkaError(_too_few(split, n, self.context, self._stride))
+            more = "lower text.held_out" if split == "train" else "raise text.held_out"
+            raise MatryoshkaError(
+                f"the {split} split has {n:,} tokens, but a window of text.context = {self.context} needs"
+                f" {self._stride:,}: lower text.context, {more}, or bring more text"
+            )
         dtype = np.dtype(tokens.meta.dtype).newbyteorder("<")
         stream = np.memmap(tokens.folder / f"{split}.bin", dtype, mode="r")
         whole = n // self._stride
@@ -101,19 +98,16 @@ class Windows:
 class Tokens:
     """A folder that `tokenise` wrote, cut into windows of `context` tokens; `bos`, if any, begins each.
 
-    `hash` is of these tokens, `text_hash` of the text, however far it was read.
+    `hash` is of these tokens, `text_hash` of the text, however far it was read. Raises MatryoshkaError for a folder
+    that is damaged or none of ours.
     """
 
-    def __init__(self, folder: Path, meta: Meta, context: int, bos: int | None) -> None:
+    def __init__(self, folder: Path, context: int, bos: int | None) -> None:
+        meta = _read_meta(folder)
         if context < 2:
             raise MatryoshkaError(f"text.context = {context}: a window needs at least 2 tokens")
         self.folder, self.hash, self.meta, self.context, self.bos = folder, folder.name, meta, context, bos
         self.text_hash = _hash(meta.model_dump(include={"source", "tokenizer", "separator", "config"}), OF_TEXT)
-
-    @classmethod
-    def open(cls, folder: Path, context: int, bos: int | None) -> "Tokens":
-        """Refuses a folder that is damaged or none of ours, in a MatryoshkaError."""
-        return cls(Path(folder), _read_meta(Path(folder)), context, bos)
 
     def windows(self, split: Split) -> Windows:
         """The whole windows of `train` or `held_out`; a last part shorter than a window is left out.
@@ -152,17 +146,17 @@ def tokenise(config: TextConfig, tokenizer: PreTrainedTokenizerBase, bos: int | 
     folder = cache_dir() / "tokens" / _hash(made_of, DECISIVE)
     if folder.exists():
         try:
-            return Tokens.open(folder, config.context, bos)
+            return Tokens(folder, config.context, bos)
         except MatryoshkaError as damage:
             _log.warning("%s: tokenising again", damage)
-    if is_local(config.source) and few_plain_texts(source_files(config.source)):
+    if few_plain_texts(source_files(config.source)):
         _log.warning("%s: few plain texts, so each is read as documents of whole paragraphs", config.source)
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep(folder.parent)
     # another process may have been first: the same name means the same tokens, and a reader may be opening them
     with replaced_folder(folder, stays=_is_whole) as new, progress_bar("tokenising") as tell:
         _write(new, config, tokenizer, made_of, tell)
-    return Tokens.open(folder, config.context, bos)
+    return Tokens(folder, config.context, bos)
 
 
 def _hash(made_of: Mapping[str, Any], fields: Iterable[str]) -> str:
@@ -180,10 +174,9 @@ class _Stream:
         self._file = self.bin.open("wb")
 
     def add(self, ids: Int[np.ndarray, " tokens"]) -> None:
-        data = ids.astype(self.dtype).tobytes()
         self.starts.append(self.tokens)
         self.tokens += len(ids)
-        self._file.write(data)
+        self._file.write(ids.astype(self.dtype).tobytes())
 
     def close(self) -> None:
         self._file.close()
@@ -191,11 +184,7 @@ class _Stream:
 
 
 def _write(
-    folder: Path,
-    config: TextConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    made_of: dict[str, Any],
-    progress: Progress,
+    folder: Path, config: TextConfig, tokenizer: PreTrainedTokenizerBase, made_of: dict[str, Any], progress: Progress
 ) -> None:
     """Fill `folder` with the tokens of the text and their meta.json."""
     separator = made_of["separator"]
@@ -275,11 +264,3 @@ def _is_whole(folder: Path) -> bool:
     except MatryoshkaError:
         return False
     return True
-
-
-def _too_few(split: Split, tokens: int, context: int, needed: int) -> str:
-    more = "lower text.held_out" if split == "train" else "raise text.held_out"
-    return (
-        f"the {split} split has {tokens:,} tokens, but a window of text.context = {context} needs {needed:,}:"
-        f" lower text.context, {more}, or bring more text"
-    )

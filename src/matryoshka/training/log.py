@@ -8,15 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from rich import progress
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 from matryoshka.errors import MatryoshkaError, first_line
@@ -156,57 +149,38 @@ def open_sinks(run: Run, config: Config, plan: Plan, start: int, coders: int) ->
     return sinks
 
 
-class _TwoLines(Progress):
-    """The bar, and below it the numbers: on one line they would not fit a narrow terminal."""
-
-    numbers = ""
-
-    def get_renderables(self) -> Iterator[RenderableType]:
-        yield self.make_tasks_table(self.tasks)
-        yield Text(self.numbers)
-
-
-class ProgressBar:
+class ProgressBar(progress.Progress):
     """Loss, L0, FVU of the first and the full prefix, dead share, tokens/s and time left; where there is no terminal, a
     line now and then."""
 
     LINES = 10  # in a log file: so many lines a run
+    numbers = ""
 
     def __init__(self, steps: int, start: int, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
         self.steps, self._printed = steps, start
-        self._bar = _TwoLines(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self._task = self._bar.add_task("training", total=steps, completed=start)
+        console = console or Console(stderr=True)
+        clock = (progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn())
+        counts = (progress.TextColumn("training"), progress.BarColumn(), progress.MofNCompleteColumn())
+        super().__init__(*counts, *clock, console=console, disable=not console.is_terminal)
+        self._task = self.add_task("training", total=steps, completed=start)
 
-    def __enter__(self) -> "ProgressBar":
-        self._bar.start()
-        return self
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bar, and below it the numbers: on one line they would not fit a narrow terminal."""
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.numbers)
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def advance(self, step: int) -> None:
+    def reach(self, step: int) -> None:
         """`step` steps are done."""
-        self._bar.update(self._task, completed=step)
+        self.update(self._task, completed=step)
 
     def show(self, step: int, records: Sequence[Record]) -> None:
         """New numbers: of the only coder, or the means over several."""
         mean = {name: sum(r[name] for r in records) / len(records) for name in ("loss", "l0", "dead")}
         first, full = (sum(r["fvu"][i] for r in records) / len(records) for i in (0, -1))
-        numbers = (
+        self.numbers = (
             f"loss {mean['loss']:.4g}  L0 {mean['l0']:.1f}  FVU {first:.3f} → {full:.3f}"
             f"  dead {mean['dead']:.1%}  {records[0]['tokens_per_second']:,.0f} tokens/s"
         )
-        self._bar.numbers = numbers
         if not self.console.is_terminal and ((step - self._printed) * self.LINES >= self.steps or step == self.steps):
             self._printed = step
-            self.console.print(f"step {step}/{self.steps}  {numbers}", highlight=False, soft_wrap=True)
+            self.console.print(f"step {step}/{self.steps}  {self.numbers}", highlight=False, soft_wrap=True)

@@ -65,7 +65,7 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
             if received and done < steps:
                 go_on = f"to go on: matryoshka resume {run.path}"
                 raise Interrupted(f"stopped at step {done} of {steps}, saved; {go_on}", received[0])
-            bar.advance(done)
+            bar.reach(done)
     for trainee in trainees:
         session.save(trainee, steps, run.member(trainee.plan.label).coder)
 

@@ -55,12 +55,12 @@ class Preview(NamedTuple):
     memory: Sequence[Item]
 
 
-def preview(config: Config, out: Path | None = None, overwrite: bool = False) -> Preview:
-    """The run that `config` would make in `out`. Raises MatryoshkaError for what training would refuse, as far as that
-    can be told without weights."""
+def preview(config: Config, out: str | Path | None = None, overwrite: bool = False) -> Preview:
+    """What `train` with these arguments would do and take; loads no weights, and writes nothing. Raises MatryoshkaError
+    for what training would refuse, as far as that can be told without weights."""
     info, plans = check(config)
     resolved = resolve(config, info)
-    path = out or default_folder(resolved, info, plans)
+    path = Path(out) if out else default_folder(resolved, info, plans)
     Run.refuse_existing(path, overwrite)
     refuse_unwritable(cache_dir())
     if not list(islice(documents(config.text), DOCUMENTS)):

@@ -56,13 +56,10 @@ def card(
     wiring = trainee.plan.wiring
     precision: Any = str(lm.dtype).removeprefix("torch.")
     largest = {str(site): norm for site, norm in keep.only(wiring.sites).largest.items()}
-    sources = [
-        SourceCard(reads=tuple(map(str, source.reads)), writes=tuple(map(str, source.writes)))
-        for source in wiring.sources
-    ]
+    sites = [(map(str, source.reads), map(str, source.writes)) for source in wiring.sources]
     return Card(
         model=ModelCard(name=config.model.name, revision=lm.info.revision, dtype=precision),
-        sources=tuple(sources),
+        sources=tuple(SourceCard(reads=tuple(reads), writes=tuple(writes)) for reads, writes in sites),
         context=config.text.context,
         prepend_bos=lm.bos is not None,
         rows=RowCard(largest_norms=largest, sample=min(SAMPLE, len(tokens.windows("train"))) * config.text.context),

@@ -1,8 +1,4 @@
-"""One session of training: from a configuration and its plans to the parts that train, and from these to saved coders.
-
-open_stream              batches of activations, live or from the cache
-new_trainees, calibrate  coders, their constants fixed from the first activations
-"""
+"""One session of training: from a configuration and its plans to what trains, and from that to saved coders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +10,7 @@ import torch
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.data import cache
 from matryoshka.data.rowfilter import RowFilter
-from matryoshka.data.stream import ActivationStream, Chunks, LiveChunks
+from matryoshka.data.stream import ActivationStream, LiveChunks
 from matryoshka.data.tokens import Tokens, tokenise
 from matryoshka.lm.model import LanguageModel, load
 from matryoshka.lm.sites import Wiring
@@ -81,9 +77,8 @@ def open_stream(config: Config, lm: LanguageModel, tokens: Tokens, plans: Sequen
     """Batches for all `plans`: from the live model, or from the cache, which is written first if it is not there."""
     sites = list(dict.fromkeys(site for plan in plans for site in plan.wiring.sites))
     live = LiveChunks(lm, tokens.windows("train"), sites, chunk_rows(config), config.activations.lm_batch)
-    chunks: Chunks = live
-    if config.activations.cache is not None:
-        chunks = _cached(config, config.activations.cache, live, tokens)
+    folder = config.activations.cache
+    chunks = live if folder is None else _cached(config, folder, live, tokens)
     return ActivationStream(chunks, config.training.batch, config.training.seed, ahead=reads_ahead(lm.device))
 
 

@@ -49,6 +49,8 @@ class Trainee(nn.Module):
         self.scaling = Scaling(coder.config).to(device, coder.dtype)
         self.optimiser = Adam(coder.parameters(), section)
         self.convention = CONVENTIONS[section.loss]
+        weight = section.aux_coefficient
+        self._aux_weight = self.convention.aux_coefficient if weight is None else weight
         self.dead = DeadLatents(coder.config.d_sae, section.dead_after_tokens, refresh).to(device)
         self.register_buffer("sums", torch.zeros(len(AVERAGED), dtype=torch.float64, device=device))
         self.register_buffer("bad_step", torch.tensor(-1, device=device))
@@ -97,11 +99,6 @@ class Trainee(nn.Module):
         if (penalty := coder.activation.penalty(forward.selected)) is not None:
             sparsity = section.l0_coefficient * penalty
         return Terms(reconstruction + aux + sparsity, reconstruction, aux, sparsity)
-
-    @property
-    def _aux_weight(self) -> float:
-        given = self.section.aux_coefficient
-        return self.convention.aux_coefficient if given is None else given
 
     def _widths(self, step: int) -> tuple[int, ...]:
         widths = self.coder.widths
