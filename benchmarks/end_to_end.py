@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from harness import available_threads, machine, publish, ratio
 
+from matryoshka.data.tokens import tokenise
+from matryoshka.lm.model import load
 from matryoshka.training.plan import check
 from matryoshka.training.recipe import Config
-from matryoshka.training.setup import calibrate, new_trainees, open_lm, open_stream, open_tokens
+from matryoshka.training.session import calibrate, new_trainees, open_stream
 
 
 def seconds(job: Callable[[], object]) -> float:
@@ -36,8 +38,8 @@ def seconds(job: Callable[[], object]) -> float:
 def measure(config: Config, rounds: int) -> dict[str, Any]:
     """Tokens a second of each part and of the whole, and the language model's share of the whole's time."""
     _, plans = check(config)
-    lm = open_lm(config.model)
-    stream = open_stream(config, lm, open_tokens(config.text, lm.vocabulary), plans)
+    lm = load(**config.model.model_dump())
+    stream = open_stream(config, lm, tokenise(config.text, *lm.vocabulary), plans)
     trainee = new_trainees(config, plans, lm.device)[0]
     calibrate([trainee], stream)
     batch = next(stream)

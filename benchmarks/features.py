@@ -66,17 +66,18 @@ def child(name: str, run: Path, quick: bool) -> dict[str, float]:
 
 def bare(run: Path, size: dict[str, int]) -> float:
     """Seconds of the language model and the encoder alone."""
+    from matryoshka.data.tokens import tokenise
+    from matryoshka.lm.model import load
     from matryoshka.run import Run
     from matryoshka.study.hooked import hook_all
     from matryoshka.study.reader import READ_BATCH, batches, read, spread_windows
     from matryoshka.training.allocator import keep_freed_memory
     from matryoshka.training.recipe import Config
-    from matryoshka.training.setup import open_lm, open_tokens
 
     keep_freed_memory()
     config = Config.load(Run.open(run).config_file)
-    lm = open_lm(config.model)
-    windows = open_tokens(config.text, lm.vocabulary).windows("train")
+    lm = load(**config.model.model_dump())
+    windows = tokenise(config.text, *lm.vocabulary).windows("train")
     [hooked] = hook_all([Run(run).coder], lm, windows)
     started = time.perf_counter()
     for rows in read(lm, batches(windows, spread_windows(windows, size["tokens"]), READ_BATCH), [hooked]):

@@ -20,12 +20,14 @@ from torch import Tensor
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.config import merged
 from matryoshka.data.stream import Batch
+from matryoshka.data.tokens import tokenise
+from matryoshka.lm.model import load
 from matryoshka.study.hooked import HookedCoder
 from matryoshka.study.watch import activation_metrics
 from matryoshka.training.optim import learning_rate
 from matryoshka.training.plan import check
 from matryoshka.training.recipe import Config
-from matryoshka.training.setup import calibrate, new_trainees, open_lm, open_stream, open_tokens
+from matryoshka.training.session import calibrate, new_trainees, open_stream
 from matryoshka.training.trainee import Trainee
 
 
@@ -84,8 +86,8 @@ def compare(config: Config, seeds: int) -> dict[str, list[list[float]]]:
         for precision in ("bfloat16", "off")
     )
     _, plans = check(config)
-    lm = open_lm(config.model)
-    tokens = open_tokens(config.text, lm.vocabulary)
+    lm = load(**config.model.model_dump())
+    tokens = tokenise(config.text, *lm.vocabulary)
     results: dict[str, list[list[float]]] = {"bfloat16": [], "float32": [], "dense": []}
     for seed in range(seeds):
         plan = plans[0]._replace(section=plans[0].section.model_copy(update={"seed": seed}))

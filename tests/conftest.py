@@ -63,7 +63,7 @@ def lm() -> LanguageModel:
 @pytest.fixture(scope="session")
 def tokens(lm: LanguageModel) -> Tokens:
     """The bundled text's tokens, in windows of 64."""
-    return tokenise(TextConfig(context=64), lm.tokenizer, lm.bos, lm.separator, progress=False)
+    return tokenise(TextConfig(context=64), lm.tokenizer, lm.bos, lm.separator)
 
 
 @pytest.fixture(scope="session")

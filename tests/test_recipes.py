@@ -9,8 +9,8 @@ import torch
 
 from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
-from matryoshka.training.memory import needed
 from matryoshka.training.plan import check, resolve
+from matryoshka.training.preview import needed
 from matryoshka.training.recipe import Config
 
 ROOT = Path(__file__).parents[1]

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from matryoshka.run import Run
     from matryoshka.training.recipe import Config
 
-_WHERE = {
+_ELSEWHERE = {
     "ActivationStream": "data.stream",
     "Batch": "data.stream",
     "CoderConfig": "coder.architecture",
@@ -57,21 +57,9 @@ _WHERE = {
     "Site": "lm.sites",
     "SparseCoder": "coder.coder",
     "describe": "lm.model",
-    "evaluate": "api",
-    "explain": "api",
-    "export_page": "api",
-    "feature": "api",
-    "figures": "api",
     "load": "lm.model",
-    "preview": "api",
-    "results": "api",
-    "resume": "api",
-    "serve": "api",
-    "steer": "api",
-    "store": "api",
-    "tokenise": "api",
-    "train": "api",
 }
+"""Where those names are that are no verbs of the api."""
 
 __all__ = [
     "ActivationStream",
@@ -104,9 +92,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in __all__:
         raise AttributeError(f"module 'matryoshka' has no attribute {name!r}")
-    return getattr(import_module(f"matryoshka.{_WHERE[name]}"), name)
+    return getattr(import_module(f"matryoshka.{_ELSEWHERE.get(name, 'api')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,18 +1,11 @@
 """The product's verbs, one function each, for Python and the command line alike. A run is given as such or by its path.
 
-train(config), resume(run)    from text and a language model to trained, measured coders; on from the last checkpoint
-tokenise(config)              the tokens alone
-preview(config)               what training would do, take, or refuse
-evaluate(runs)                the suite of evaluations, entries side by side, and a report
-features(runs)                every feature's evidence into each coder's store
-name(run)                     the best rule of each feature beside its label
-explain(run, model)           a chat model's explanations beside the labels, and how well they tell where features fire
-steer(run, feature)           what the model writes with a feature held at a level, and without
-serve(runs)                   a page of it, on this machine
-export_page(run, folder)      the same page as a folder that opens without a server
-figures(run)                  training, FVU and densities as PNG and SVG
-results(run, name)            what an evaluation found
-store(run), feature(run, i)   its features, and one of them
+train, resume, tokenise, preview       from text and a language model to trained, measured coders
+evaluate, results                      what the suite of evaluations finds of them
+features, name, explain                every feature's evidence, rules and explanations, into each coder's store
+store, feature                         what it holds
+steer                                  what the language model writes with a feature held at a level, and without
+serve, export_page, figures            to look at
 """
 
 import json
@@ -24,6 +17,7 @@ import numpy as np
 
 from matryoshka.data.documents import check_source
 from matryoshka.data.tokens import Split, Tokens
+from matryoshka.data.tokens import tokenise as tokenise_text
 from matryoshka.defaults import EVALUATION_TOKENS, FEATURE_TOKENS, PROMPT, STEERED_TOKENS, STRENGTH, TEMPERATURE
 from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
@@ -59,13 +53,12 @@ from matryoshka.study.watch import activation_metrics
 from matryoshka.training import checkpoint
 from matryoshka.training.allocator import keep_freed_memory
 from matryoshka.training.log import Record
+from matryoshka.training.loop import train as train_coders
 from matryoshka.training.plan import check, default_folder, resolve
-from matryoshka.training.preview import Preview
-from matryoshka.training.preview import preview as preview_run
+from matryoshka.training.preview import preview as preview
 from matryoshka.training.provenance import provenance, tokens_hash
 from matryoshka.training.recipe import Config, TokensConfig
 from matryoshka.training.session import Learned, Session
-from matryoshka.training.setup import open_tokens
 
 
 def train(config: Config, out: str | Path | None = None, overwrite: bool = False) -> Run:
@@ -122,7 +115,7 @@ def _train(run: Run, session: Session) -> Run:
         coders = [HookedCoder(*parts) for parts in learned]
         return activation_metrics(session.lm, held_out, coders, config.evaluation.tokens)
 
-    session.train(run, watch)
+    train_coders(session, run, watch)
     members = [run.member(trainee.plan.label) for trainee in session.trainees]
     setting = Setting(studied(members[0].coder), config.evaluation.tokens, ready=(session.lm, held_out))
     measured(members, setting, ["reconstruction"])
@@ -132,12 +125,7 @@ def _train(run: Run, session: Session) -> Run:
 def tokenise(config: TokensConfig) -> Tokens:
     """Only the tokens of a text for a model's tokenizer; loads no weights."""
     check_source(config.text)
-    return open_tokens(config.text, load_vocabulary(describe(config.model.name, config.model.revision)))
-
-
-def preview(config: Config, out: str | Path | None = None, overwrite: bool = False) -> Preview:
-    """What `train` with these arguments would do and take, or refuse; loads no weights, and writes nothing."""
-    return preview_run(config, Path(out) if out else None, overwrite)
+    return tokenise_text(config.text, *load_vocabulary(describe(config.model.name, config.model.revision)))
 
 
 class Evaluated(NamedTuple):

@@ -124,9 +124,8 @@ def sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
 def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     """The first mistake: the field, what was expected, what was given, the nearest right name."""
     errors = error.errors()
-    first = next(
-        (mistake for mistake in errors if mistake["type"] == "extra_forbidden"), errors[0]
-    )  # a typo makes others
+    typos = (mistake for mistake in errors if mistake["type"] == "extra_forbidden")
+    first = next(typos, errors[0])  # a typo makes others
     *parents, last = map(str, first["loc"])
     # in a union pydantic appends the branch that failed, as a type's name or a description, to the path
     path = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]

@@ -5,7 +5,8 @@ torchrun starts them and says so in each one's environment, which nothing but `W
 
 import os
 from dataclasses import dataclass
-from types import TracebackType
+
+from torch import distributed
 
 
 @dataclass(frozen=True)
@@ -23,29 +24,19 @@ class World:
     @classmethod
     def current(cls) -> "World":
         """As torchrun says; without it a world of one."""
-        rank, size, local_rank = (
-            int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-        )
-        return cls(rank, size, local_rank)
+        names = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        return cls(*(int(os.environ.get(name, default)) for name, default in names))
 
     def __enter__(self) -> "World":
         if self.size > 1:
-            from torch import distributed
-
             distributed.init_process_group("gloo")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.size > 1:
-            from torch import distributed
-
             distributed.destroy_process_group()
 
     def barrier(self) -> None:
         """Wait until all have come here. Only within `with world:`."""
         if self.size > 1:
-            from torch import distributed
-
             distributed.barrier()

@@ -21,11 +21,12 @@ class Interrupted(Exception):
         self.code = 128 + number
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the nearest of `known`, otherwise the list of them."""
+def did_you_mean(given: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """`" (did you mean 'x'?)"` for the nearest of `known`; where none is near `otherwise`, or the list of them."""
     names = list(known)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else f" (one of: {', '.join(names)})"
+    if near := difflib.get_close_matches(given, names, n=1, cutoff=0.5):
+        return f" (did you mean {near[0]!r}?)"
+    return f" (one of: {', '.join(names)})" if otherwise is None else otherwise
 
 
 def first_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ a killed one has left from what another one is writing, and sweeps it (`sweep`).
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from platform import node
@@ -40,6 +41,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def checksum(file: Path) -> str:
+    """sha256 in hex of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def read_json(file: Path) -> Any:
@@ -112,10 +119,8 @@ def alive(pid: int) -> bool:
     """Whether there is such a process on this machine."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
+    except OSError as error:  # another one than this is that it is somebody else's
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
@@ -146,8 +151,9 @@ def locked(file: Path, refusal: str) -> Iterator[None]:
 
 
 @contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A new empty folder to fill, which takes `folder`'s place once the block ends without an error.
+def replaced_folder(folder: Path, stays: Callable[[Path], bool] = lambda there: False) -> Iterator[Path]:
+    """A new empty folder to fill, which takes `folder`'s place once the block ends without an error; unless one lies
+    there by then that `stays`, where the new one is dropped.
 
     Its files are fsynced before the rename. A reader sees the old folder or the new one, never a half; after a kill
     in the instant between two renames the old one lies beside, and the next `sweep` puts it back.
@@ -163,13 +169,16 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
                 file.chmod(0o666 & ~_UMASK)  # whoever wrote it: some libraries let nobody else read
             sync(file)
         sync(new)
-        if folder.exists():
-            old = temporary(folder, "old")
-            folder.rename(old)
+        try:
             new.rename(folder)
-            shutil.rmtree(old)
-        else:
-            new.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            if not stays(folder):
+                old = temporary(folder, "old")
+                folder.rename(old)
+                new.rename(folder)
+                shutil.rmtree(old)
         sync(folder.parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)

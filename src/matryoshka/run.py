@@ -20,56 +20,43 @@ CODER = "config.json"
 """What every coder's folder holds."""
 
 
+class _Inside:
+    """A path of this name in the run's folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: "Run", owner: type["Run"]) -> Path:
+        return run.path / self.name
+
+
 @dataclass(frozen=True)
 class Run:
     """The folder of one coder or several, trained here or not."""
 
     path: Path
 
-    @property
-    def config_file(self) -> Path:
-        """The resolved, re-runnable configuration."""
-        return self.path / "config.yaml"
+    config_file = _Inside("config.yaml")
+    """The resolved, re-runnable configuration."""
+    best = _Inside("best")
+    """The coder with the lowest held-out FVU so far."""
+    checkpoints = _Inside("checkpoints")
+    """What `resume` goes on from."""
+    metrics = _Inside("metrics.jsonl")
+    """One JSON object a line: training's numbers."""
+    evaluation = _Inside("evaluation")
+    """Folder of the results of evaluations."""
+    provenance = _Inside("provenance.json")
+    """Versions, model revision, tokens' hash, git commit, hardware."""
+    features_file = _Inside("features.sqlite")
+    """The store of its features."""
+    recording = _Inside("recording")
+    """The latents of its coders on a text, as `matryoshka features` has recorded them."""
 
     @property
     def coder(self) -> Path:
         """The coder: what `SparseCoder.load` reads."""
         return self.path if (self.path / CODER).is_file() else self.path / "coder"
-
-    @property
-    def best(self) -> Path:
-        """The coder with the lowest held-out FVU so far."""
-        return self.path / "best"
-
-    @property
-    def checkpoints(self) -> Path:
-        """What `resume` goes on from."""
-        return self.path / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line: training's numbers."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def evaluation(self) -> Path:
-        """Folder of the results of evaluations."""
-        return self.path / "evaluation"
-
-    @property
-    def provenance(self) -> Path:
-        """Versions, model revision, tokens' hash, git commit, hardware."""
-        return self.path / "provenance.json"
-
-    @property
-    def features_file(self) -> Path:
-        """The store of its features."""
-        return self.path / "features.sqlite"
-
-    @property
-    def recording(self) -> Path:
-        """The latents of its coders on a text, as `matryoshka features` has recorded them."""
-        return self.path / "recording"
 
     def member(self, label: str) -> "Run":
         """The run of one of several coders; of the only coder (label `coder`), this one."""
@@ -117,11 +104,8 @@ class Run:
         if not path.exists() or not any(path.iterdir()):
             return
         if not overwrite:
-            hint = (
-                f"; to go on with it: matryoshka resume {path}"
-                if run.checkpoints.is_dir() and any(run.checkpoints.iterdir())
-                else ""
-            )
+            begun = run.checkpoints.is_dir() and any(run.checkpoints.iterdir())
+            hint = f"; to go on with it: matryoshka resume {path}" if begun else ""
             raise MatryoshkaError(f"{path}: exists already; give another --name or --out, or --overwrite{hint}")
         if not run.config_file.is_file():
             raise MatryoshkaError(f"{path}: not a run, so --overwrite leaves it alone; give another --out")

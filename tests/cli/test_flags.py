@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from matryoshka.cli.flags import add_flags, overrides
-from matryoshka.cli.parser import Parser
+from matryoshka.cli.flags import Parser, add_flags, overrides
 from matryoshka.training.recipe import Config
 
 

@@ -22,14 +22,10 @@ class Rows:
     """Chunks of numbered rows: a stream needs no language model."""
 
     def __init__(self, chunks: int, rows: int) -> None:
-        self.chunks, self.rows = chunks, rows
+        self.chunks, self.rows, self.keep = chunks, rows, RowFilter(None, {})
 
     def __len__(self) -> int:
         return self.chunks
-
-    @property
-    def keep(self) -> RowFilter:
-        return RowFilter(None, {})
 
     def chunk(self, seed: int, epoch: int, index: int) -> Chunk:
         positions = torch.arange(self.rows) + (epoch * self.chunks + index) * self.rows

@@ -496,7 +496,7 @@ def test_too_little_text_says_how_much_is_needed(tmp_path: Path, tokenizer: PreT
     assert "needs 15" in message
     assert "raise text.held_out" in refusal(lambda: tokens.windows("held_out"))
     assert "did you mean 'held_out'" in refusal(lambda: tokens.windows("heldout"))  # pyright: ignore[reportArgumentType]
-    assert len(Tokens.open(tokens.folder, 11, BOS).windows("train")) == 1
+    assert len(Tokens(tokens.folder, 11, BOS).windows("train")) == 1
 
 
 @pytest.mark.parametrize(("words", "dtype"), [(0, "uint16"), (2**16 - 257, "uint16"), (2**16 - 256, "uint32")])
@@ -589,7 +589,7 @@ def test_damaged_folders_are_reported_and_rebuilt(
     made = tokenise(text_config(source), tokenizer, BOS, SEPARATOR)
     before = contents(made.folder)
     damage(made.folder)
-    assert str(made.folder) in refusal(lambda: Tokens.open(made.folder, 16, BOS))
+    assert str(made.folder) in refusal(lambda: Tokens(made.folder, 16, BOS))
     with caplog.at_level(logging.WARNING):
         again = tokenise(text_config(source), tokenizer, BOS, SEPARATOR)
     assert contents(again.folder) == before

@@ -182,7 +182,7 @@ def test_text_in_which_nothing_fires_often_enough_is_not_measurable() -> None:
 
 
 def test_windows_too_short_for_contexts_are_not_measurable(lm: LanguageModel, trained: Run) -> None:
-    short = tokenise(TextConfig(context=16), lm.tokenizer, lm.bos, lm.separator, progress=False)
+    short = tokenise(TextConfig(context=16), lm.tokenizer, lm.bos, lm.separator)
     windows = short.windows("held_out")
     with pytest.raises(NotMeasurable, match="windows of 16 tokens"):
         evaluate(subject(lm, windows, hook_all([trained.coder], lm, windows)[0], 1000))

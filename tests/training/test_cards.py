@@ -11,8 +11,8 @@ from matryoshka.data.rowfilter import SAMPLE, RowCounts, RowFilter
 from matryoshka.data.tokens import Tokens
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
-from matryoshka.training.cards import card
 from matryoshka.training.plan import plan
+from matryoshka.training.provenance import card
 from matryoshka.training.recipe import Config
 from matryoshka.training.trainee import Trainee
 from matryoshka.version import __version__
@@ -40,7 +40,7 @@ def test_the_card_holds_all_that_a_coder_is_of(lm: LanguageModel, tokens: Tokens
     assert (made.trained.tokens, made.trained.left_out, made.trained.not_finite) == (3 * 512, 120, 7)
     assert (made.trained.dead_after_tokens, made.trained.dead) == (700, (3, 40))
     assert made.trained.text["source"] == "bundled"
-    assert made.trained.text_hash == tokens.hash
+    assert made.trained.text_hash == tokens.text_hash
     assert made.origin == f"matryoshka {__version__}"
 
     folded = trainee.folded()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from matryoshka import api, cli
-from matryoshka.training.memory import needed
+from matryoshka.training.preview import needed
 from matryoshka.training.recipe import Config
 
 CONFIGS = {

@@ -220,8 +220,10 @@ def test_dead_latents_are_those_silent_for_that_many_tokens():
 def test_the_counters_of_dead_latents_are_part_of_a_checkpoint(tmp_path):
     trainee, other = make(), make()
     trainee.dead.tokens_since_fired[3] = 777
-    checkpoint.save(tmp_path, 5, [trainee], {})
-    assert checkpoint.load(tmp_path / "step_5", [other]) == {"step": 5}
+    place = dict.fromkeys(("seed", "epoch", "index", "next_batch", "read", "left_out", "not_finite"), 0)
+    state = {"best": {"coder": 0.5}, "stream": place}
+    checkpoint.save(tmp_path, 5, [trainee], state)
+    assert checkpoint.load(tmp_path / "step_5", [other], steps=9) == {"step": 5, **state}
     assert other.dead.now.nonzero().flatten().tolist() == [3]
     assert trainee.folded().state_dict().keys() == SparseCoder(trainee.coder.config).state_dict().keys()
 

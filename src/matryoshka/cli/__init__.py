@@ -1,11 +1,11 @@
 """The command `matryoshka`: one file a verb, each with the same face.
 
     SUMMARY            one line for --help
-    define(parser)     its flags
+    define(parser)     its flags, where they can be called as the api's parameters
     run(arguments)     calls the api and prints; returns an exit code if it is not 0
 
 A new verb is a file here and a line in VERBS. Files import what is heavy in `run`: torch takes seconds, a mistake in a
-flag should not.
+flag should not. What lies at RUN is opened before, for the same reason.
 """
 
 import argparse
@@ -19,8 +19,9 @@ from typing import Protocol, cast
 
 from rich.logging import RichHandler
 
-from matryoshka.cli.parser import Parser
+from matryoshka.cli.flags import Parser
 from matryoshka.errors import Interrupted, MatryoshkaError, did_you_mean, failed_file, out_of_memory
+from matryoshka.run import Run
 from matryoshka.version import __version__
 
 VERBS = (
@@ -45,13 +46,8 @@ class Verb(Protocol):
 
     SUMMARY: str
 
-    def define(self, parser: argparse.ArgumentParser) -> None:
-        """Add its flags."""
-        ...
-
-    def run(self, arguments: argparse.Namespace) -> int | None:
-        """Do it."""
-        ...
+    def define(self, parser: argparse.ArgumentParser) -> None: ...
+    def run(self, arguments: argparse.Namespace) -> int | None: ...
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,9 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module="sklearn")  # a probe that needs another solver takes it
     try:
         sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
-    except MatryoshkaError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
         sys.exit(interrupted.code)
@@ -75,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(141)
     except Exception as error:
-        if (line := out_of_memory(error) or failed_file(error)) is None:
+        mistake = " ".join(str(error).split()) if isinstance(error, MatryoshkaError) else None
+        if (line := mistake or out_of_memory(error) or failed_file(error)) is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
@@ -100,4 +94,9 @@ def _run(arguments: list[str]) -> int:
     # only the command that is asked for gets its flags; its own parser answers an unknown one
     verb, subparser = verbs[arguments[0]], subparsers[arguments[0]]
     verb.define(subparser)
-    return verb.run(subparser.parse_known_or_refuse(arguments[1:])) or 0
+    parsed = subparser.parse_known_or_refuse(arguments[1:])
+    if "run" in parsed:
+        parsed.run = Run.open(parsed.run)
+    if "runs" in parsed:
+        parsed.runs = [Run.open(path) for path in parsed.runs]
+    return verb.run(parsed) or 0

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from matryoshka.cli.flags import add_device, add_runs, add_text, count
+from matryoshka.cli.flags import add_device, add_runs, add_text, add_valued, count
 from matryoshka.cli.tables import console, new_table
 from matryoshka.defaults import EVALUATION_TOKENS
 from matryoshka.evaluation.table import EVALUATIONS
-from matryoshka.run import Run
 
 if TYPE_CHECKING:
     from matryoshka.report.cells import Cell
@@ -23,49 +22,27 @@ SUMMARY = "Measure the coders of runs and compare them: a table, and a report be
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """The runs, which evaluations, and where the report goes."""
     add_runs(parser)
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of: {', '.join(EVALUATIONS)}")
-    parser.add_argument(
-        "--tokens",
-        type=count,
-        metavar="N",
-        default=EVALUATION_TOKENS,
-        help="held-out tokens to measure on [%(default)s]",
-    )
+    add = parser.add_argument
+    add("--only", nargs="+", default=[], metavar="NAME", help=f"some of: {', '.join(EVALUATIONS)}")
+    add_valued(parser, "--tokens", count, "N", EVALUATION_TOKENS, "held-out tokens to measure on")
     add_text(parser)
-    parser.add_argument(
-        "--labels", type=Path, nargs="+", default=[], metavar="FILE", help="labelled text of yours as well (JSONL)"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="where report.md, scores.json and scores.parquet go [RUN/evaluation; of several runs ./evaluation]",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="measure anew what is measured already")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    add("--labels", type=Path, nargs="+", default=[], metavar="FILE", help="labelled text of yours as well (JSONL)")
+    where = "where report.md, scores.json and scores.parquet go [RUN/evaluation; of several runs ./evaluation]"
+    add("--out", type=Path, metavar="FOLDER", help=where)
+    add("--overwrite", action="store_true", help="measure anew what is measured already")
+    add("--json", action="store_true", help="print JSON instead of tables")
     add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, and show what the coders scored."""
-    runs = [Run.open(path) for path in arguments.runs]
-
     from matryoshka import api
     from matryoshka.scores.comparison import tidy
 
-    evaluated = api.evaluate(
-        runs,
-        arguments.only,
-        arguments.labels,
-        arguments.out,
-        arguments.overwrite,
-        arguments.tokens,
-        arguments.text,
-        arguments.device,
-    )
-    if arguments.json:
+    options = vars(arguments)
+    as_json = options.pop("json")
+    evaluated = api.evaluate(**options)
+    if as_json:
         print(json.dumps(tidy(evaluated.entries), indent=2))
     else:
         _show_entries(evaluated.entries)
@@ -77,20 +54,16 @@ def _show_entries(entries: "Sequence[Entry]") -> None:
     from matryoshka.report import cells
     from matryoshka.scores import comparison
 
-    heads = comparison.columns(entries)
-    rows = {cells.counted(entry): [_cell(cells.cell(entry.scores(column))) for column in heads] for entry in entries}
-    _show_wrapped("", [column.head for column in heads], rows)
+    columns = comparison.columns(entries)
+    heads = [column.head for column in columns]
+    rows = {cells.counted(entry): [_cell(cells.cell(entry.scores(column))) for column in columns] for entry in entries}
+    _show_wrapped("", heads, rows)
     if len(entries) > 1:
         _show_differences(entries)
     elif len(widths := entries[0].widths()) > 1:
-        _show_wrapped(
-            "prefix",
-            [column.head for column in heads],
-            {
-                f"first {n:,}": [Text(cells.cell(entries[0].scores(column, n)).value) for column in heads]
-                for n in widths
-            },
-        )
+        prefixes = {n: [cells.cell(entries[0].scores(column, n)) for column in columns] for n in widths}
+        rows = {f"first {n:,}": [Text(cell.value) for cell in row] for n, row in prefixes.items()}
+        _show_wrapped("prefix", heads, rows)
     for note in comparison.reasons(entries):
         console.print(Text(f"not measured: {note}"), soft_wrap=True)
 

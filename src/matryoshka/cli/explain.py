@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from matryoshka.cli.flags import add_device, add_run, count
+from matryoshka.cli.flags import add_device, add_run, add_valued, count
 from matryoshka.cli.tables import console, new_table
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features.chat import ChatModel, Choice
 from matryoshka.features.endpoint import Cost
-from matryoshka.run import Run
 
 if TYPE_CHECKING:
     from matryoshka.features.naming import Named
@@ -22,41 +21,18 @@ SUMMARY = "Explain features: by rules, or by a chat model whose explanations are
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """The run, and the chat model if one is to be asked."""
     add_run(parser)
-    add = parser.add_argument_group("a chat model (without --model: rules, without any other machine)").add_argument
+    group = parser.add_argument_group("a chat model (without --model: rules, without any other machine)")
+    add, add_default = group.add_argument, partial(add_valued, group)
     add("--model", metavar="NAME", help="the model that explains and judges, by its name at the address")
-    add("--base-url", metavar="URL", default=ChatModel.base_url, help="OpenAI-compatible address [%(default)s]")
-    add(
-        "--key-variable",
-        metavar="NAME",
-        default=ChatModel.key_variable,
-        help="environment variable with its key [%(default)s]",
-    )
+    add_default("--base-url", str, "URL", ChatModel.base_url, "OpenAI-compatible address")
+    add_default("--key-variable", str, "NAME", ChatModel.key_variable, "environment variable with its key")
     add("--features", type=int, nargs="+", metavar="I", help="these features instead of a sample")
-    add(
-        "--per-ring",
-        type=count,
-        metavar="N",
-        default=Choice().per_ring,
-        help="living features of each ring [%(default)s]",
-    )
-    add("--seed", type=int, metavar="N", default=Choice().seed, help="of the sample and of the contexts [%(default)s]")
-    add(
-        "--temperature",
-        type=_temperature,
-        metavar="X|none",
-        default=ChatModel.temperature,
-        help="none: the model's own [%(default)s]",
-    )
-    add(
-        "--max-tokens",
-        type=count,
-        metavar="N",
-        default=ChatModel.max_tokens,
-        help="of an answer, thoughts included [%(default)s]",
-    )
-    add("--concurrency", type=count, metavar="N", default=ChatModel.concurrency, help="requests at once [%(default)s]")
+    add_default("--per-ring", count, "N", Choice().per_ring, "living features of each ring")
+    add_default("--seed", int, "N", Choice().seed, "of the sample and of the contexts")
+    add_default("--temperature", _temperature, "X|none", ChatModel.temperature, "none: the model's own")
+    add_default("--max-tokens", count, "N", ChatModel.max_tokens, "of an answer, thoughts included")
+    add_default("--concurrency", count, "N", ChatModel.concurrency, "requests at once")
     add("--price-in", type=float, metavar="X", help="price of a million tokens sent, to say what it will cost")
     add("--price-out", type=float, metavar="X", help="price of a million tokens answered")
     add("--yes", action="store_true", help="do not ask whether to go on")
@@ -68,56 +44,43 @@ def _temperature(text: str) -> float | None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """By rules, or by the model that is named."""
     if arguments.model is None and (arguments.features or arguments.base_url != ChatModel.base_url):
         raise MatryoshkaError("--features and --base-url are for a chat model: give its name by --model")
-    studied = Run.open(arguments.run)
 
     from matryoshka import api
 
     if arguments.model is None:
-        for path, named in api.name(studied).items():
+        for path, named in api.name(arguments.run).items():
             _show_named(path, named)
     else:
-        model = ChatModel(
-            arguments.model,
-            arguments.base_url,
-            arguments.key_variable,
-            arguments.temperature,
-            arguments.max_tokens,
-            arguments.concurrency,
-        )
+        options = ("base_url", "key_variable", "temperature", "max_tokens", "concurrency")
+        model = ChatModel(arguments.model, **{name: getattr(arguments, name) for name in options})
         choice = Choice(arguments.features, arguments.per_ring, arguments.seed)
         agree = partial(_agree, arguments)
-        for path, result in api.explain(studied, model, choice, agree, arguments.device).items():
+        for path, result in api.explain(arguments.run, model, choice, agree, arguments.device).items():
             _show_explained(path, result)
-    print(f"\nlook at them: matryoshka serve {arguments.run}")
+    print(f"\nlook at them: matryoshka serve {arguments.run.path}")
 
 
 def _agree(arguments: argparse.Namespace, cost: Cost) -> None:
     """Say what will be asked; on a terminal, ask whether to go on."""
     unknown = arguments.price_in is None and arguments.price_out is None
     price = None if unknown else cost.price(arguments.price_in or 0.0, arguments.price_out or 0.0)
-    _show_cost(arguments.model, cost, price)
+    if cost.requests:
+        money = "" if price is None else f", at most {price:,.2f} at the given prices"
+        told = (
+            f"{cost.requests:,} questions to {arguments.model}: about {cost.tokens_in:,} tokens, and at most"
+            f" {cost.tokens_out:,} of answers{money}"
+        )
+    else:
+        told = f"0 questions to {arguments.model}: all answers are in the cache"
+    console.print(Text(told), soft_wrap=True)
     if not cost.requests or arguments.yes:
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise MatryoshkaError("nothing was asked yet: --yes goes on without a question, which needs a terminal")
     if input("Go on? [y/N] ").strip().lower() not in ("y", "yes"):
         raise MatryoshkaError("nothing was asked")
-
-
-def _show_cost(model: str, cost: Cost, price: float | None) -> None:
-    """What will be asked of a chat model."""
-    if not cost.requests:
-        told = f"0 questions to {model}: all answers are in the cache"
-    else:
-        money = "" if price is None else f", at most {price:,.2f} at the given prices"
-        told = (
-            f"{cost.requests:,} questions to {model}: about {cost.tokens_in:,} tokens, and at most"
-            f" {cost.tokens_out:,} of answers{money}"
-        )
-    console.print(Text(told), soft_wrap=True)
 
 
 def _show_named(name: str, named: "Named") -> None:

@@ -10,16 +10,14 @@ SUMMARY = "Write the same page as a folder that opens without a server."
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """The run, and the folder."""
     add_run(parser)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="new folder for the page")
     parser.add_argument("--overwrite", action="store_true", help="replace the page that lies there")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write it, and print what to open."""
-    shown = Run.sole(arguments.run)
+    Run.sole(arguments.run)  # refused now if it has several coders
 
     from matryoshka import api
 
-    print(api.export_page(shown, arguments.folder, arguments.overwrite))
+    print(api.export_page(**vars(arguments)))

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from matryoshka.cli.flags import add_device, add_runs, add_text, count
 from matryoshka.cli.tables import console, show_features
 from matryoshka.defaults import FEATURE_TOKENS
-from matryoshka.run import Run
 
 if TYPE_CHECKING:
     from matryoshka.features.collection import Needs
@@ -15,46 +14,25 @@ SUMMARY = "Collect every feature's evidence from text it was not trained on."
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """The runs, and which text."""
     add_runs(parser)
-    parser.add_argument(
-        "--tokens", type=count, default=FEATURE_TOKENS, help=f"tokens to read [{FEATURE_TOKENS / 1e6:g}e6]"
-    )
+    add = parser.add_argument
+    add("--tokens", type=count, default=FEATURE_TOKENS, help=f"tokens to read [{FEATURE_TOKENS / 1e6:g}e6]")
     add_text(parser)
-    parser.add_argument(
-        "--split", choices=["held_out", "train"], default="held_out", help="which documents of the text [%(default)s]"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="collect anew; labels, notes and explanations are kept"
-    )
-    parser.add_argument(
-        "--no-recording",
-        action="store_true",
-        help="delete RUN/recording, from which the same features are made again without the language model",
-    )
+    add("--split", choices=["held_out", "train"], default="held_out", help="which documents of the text [%(default)s]")
+    add("--overwrite", action="store_true", help="collect anew; labels, notes and explanations are kept")
+    delete = "delete RUN/recording, from which the same features are made again without the language model"
+    add("--no-recording", dest="keep_recording", action="store_false", help=delete)
     add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Say what it takes, collect, and show what is there."""
-    studied = [Run.open(run) for run in arguments.runs]
-
     from matryoshka import api
 
-    stores = api.features(
-        studied,
-        arguments.tokens,
-        arguments.text,
-        arguments.split,
-        arguments.overwrite,
-        announce=_show_needs,
-        keep_recording=not arguments.no_recording,
-        device=arguments.device,
-    )
+    stores = api.features(**vars(arguments), announce=_show_needs)
     for store in stores:
         show_features(store)
     if stores:
-        print(f"\nlook at them: matryoshka serve {' '.join(map(str, arguments.runs))}")
+        print(f"\nlook at them: matryoshka serve {' '.join(str(run.path) for run in arguments.runs)}")
 
 
 def _show_needs(needed: "Needs") -> None:

@@ -1,18 +1,20 @@
-"""Command-line flags: what verbs share, and those made of the configuration, every field by its dotted name.
+"""Command-line flags: their parser, what verbs share, and those made of the configuration, every field by its dotted
+name.
 
 Those only collect text; `Config.build` validates it with the recipe's values, so that there is one way to be wrong.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from matryoshka.config import Count, sections
+from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.training.recipe import Config, TokensConfig
 
 SHORT = {
@@ -30,6 +32,24 @@ SHORT = {
 """The common fields also by short flags."""
 
 RECIPE_ONLY = ("variants",)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are one MatryoshkaError line with the nearest right flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse for what it cannot parse."""
+        raise MatryoshkaError(f"{self.prog}: {message}; see {self.prog} --help")
+
+    def parse_known_or_refuse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """All `arguments` parsed, or the first unknown one refused by name."""
+        parsed, unknown = self.parse_known_args(arguments)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            known = flags if unknown[0].startswith("-") else []
+            hint = did_you_mean(unknown[0].split("=")[0], known, f"; see {self.prog} --help")
+            raise MatryoshkaError(f"{self.prog}: unknown argument {unknown[0]!r}{hint}")
+        return parsed
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +74,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto: cuda where there is one")
 
 
+def add_valued(
+    group: argparse._ActionsContainer, flag: str, kind: Callable[[str], Any], metavar: str, default: Any, what: str
+) -> None:
+    """A flag that takes a value, and its default in the help."""
+    group.add_argument(flag, type=kind, metavar=metavar, default=default, help=f"{what} [%(default)s]")
+
+
 def count(text: str) -> int:
     """A whole number, also written 2e6 or 2_000_000."""
     try:
@@ -72,15 +99,9 @@ def add_flags(parser: argparse.ArgumentParser, config: type[TokensConfig] = Conf
         if dotted in RECIPE_ONLY:
             continue
         names = [f"--{dotted}", *([SHORT[dotted]] if dotted in SHORT else [])]
-        several = any(get_origin(kind) is tuple for kind in _kinds(field.annotation))
-        groups[dotted.rpartition(".")[0]].add_argument(
-            *names,
-            dest=dotted,
-            nargs="+" if several else None,
-            default=argparse.SUPPRESS,
-            metavar=_metavar(field),
-            help=_help(field),
-        )
+        nargs = "+" if any(get_origin(kind) is tuple for kind in _kinds(field.annotation)) else None
+        about = {"dest": dotted, "nargs": nargs, "metavar": _metavar(field), "help": _help(field)}
+        groups[dotted.rpartition(".")[0]].add_argument(*names, default=argparse.SUPPRESS, **about)
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -88,10 +109,10 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for dotted, field in _fields(Config):
         if dotted in vars(arguments):
-            *sections_, last = dotted.split(".")
+            *parents, last = dotted.split(".")
             place = nested
-            for section in sections_:
-                place = place.setdefault(section, {})
+            for name in parents:
+                place = place.setdefault(name, {})
             value = vars(arguments)[dotted]
             none = value in ("none", ["none"]) and NoneType in _kinds(field.annotation)
             place[last] = None if none else value

@@ -13,7 +13,6 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Both tables."""
     families = new_table("Families of language models", "model_type", "such as")
     families.columns[1].justify = "left"
     for model_type, family in FAMILIES.items():

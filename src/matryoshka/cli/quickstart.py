@@ -45,13 +45,11 @@ Next:
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """Where the run lies."""
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the run [%(default)s]")
     parser.add_argument("--overwrite", action="store_true", help="delete the run that lies there")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, measure, collect features, and show a few."""
     config, out = Config.build(CONFIG), arguments.out
     Run.refuse_existing(out, arguments.overwrite)
 
@@ -75,7 +73,8 @@ def _show_telling(store: "FeatureStore", n: int) -> None:
     """A few features, each from another ring, that fire on few kinds of tokens, with their strongest examples."""
     for index in _telling(store, n):
         feature = store[index]
-        console.print(Text.assemble("\n", (feature.name, "bold"), f"  {_where(feature)}"))
+        where = f"feature {index:,}, ring {feature.ring}, fires on {feature.statistics.density:.2%} of tokens"
+        console.print(Text.assemble("\n", (feature.name, "bold"), f"  {where}"))
         for example in feature.groups[0].examples[:3]:
             console.print(_in_context(example), no_wrap=True, overflow="ellipsis")
 
@@ -101,10 +100,6 @@ def _whole_words(feature: "Feature") -> tuple[int, float]:
     """How many of its first four tokens are whole words with a twentieth of its activation, and their share of it."""
     words = [top.share for top in feature.top_tokens[:4] if WORD.fullmatch(top.token) and top.share >= 0.05]
     return len(words), sum(words)
-
-
-def _where(feature: "Feature") -> str:
-    return f"feature {feature.index:,}, ring {feature.ring}, fires on {feature.statistics.density:.2%} of tokens"
 
 
 def _in_context(example: "Example", before: int = 10, after: int = 4) -> Text:

@@ -4,26 +4,17 @@ import argparse
 
 from matryoshka.cli.flags import add_device, add_runs
 from matryoshka.defaults import PORT
-from matryoshka.run import Run
 
 SUMMARY = "Look at the features of runs in a browser, on this machine."
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """The runs, and the port."""
     add_runs(parser)
     parser.add_argument("--port", type=int, default=PORT, help="port on this machine, 0 for any [%(default)s]")
     add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Serve until interrupted."""
-    runs = [Run.open(path) for path in arguments.runs]
-
     from matryoshka import api
 
-    api.serve(runs, arguments.port, _say_where, arguments.device)
-
-
-def _say_where(address: str) -> None:
-    print(f"{address}  (Ctrl-C ends it)", flush=True)
+    api.serve(**vars(arguments), ready=lambda address: print(f"{address}  (Ctrl-C ends it)", flush=True))

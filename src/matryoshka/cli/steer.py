@@ -1,11 +1,12 @@
 """matryoshka steer: what the model writes with a feature held high, beside what it writes without."""
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from matryoshka.cli.flags import add_device, add_run, add_text, count
+from matryoshka.cli.flags import add_device, add_run, add_text, add_valued, count
 from matryoshka.cli.tables import console, new_table
 from matryoshka.defaults import PROMPT, STEERED_TOKENS, STRENGTH, TEMPERATURE
 from matryoshka.run import Run
@@ -17,43 +18,24 @@ SUMMARY = "Let the model write with a feature held high, beside what it writes w
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """The run, the feature, and how to write."""
     add_run(parser)
-    add = parser.add_argument
-    add("feature", type=int, metavar="FEATURE", help="number of a feature")
-    add(
-        "--strength",
-        type=float,
-        metavar="X",
-        default=STRENGTH,
-        help="level, in units of its maximum on held-out text [%(default)s]",
-    )
-    add("--prompt", metavar="TEXT", default=PROMPT, help="text to go on with [%(default)s]")
-    add("--tokens", type=count, metavar="N", default=STEERED_TOKENS, help="tokens to write [%(default)s]")
-    add("--temperature", type=float, metavar="X", default=TEMPERATURE, help="0: the likeliest token [%(default)s]")
-    add("--seed", type=int, metavar="N", default=0, help="of the tokens drawn [%(default)s]")
+    parser.add_argument("feature", type=int, metavar="FEATURE", help="number of a feature")
+    add = partial(add_valued, parser)
+    add("--strength", float, "X", STRENGTH, "level, in units of its maximum on held-out text")
+    add("--prompt", str, "TEXT", PROMPT, "text to go on with")
+    add("--tokens", count, "N", STEERED_TOKENS, "tokens to write")
+    add("--temperature", float, "X", TEMPERATURE, "0: the likeliest token")
+    add("--seed", int, "N", 0, "of the tokens drawn")
     add_text(parser)
     add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write both texts."""
-    studied = Run.sole(arguments.run)
+    Run.sole(arguments.run)  # refused now if it has several coders
 
     from matryoshka import api
 
-    steered = api.steer(
-        studied,
-        arguments.feature,
-        arguments.strength,
-        arguments.prompt,
-        arguments.tokens,
-        arguments.temperature,
-        arguments.seed,
-        arguments.text,
-        arguments.device,
-    )
-    _show_steered(steered)
+    _show_steered(api.steer(**vars(arguments)))
 
 
 def _show_steered(steered: "Steered") -> None:

@@ -16,14 +16,12 @@ SUMMARY = "Tokenise a recipe's text; training does so by itself."
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """A recipe, and its fields that tokens depend on as flags."""
     parser.usage = "%(prog)s [RECIPE] [--FIELD VALUE ...]"
     parser.add_argument("recipe", nargs="?", type=Path, help="YAML recipe, of which model and text are read")
     add_flags(parser, TokensConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make them, and show how many."""
     values = overrides(arguments)
     if arguments.recipe:
         recipe = read_yaml(arguments.recipe)

@@ -15,19 +15,16 @@ SUMMARY = "Train coders on a language model, and measure them on held-out text."
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """A recipe, its fields as flags, and the run's folder."""
     parser.usage = "%(prog)s [RECIPE] [--FIELD VALUE ...] [--out FOLDER] [--overwrite] [--dry-run]"
-    parser.add_argument("--out", type=Path, help="folder of the run [runs/<sae|transcoder>/<base model>/<name>]")
-    parser.add_argument("--overwrite", action="store_true", help="delete the run that lies there")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, say what it will make and take, and stop"
-    )
-    parser.add_argument("recipe", nargs="?", type=Path, help="YAML file of the fields below; flags override it")
+    add = parser.add_argument
+    add("--out", type=Path, help="folder of the run [runs/<sae|transcoder>/<base model>/<name>]")
+    add("--overwrite", action="store_true", help="delete the run that lies there")
+    add("--dry-run", action="store_true", help="check everything, say what it will make and take, and stop")
+    add("recipe", nargs="?", type=Path, help="YAML file of the fields below; flags override it")
     add_flags(parser, Config)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, or say what it would take."""
     flags = overrides(arguments)
     config = Config.load(arguments.recipe, flags) if arguments.recipe else Config.build(flags)
 
@@ -53,13 +50,10 @@ def _show_preview(shown: "Preview") -> None:
     table.add_section()
     table.add_row("in all", f"{sum(item.bytes for item in shown.memory) / 1e9:.2f}", "")
     console.print(table)
+    minutes = max(1, round(shown.seconds / 60))
+    duration = f"{minutes} min" if minutes < 90 else f"{minutes / 60:.0f} h"
     console.print(
-        f"{shown.steps:,} steps, {shown.tokens:,} tokens: roughly {_duration(shown.seconds)} of training here, then its"
+        f"{shown.steps:,} steps, {shown.tokens:,} tokens: roughly {duration} of training here, then its"
         f" evaluation; at most {shown.disk / 1e9:.2f} GB on disk",
         soft_wrap=True,
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.0f} h"

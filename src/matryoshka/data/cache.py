@@ -5,7 +5,6 @@ site and `positions`. The first epoch of a cached stream equals the live one bit
 chunks.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -19,19 +18,15 @@ from safetensors.torch import save_file
 from matryoshka.data.rowfilter import RowCounts, RowFilter
 from matryoshka.data.stream import Chunk, LiveChunks, permutation
 from matryoshka.errors import MatryoshkaError
-from matryoshka.files import replaced_folder
+from matryoshka.files import checksum, replaced_folder
 from matryoshka.lm.sites import Site
 
-VERSION = 2
+HEAD = {"format": "matryoshka-activations", "version": 2}
+"""What index.json begins with."""
 
 
 def write(
-    live: LiveChunks,
-    folder: Path,
-    seed: int,
-    count: int,
-    identity: dict[str, Any],
-    progress: Callable[[int], None],
+    live: LiveChunks, folder: Path, seed: int, count: int, identity: dict[str, Any], progress: Callable[[int], None]
 ) -> None:
     """Write the first `count` chunks of epoch 0 and an index that begins with `identity`.
 
@@ -52,11 +47,10 @@ def write(
             file = new / f"chunk_{index}.safetensors"
             tensors = {str(site): x.contiguous() for site, x in chunk.activations.items()}
             save_file({**tensors, "positions": chunk.positions.contiguous()}, file)
-            shards.append({"file": file.name, "sha256": _checksum(file), **chunk.counts._asdict()})
+            shards.append({"file": file.name, "sha256": checksum(file), **chunk.counts._asdict()})
             progress(index + 1)
         index = {
-            "format": "matryoshka-activations",
-            "version": VERSION,
+            **HEAD,
             **identity,
             "seed": seed,
             "sites": [str(site) for site in live.sites],
@@ -77,21 +71,14 @@ class CachedChunks:
             self.shards, self.seed = self.index["shards"], self.index["seed"]
         except (OSError, ValueError, KeyError) as error:
             raise MatryoshkaError(f"{folder}: no cache of activations, or a damaged one ({error})") from None
-        for name, value in {"format": "matryoshka-activations", "version": VERSION, **identity}.items():
-            if self.index.get(name) != value:
-                raise MatryoshkaError(
-                    f"{folder}: cached with {name} = {self.index.get(name)!r}, this run has {value!r}"
-                )
+        for name, value in {**HEAD, **identity}.items():
+            if (cached := self.index.get(name)) != value:
+                raise MatryoshkaError(f"{folder}: cached with {name} = {cached!r}, this run has {value!r}")
         if missing := [str(site) for site in sites if str(site) not in self.index["sites"]]:
             raise MatryoshkaError(f"{folder}: holds {', '.join(self.index['sites'])}; lacks {', '.join(missing)}")
         largest = {Site.parse(site): norm for site, norm in self.index["largest_norms"].items()}
-        self._keep = RowFilter(self.index["bos"], largest)
+        self.keep = RowFilter(self.index["bos"], largest)  # as it was measured when the cache was written
         self._proved: set[int] = set()
-
-    @property
-    def keep(self) -> RowFilter:
-        """As it was measured when the cache was written."""
-        return self._keep
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -103,7 +90,7 @@ class CachedChunks:
         shard = self.shards[number]
         file = self.folder / shard["file"]
         try:
-            if number not in self._proved and _checksum(file) != shard["sha256"]:
+            if number not in self._proved and checksum(file) != shard["sha256"]:
                 raise MatryoshkaError(f"{file}: damaged, its checksum differs; delete {self.folder} to write it anew")
             with safe_open(file, "pt") as opened:  # of its sites only those that are read
                 activations = {site: opened.get_tensor(str(site)).to(self.device) for site in self.sites}
@@ -112,8 +99,3 @@ class CachedChunks:
             raise MatryoshkaError(f"{file}: missing or damaged ({error})") from None
         self._proved.add(number)
         return Chunk(activations, positions, RowCounts(*(shard[name] for name in RowCounts._fields)))
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -18,13 +18,13 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from matryoshka.data.sections import TextConfig
 from matryoshka.errors import MatryoshkaError, did_you_mean, first_line
-from matryoshka.files import cache_dir, parse_json, write_text
+from matryoshka.files import cache_dir, checksum, parse_json, write_text
 
 BUNDLED = Path(__file__).parent / "bundled" / "text.jsonl.gz"
 ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -39,18 +39,15 @@ _log = logging.getLogger(__name__)
 
 
 def check_source(config: TextConfig) -> None:
-    """Refuse a source that cannot be read, without reading any of it or asking the network.
+    """Raise MatryoshkaError for a source that cannot be read, without reading any of it or asking the network.
 
-    Raises:
-        MatryoshkaError: a missing path, an unknown ending, a folder without a readable file, a name that
-            the hub cannot have, or `subset` / `split` set for files, which have neither.
+    A missing path, an unknown ending, a folder without a readable file, a name that the hub cannot have, or `subset` /
+    `split` set for files, which have neither.
     """
-    if not is_local(config.source):
-        if not _HUB_NAME.fullmatch(config.source):
-            raise MatryoshkaError(f"text.source = {config.source!r}: no file or folder, and no name of a hub data set")
-        return
-    source_files(config.source)
-    if config.subset is not None or config.split != "train":
+    local = bool(source_files(config.source))
+    if not local and not _HUB_NAME.fullmatch(config.source):
+        raise MatryoshkaError(f"text.source = {config.source!r}: no file or folder, and no name of a hub data set")
+    if local and (config.subset is not None or config.split != "train"):
         raise MatryoshkaError(
             "text.subset and text.split choose a part of a hub data set, but"
             f" text.source = {config.source!r} is local: leave them out, or name the files of that part"
@@ -60,17 +57,13 @@ def check_source(config: TextConfig) -> None:
 def documents(config: TextConfig) -> Iterator[str]:
     """Stream the documents: files sorted by name, lines and rows as they lie. Empty documents are skipped.
 
-    Raises:
-        MatryoshkaError: whatever `check_source` refuses; while reading, a damaged file or a row without the
-            field, by file and line.
+    Raises MatryoshkaError for whatever `check_source` refuses; while reading, for a damaged file or a row without the
+    field, by file and line.
     """
     check_source(config)
-    if is_local(config.source):
-        files = source_files(config.source)
-        block = BLOCK if few_plain_texts(files) else LONGEST_BLOCK
-        texts = (text for file in files for text in _read(file, config.field, block))
-    else:
-        texts = _read_hub(config)
+    files = source_files(config.source)
+    block = BLOCK if few_plain_texts(files) else LONGEST_BLOCK
+    texts = (text for file in files for text in _read(file, config.field, block)) if files else _read_hub(config)
     return (text for text in texts if text and not text.isspace())
 
 
@@ -80,7 +73,10 @@ def few_plain_texts(files: list[Path]) -> bool:
 
 
 def source_files(source: str) -> list[Path]:
-    """The files of a local source, sorted by their name in the folder; links are followed, hidden files ignored."""
+    """The files of a local source, sorted by their name in the folder; links are followed, hidden files ignored. A hub
+    data set has none."""
+    if not is_local(source):
+        return []
     path = BUNDLED if source == "bundled" else Path(source).expanduser()
     if path.is_file():
         if not path.name.lower().endswith(ENDINGS):
@@ -119,9 +115,7 @@ def source_fingerprint(config: TextConfig) -> str:
     root = Path(config.source).expanduser()
     for file in source_files(config.source):
         name = file.relative_to(root).as_posix() if root.is_dir() and config.source != "bundled" else file.name
-        with file.open("rb") as opened:
-            content = hashlib.file_digest(opened, "sha256").hexdigest()
-        digest.update(f"{content} {name}\n".encode("utf-8", errors="surrogateescape"))
+        digest.update(f"{checksum(file)} {name}\n".encode("utf-8", errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -155,8 +149,7 @@ def _nearest_sibling(path: Path) -> str:
     while not missing.parent.exists():
         missing = missing.parent
     names = [entry.name for entry in missing.parent.iterdir()] if missing.parent.is_dir() else []
-    hint = did_you_mean(missing.name, names)
-    return hint if hint.startswith(" (did") else f" (in {missing.parent.resolve()})"
+    return did_you_mean(missing.name, names, f" (in {missing.parent.resolve()})")
 
 
 def _read(file: Path, field: str, block: int) -> Iterator[str]:
@@ -190,10 +183,9 @@ def _blocks(file: Path, size: int) -> Iterator[str]:
 
 
 def _json_lines(file: Path, field: str) -> Iterator[str]:
-    with closing(_open(file)) as opened:
-        number = 0
-        while line := opened.readline(LONGEST_LINE + 1):
-            number += 1
+    with _open(file) as opened:
+        lines = iter(partial(opened.readline, LONGEST_LINE + 1), b"")
+        for number, line in enumerate(lines, 1):
             where = f"{file}:{number}"
             if len(line) > LONGEST_LINE:
                 raise MatryoshkaError(f"{where}: the line has more than {LONGEST_LINE:,} bytes: cut it into documents")
@@ -217,14 +209,7 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
-class _Lines(Protocol):
-    """An open file of which lines are read."""
-
-    def readline(self, size: int, /) -> bytes: ...
-    def close(self) -> None: ...
-
-
-def _open(file: Path) -> _Lines:
+def _open(file: Path) -> io.BufferedIOBase:
     name = file.name.lower()
     if name.endswith(".zst"):
         return io.BufferedReader(_Zstd(file))
@@ -273,11 +258,9 @@ def _parquet(file: Path, field: str) -> Iterator[str]:
             names = table.schema_arrow.names
             if field not in names:
                 raise MatryoshkaError(f"{file}: no column {field!r}{did_you_mean(field, names)}: set text.field")
-            row = 0
-            for batch in table.iter_batches(batch_size=256, columns=[field]):
-                for text in batch.column(0).to_pylist():
-                    row += 1
-                    yield _text({field: text}, field, f"{file}, row {row}")
+            batches = table.iter_batches(batch_size=256, columns=[field])
+            for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+                yield _text(row, field, f"{file}, row {number}")
     except pyarrow.ArrowException as error:
         raise MatryoshkaError(f"{file}: damaged Parquet data: {first_line(error)}") from error
 
@@ -287,12 +270,9 @@ def _read_hub(config: TextConfig) -> Iterator[str]:
     datasets = _library("datasets", config.source)
     where = f"{config.source} ({config.split})"
     try:
+        revision = hub_revision(config.source)
         rows = datasets.load_dataset(
-            config.source,
-            config.subset,
-            split=config.split,
-            revision=hub_revision(config.source),
-            streaming=True,
+            config.source, config.subset, split=config.split, revision=revision, streaming=True
         )
         for number, row in enumerate(rows, 1):
             yield _text(row, config.field, f"{where}, row {number}")
@@ -305,8 +285,7 @@ def _read_hub(config: TextConfig) -> Iterator[str]:
 def _hub_error(name: str, error: Exception) -> MatryoshkaError:
     if isinstance(error, ImportError):
         return _missing("huggingface_hub", name)
-    near = did_you_mean(name, ["bundled"])
-    hint = near if near.startswith(" (did") else ""
+    hint = did_you_mean(name, ["bundled"], "")
     return MatryoshkaError(
         f"text.source = {name!r}{hint}: no file or folder here, not readable on the hub: {first_line(error)}"
     )

@@ -31,8 +31,7 @@ def encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Generat
     """Each text with its ids, without BOS and the like; texts without a token are left out."""
     for batch in _batches(texts):
         if len(batch) == 1:
-            pieces = [_ids([piece], tokenizer)[0] for piece in _pieces(batch[0])]
-            documents = [np.concatenate(pieces)]
+            documents = [np.concatenate([_ids([piece], tokenizer)[0] for piece in _pieces(batch[0])])]
         else:
             documents = _ids(batch, tokenizer)
         yield from ((text, ids) for text, ids in zip(batch, documents, strict=True) if len(ids))

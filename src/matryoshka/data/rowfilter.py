@@ -83,20 +83,16 @@ class RowFilter:
         self, tokens: Int[Tensor, "batch position"], activations: Mapping[Site, Float[Tensor, "batch position d"]]
     ) -> "Sorted":
         """Which positions count, and which would if they were finite."""
-        by_place = self._counts_by_place(tokens)
+        by_place = torch.ones_like(tokens, dtype=torch.bool)
+        by_place[:, 0] = False
+        if self.bos is not None:
+            by_place &= tokens != self.bos
         keep, finite = by_place.clone(), torch.ones_like(by_place)
         for site, largest in self.largest.items():
             norms = activations[site].float().norm(dim=-1)
             keep &= norms <= largest  # a comparison with NaN is False
             finite &= norms.isfinite()
         return Sorted(keep, by_place & ~finite)
-
-    def _counts_by_place(self, tokens: Int[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
-        keep = torch.ones_like(tokens, dtype=torch.bool)
-        keep[:, 0] = False
-        if self.bos is not None:
-            keep &= tokens != self.bos
-        return keep
 
 
 def refuse_not_finite(counts: RowCounts, sites: Iterable[Site], lm: LanguageModel) -> None:

@@ -11,7 +11,7 @@ The state is four numbers (seed, epoch, chunk, batch): everything else follows f
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site, Wiring
 
-T = TypeVar("T")
 PLACE = ("seed", "epoch", "index", "next_batch")
 """Where a stream stands."""
 
@@ -55,17 +54,19 @@ class Chunk(NamedTuple):
     counts: RowCounts
 
 
+Ordered = tuple[Chunk, Int[Tensor, " rows"]]
+"""A chunk, and the order in which its rows are taken."""
+
+
 @runtime_checkable
 class Chunks(Protocol):
     """Where chunks come from: a live model, a disk cache, a test's own tensors."""
 
+    keep: RowFilter
+    """Which rows are in them."""
+
     def __len__(self) -> int:
         """Chunks in an epoch."""
-        ...
-
-    @property
-    def keep(self) -> RowFilter:
-        """Which rows are in them."""
         ...
 
     def chunk(self, seed: int, epoch: int, index: int) -> Chunk:
@@ -90,12 +91,7 @@ class LiveChunks:
     ) -> None:
         self.lm, self.windows, self.sites, self.lm_batch = lm, windows, tuple(dict.fromkeys(sites)), lm_batch
         self.per_chunk = min(len(windows), max(1, chunk_rows // windows.context))
-        self._keep = RowFilter.measure(lm, windows, self.sites)
-
-    @property
-    def keep(self) -> RowFilter:
-        """Measured on the first windows."""
-        return self._keep
+        self.keep = RowFilter.measure(lm, windows, self.sites)
 
     def __len__(self) -> int:
         return len(self.windows) // self.per_chunk
@@ -105,12 +101,14 @@ class LiveChunks:
         order = permutation(len(self.windows), seed, epoch)
         numbers = order[index * self.per_chunk : (index + 1) * self.per_chunk].sort().values
         size, n, not_finite = len(numbers) * self.windows.context, 0, 0
-        rows = {site: self._buffer(size, site) for site in self.sites}
+        # filled in place: no second copy of the chunk ever exists
+        like = {"dtype": self.lm.dtype, "device": self.lm.device}
+        rows = {site: torch.empty(size, self.lm.info.check(site), **like) for site in self.sites}
         positions = torch.empty(size, dtype=torch.int64, device=self.lm.device)
         for part in numbers.split(self.lm_batch):
             tokens = torch.from_numpy(self.windows[part.numpy()]).to(self.lm.device)
             read = self.lm.read(tokens, self.sites)
-            keep, bad = self._keep.sort(tokens, read)
+            keep, bad = self.keep.sort(tokens, read)
             end, not_finite = n + int(keep.sum()), not_finite + int(bad.sum())
             for site in self.sites:
                 rows[site][n:end] = read[site][keep]
@@ -121,12 +119,8 @@ class LiveChunks:
         refuse_not_finite(counts, self.sites, self.lm)
         return Chunk({site: buffer[:n] for site, buffer in rows.items()}, positions[:n], counts)
 
-    def _buffer(self, rows: int, site: Site) -> Tensor:
-        # filled in place: no second copy of the chunk ever exists
-        return torch.empty(rows, self.lm.info.check(site), dtype=self.lm.dtype, device=self.lm.device)
 
-
-def _aside(device: torch.device, make: Callable[[int, int], T], epoch: int, index: int) -> T:
+def _aside(device: torch.device, make: Callable[[int, int], Ordered], epoch: int, index: int) -> Ordered:
     """`make(epoch, index)` in a thread; on a GPU in a CUDA stream of its own, or it would queue behind training.
 
     The stream first waits for what training has queued, which may still read the memory of the chunk before the last.
@@ -154,9 +148,9 @@ class ActivationStream(Iterator[Batch]):
         self.chunks, self.batch, self.seed = chunks, batch, seed
         self.epoch = self.index = self.next_batch = 0
         self.counts = RowCounts()
-        self._current: tuple[Chunk, Tensor] | None = None
+        self._current: Ordered | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="activations") if ahead else None
-        self._next: tuple[tuple[int, int], Future[tuple[Chunk, Tensor]]] | None = None
+        self._next: tuple[tuple[int, int], Future[Ordered]] | None = None
 
     def __next__(self) -> Batch:
         if self._current is None:
@@ -196,7 +190,7 @@ class ActivationStream(Iterator[Batch]):
     def _after(self, epoch: int, index: int) -> tuple[int, int]:
         return (epoch, index + 1) if index + 1 < len(self.chunks) else (epoch + 1, 0)
 
-    def _make(self, epoch: int, index: int) -> tuple[Chunk, Tensor]:
+    def _make(self, epoch: int, index: int) -> Ordered:
         chunk = self.chunks.chunk(self.seed, epoch, index)
         if len(chunk.positions) < self.batch:
             raise MatryoshkaError(
@@ -206,7 +200,7 @@ class ActivationStream(Iterator[Batch]):
         order = permutation(len(chunk.positions), self.seed, epoch, index, 1)
         return chunk, order.to(chunk.positions.device)
 
-    def _begin(self) -> tuple[Chunk, Tensor]:
+    def _begin(self) -> Ordered:
         """The chunk at the current place; the one after it is started if reading ahead."""
         place = (self.epoch, self.index)
         made = self._next[1].result() if self._next and self._next[0] == place else self._make(*place)

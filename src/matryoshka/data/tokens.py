@@ -13,10 +13,9 @@ HASH/  meta.json  train.bin  train.documents.npy  held_out.bin  held_out.documen
 import hashlib
 import json
 import logging
-import shutil
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,19 +24,12 @@ from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from matryoshka.data.documents import (
-    check_source,
-    documents,
-    few_plain_texts,
-    is_local,
-    source_files,
-    source_fingerprint,
-)
+from matryoshka.data.documents import check_source, documents, few_plain_texts, source_files, source_fingerprint
 from matryoshka.data.encoding import encoded, tokenizer_fingerprint
 from matryoshka.data.sections import TextConfig
 from matryoshka.errors import MatryoshkaError, did_you_mean
-from matryoshka.files import cache_dir, sweep, sync, temporary, write_text
-from matryoshka.progress import Progress, progress_bar, silent
+from matryoshka.files import cache_dir, checksum, replaced_folder, sweep, write_text
+from matryoshka.progress import Progress, progress_bar
 
 FORMAT = 2
 PROVED = "proved.json"
@@ -74,7 +66,11 @@ class Windows:
         self._stride = self.context - (self.bos is not None)
         n = tokens.meta.tokens[split]
         if n < self._stride:
-            raise MatryoshkaError(_too_few(split, n, self.context, self._stride))
+            more = "lower text.held_out" if split == "train" else "raise text.held_out"
+            raise MatryoshkaError(
+                f"the {split} split has {n:,} tokens, but a window of text.context = {self.context} needs"
+                f" {self._stride:,}: lower text.context, {more}, or bring more text"
+            )
         dtype = np.dtype(tokens.meta.dtype).newbyteorder("<")
         stream = np.memmap(tokens.folder / f"{split}.bin", dtype, mode="r")
         whole = n // self._stride
@@ -102,25 +98,21 @@ class Windows:
 class Tokens:
     """A folder that `tokenise` wrote, cut into windows of `context` tokens; `bos`, if any, begins each.
 
-    `hash` is of these tokens, `text_hash` of the text, however far it was read.
+    `hash` is of these tokens, `text_hash` of the text, however far it was read. Raises MatryoshkaError for a folder
+    that is damaged or none of ours.
     """
 
-    def __init__(self, folder: Path, meta: Meta, context: int, bos: int | None) -> None:
+    def __init__(self, folder: Path, context: int, bos: int | None) -> None:
+        meta = _read_meta(folder)
         if context < 2:
             raise MatryoshkaError(f"text.context = {context}: a window needs at least 2 tokens")
         self.folder, self.hash, self.meta, self.context, self.bos = folder, folder.name, meta, context, bos
         self.text_hash = _hash(meta.model_dump(include={"source", "tokenizer", "separator", "config"}), OF_TEXT)
 
-    @classmethod
-    def open(cls, folder: Path, context: int, bos: int | None) -> "Tokens":
-        """Refuses a folder that is damaged or none of ours, in a MatryoshkaError."""
-        return cls(Path(folder), _read_meta(Path(folder)), context, bos)
-
     def windows(self, split: Split) -> Windows:
         """The whole windows of `train` or `held_out`; a last part shorter than a window is left out.
 
-        Raises:
-            MatryoshkaError: the split has fewer tokens than one window needs.
+        Raises MatryoshkaError if the split has fewer tokens than one window needs.
         """
         if split not in SPLITS:
             raise MatryoshkaError(f"tokens have no split {split!r}{did_you_mean(split, SPLITS)}")
@@ -137,23 +129,12 @@ def is_held_out(text: str, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def tokenise(
-    config: TextConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    bos: int | None,
-    separator: int | None,
-    progress: bool = True,
-) -> Tokens:
+def tokenise(config: TextConfig, tokenizer: PreTrainedTokenizerBase, bos: int | None, separator: int | None) -> Tokens:
     """The tokens of a text, made unless they lie in the cache already.
 
-    Args:
-        tokenizer: a fast tokenizer; special tokens spelt out in a document are read as ordinary text.
-        bos: token id set before each window when it is read.
-        separator: token id written before each document.
-        progress: show how far it is.
-
-    Raises:
-        MatryoshkaError: whatever `documents` refuses, or a tokenizer without a fast backend.
+    `tokenizer`: a fast one; special tokens spelt out in a document are read as ordinary text. `bos`: token id set
+    before each window when it is read. `separator`: token id written before each document. Raises MatryoshkaError for
+    whatever `documents` refuses, or a tokenizer without a fast backend.
     """
     check_source(config)
     made_of = {
@@ -165,14 +146,17 @@ def tokenise(
     folder = cache_dir() / "tokens" / _hash(made_of, DECISIVE)
     if folder.exists():
         try:
-            return Tokens.open(folder, config.context, bos)
+            return Tokens(folder, config.context, bos)
         except MatryoshkaError as damage:
             _log.warning("%s: tokenising again", damage)
-    if is_local(config.source) and few_plain_texts(source_files(config.source)):
+    if few_plain_texts(source_files(config.source)):
         _log.warning("%s: few plain texts, so each is read as documents of whole paragraphs", config.source)
-    with _published(folder) as new, progress_bar("tokenising") if progress else nullcontext(silent) as tell:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent)
+    # another process may have been first: the same name means the same tokens, and a reader may be opening them
+    with replaced_folder(folder, stays=_is_whole) as new, progress_bar("tokenising") as tell:
         _write(new, config, tokenizer, made_of, tell)
-    return Tokens.open(folder, config.context, bos)
+    return Tokens(folder, config.context, bos)
 
 
 def _hash(made_of: Mapping[str, Any], fields: Iterable[str]) -> str:
@@ -190,10 +174,9 @@ class _Stream:
         self._file = self.bin.open("wb")
 
     def add(self, ids: Int[np.ndarray, " tokens"]) -> None:
-        data = ids.astype(self.dtype).tobytes()
         self.starts.append(self.tokens)
         self.tokens += len(ids)
-        self._file.write(data)
+        self._file.write(ids.astype(self.dtype).tobytes())
 
     def close(self) -> None:
         self._file.close()
@@ -201,11 +184,7 @@ class _Stream:
 
 
 def _write(
-    folder: Path,
-    config: TextConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    made_of: dict[str, Any],
-    progress: Progress,
+    folder: Path, config: TextConfig, tokenizer: PreTrainedTokenizerBase, made_of: dict[str, Any], progress: Progress
 ) -> None:
     """Fill `folder` with the tokens of the text and their meta.json."""
     separator = made_of["separator"]
@@ -233,40 +212,11 @@ def _write(
         tokens={split: stream.tokens for split, stream in streams.items()},
         documents={split: len(stream.starts) for split, stream in streams.items()},
         bytes={file.name: file.stat().st_size for file in files},
-        sha256={file.name: _checksum(file) for file in files},
+        sha256={file.name: checksum(file) for file in files},
         **made_of,
     )
     (folder / "meta.json").write_text(meta.model_dump_json(indent=2), encoding="utf-8")
     (folder / PROVED).write_text(json.dumps(_stamps(folder, meta)), encoding="utf-8")
-
-
-@contextmanager
-def _published(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill, renamed to `folder` at the end; discarded if another process was first.
-
-    Unlike `files.replaced_folder` it leaves a whole folder that came to lie there alone: the same name
-    means the same tokens, and a reader may be opening them.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep(folder.parent)
-    new, old = temporary(folder, "new"), temporary(folder, "old")
-    new.mkdir()
-    try:
-        yield new
-        for file in [*new.iterdir(), new]:
-            sync(file)
-        try:
-            new.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-            if _is_damaged(folder):
-                folder.rename(old)
-                new.rename(folder)
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_meta(folder: Path) -> Meta:
@@ -297,7 +247,7 @@ def _prove(folder: Path, meta: Meta) -> None:
     if proved == stamps:
         return
     for name, expected in meta.sha256.items():
-        if _checksum(folder / name) != expected:
+        if checksum(folder / name) != expected:
             raise MatryoshkaError(f"{folder / name}: damaged tokens: not what was written, its checksum differs")
     with suppress(OSError):  # a cache that this user may only read is proved each time
         write_text(folder / PROVED, json.dumps(stamps))
@@ -308,22 +258,9 @@ def _stamps(folder: Path, meta: Meta) -> dict[str, list[int]]:
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
-def _checksum(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _is_damaged(folder: Path) -> bool:
+def _is_whole(folder: Path) -> bool:
     try:
         _read_meta(folder)
     except MatryoshkaError:
-        return True
-    return False
-
-
-def _too_few(split: Split, tokens: int, context: int, needed: int) -> str:
-    more = "lower text.held_out" if split == "train" else "raise text.held_out"
-    return (
-        f"the {split} split has {tokens:,} tokens, but a window of text.context = {context} needs {needed:,}:"
-        f" lower text.context, {more}, or bring more text"
-    )
+        return False
+    return True

@@ -1,24 +1,22 @@
 """Where a run's numbers go: metrics.jsonl always, W&B and TensorBoard when asked, a progress bar for the person."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from rich import progress
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 from matryoshka.errors import MatryoshkaError, first_line
 from matryoshka.files import parse_json, write_bytes
+from matryoshka.run import Run
+from matryoshka.training.plan import Plan
+from matryoshka.training.recipe import Config
 
 Record = dict[str, Any]
 logger = logging.getLogger("matryoshka")
@@ -82,29 +80,32 @@ class Wandb:
             "resume": "allow",
         }  # fmt: skip
         self._run = None
-        try:
+        with _failing("W&B cannot start (%s); logging to it offline instead"):
             self._run = wandb.init(**options)
-        except Exception as error:  # whatever W&B raises, training goes on
-            logger.warning("W&B cannot start (%s); logging to it offline instead", first_line(error))
-            try:
+        if self._run is None:
+            with _failing("W&B fails offline too (%s); metrics.jsonl goes on"):
                 self._run = wandb.init(**options, mode="offline")
-            except Exception as again:
-                logger.warning("W&B fails offline too (%s); metrics.jsonl goes on", first_line(again))
 
     def write(self, record: Record) -> None:
-        if self._run is not None:
-            try:
-                self._run.log(_flat(record), step=record["step"])
-            except Exception as error:
-                logger.warning("W&B failed (%s); the run goes on without it", first_line(error))
-                self._run = None
+        run, self._run = self._run, None
+        if run is not None:
+            with _failing("W&B failed (%s); the run goes on without it"):
+                run.log(_flat(record), step=record["step"])
+                self._run = run
 
     def close(self) -> None:
         if self._run is not None:
-            try:
+            with _failing("W&B failed at the end (%s)"):
                 self._run.finish()
-            except Exception as error:
-                logger.warning("W&B failed at the end (%s)", first_line(error))
+
+
+@contextmanager
+def _failing(message: str) -> Iterator[None]:
+    """Whatever W&B raises becomes a warning, and training goes on."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning(message, first_line(error))
 
 
 class TensorBoard:
@@ -133,57 +134,53 @@ def _flat(record: Record) -> dict[str, float]:
     return flat
 
 
-class _TwoLines(Progress):
-    """The bar, and below it the numbers: on one line they would not fit a narrow terminal."""
+def open_sinks(run: Run, config: Config, plan: Plan, start: int, coders: int) -> list[Sink]:
+    """Where one of `coders` coders logs to, from step `start` on."""
+    member = run.member(plan.label)
+    sinks: list[Sink] = [JsonLines(member.metrics, start)]
+    if config.log.wandb:
+        name = run.path.name if coders == 1 else f"{run.path.name}/{plan.label}"
+        group = run.path.name if coders > 1 else None
+        settings = {**config.model_dump(mode="json"), "coder": plan.section.model_dump(mode="json")}
+        identity = hashlib.sha256(run.provenance.read_bytes() + plan.label.encode()).hexdigest()[:16]
+        sinks.append(Wandb(config.log.wandb, name, group, settings, member.path, identity))
+    if config.log.tensorboard:
+        sinks.append(TensorBoard(member.path / "tensorboard"))
+    return sinks
 
-    numbers = ""
 
-    def get_renderables(self) -> Iterator[RenderableType]:
-        yield self.make_tasks_table(self.tasks)
-        yield Text(self.numbers)
-
-
-class ProgressBar:
+class ProgressBar(progress.Progress):
     """Loss, L0, FVU of the first and the full prefix, dead share, tokens/s and time left; where there is no terminal, a
     line now and then."""
 
     LINES = 10  # in a log file: so many lines a run
+    numbers = ""
 
     def __init__(self, steps: int, start: int, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
         self.steps, self._printed = steps, start
-        self._bar = _TwoLines(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self._task = self._bar.add_task("training", total=steps, completed=start)
+        console = console or Console(stderr=True)
+        clock = (progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn())
+        counts = (progress.TextColumn("training"), progress.BarColumn(), progress.MofNCompleteColumn())
+        super().__init__(*counts, *clock, console=console, disable=not console.is_terminal)
+        self._task = self.add_task("training", total=steps, completed=start)
 
-    def __enter__(self) -> "ProgressBar":
-        self._bar.start()
-        return self
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bar, and below it the numbers: on one line they would not fit a narrow terminal."""
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.numbers)
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def advance(self, step: int) -> None:
+    def reach(self, step: int) -> None:
         """`step` steps are done."""
-        self._bar.update(self._task, completed=step)
+        self.update(self._task, completed=step)
 
     def show(self, step: int, records: Sequence[Record]) -> None:
         """New numbers: of the only coder, or the means over several."""
         mean = {name: sum(r[name] for r in records) / len(records) for name in ("loss", "l0", "dead")}
         first, full = (sum(r["fvu"][i] for r in records) / len(records) for i in (0, -1))
-        numbers = (
+        self.numbers = (
             f"loss {mean['loss']:.4g}  L0 {mean['l0']:.1f}  FVU {first:.3f} → {full:.3f}"
             f"  dead {mean['dead']:.1%}  {records[0]['tokens_per_second']:,.0f} tokens/s"
         )
-        self._bar.numbers = numbers
         if not self.console.is_terminal and ((step - self._printed) * self.LINES >= self.steps or step == self.steps):
             self._printed = step
-            self.console.print(f"step {step}/{self.steps}  {numbers}", highlight=False, soft_wrap=True)
+            self.console.print(f"step {step}/{self.steps}  {self.numbers}", highlight=False, soft_wrap=True)

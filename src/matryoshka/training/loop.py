@@ -5,78 +5,69 @@ writes a checkpoint. What differs between coders (sites, widths, k, seeds) is in
 list of one. Ctrl-C and SIGTERM save and stop after the current step; a NaN or Inf stops with the facts.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack, closing, contextmanager
+from itertools import chain
 from types import FrameType
-from typing import Any
 
-from matryoshka.data.stream import ActivationStream
 from matryoshka.errors import Interrupted, MatryoshkaError
+from matryoshka.run import Run
 from matryoshka.training import checkpoint
-from matryoshka.training.log import ProgressBar, Record, Sink
+from matryoshka.training.log import ProgressBar, Record, Sink, open_sinks
 from matryoshka.training.optim import learning_rate
 from matryoshka.training.recipe import Config
+from matryoshka.training.session import Learned, Session
 from matryoshka.training.trainee import Trainee
 
-Evaluate = Callable[[Sequence[Trainee]], list[Record]]
+Evaluate = Callable[[Sequence[Learned]], list[Record]]
 """Held-out numbers of each coder; `fvu` (one for each prefix) among them."""
 
 
-def train(
-    config: Config,
-    trainees: Sequence[Trainee],
-    stream: ActivationStream,
-    checkpoints: Path,
-    sinks: Sequence[Sequence[Sink]],
-    evaluate: Evaluate,
-    keep_best: Callable[[Trainee, int], None],
-    state: dict[str, Any],
-) -> None:
-    """Train from `state` (`{"step": 0, "best": {}}`, or a checkpoint's) to the last step, and save there.
+def train(session: Session, run: Run, evaluate: Evaluate) -> None:
+    """Train from the session's state to the last step, and save each coder in its member of `run`.
 
-    `sinks` are each trainee's; `keep_best` is called with a trainee whose held-out FVU has improved, and the steps
-    done. Raises Interrupted after a signal, MatryoshkaError when a loss is not finite.
+    Raises Interrupted after a signal, MatryoshkaError when a loss is not finite.
     """
-    training, steps, start = config.training, config.steps, state["step"]
-    best: dict[str, float] = state["best"]
-
-    def due(done: int, every: int) -> bool:
-        return done % every == 0 or done == steps
-
+    config, trainees, stream, best = session.config, session.trainees, session.stream, session.state["best"]
+    steps, start = config.steps, session.state["step"]
+    intervals = (config.log.every, config.training.evaluate_every, config.training.checkpoint_every)
     with ExitStack() as stack:
+        sinks = [open_sinks(run, config, trainee.plan, start, len(trainees)) for trainee in trainees]
+        for part in (*chain.from_iterable(sinks), stream):
+            stack.enter_context(closing(part))
         received = stack.enter_context(_signals())
         bar = stack.enter_context(ProgressBar(steps, start))
         pace = _Pace(start)
         for step in range(start, steps):
             batch, done = next(stream), step + 1
+            log, watch, save = (done % every == 0 or done == steps for every in intervals)
             for trainee in trainees:
-                trainee.step(batch, step, measure=due(done, config.log.every))
-
-            if due(done, config.log.every):
-                _check_finite(trainees, stream, checkpoints)
-                length = done - step // config.log.every * config.log.every
+                trainee.step(batch, step, measure=log)
+            if log or watch:
+                _check_finite(session, run)
+            if log:
                 rate = config.training.batch * pace.steps_a_second(done)
-                records = [_record(config, trainee, step, length, rate) for trainee in trainees]
+                records = [_record(config, trainee, step, rate) for trainee in trainees]
                 _write(sinks, records)
                 bar.show(done, records)
-            if due(done, training.evaluate_every):
-                _check_finite(trainees, stream, checkpoints)
+            if watch:
                 with pace.paused():
-                    held_out = evaluate(trainees)
+                    held_out = evaluate([session.learned(trainee) for trainee in trainees])
                     _write(sinks, [{"step": done, "held_out": True, **record} for record in held_out])
-                    for trainee in _improved(trainees, held_out, best):
-                        keep_best(trainee, done)
-            if due(done, training.checkpoint_every) or received:
-                _check_finite(trainees, stream, checkpoints)
+                    _keep_best(session, run, done, held_out)
+            if save or received:
+                _check_finite(session, run)
                 with pace.paused():
-                    checkpoint.save(checkpoints, done, trainees, {"best": best, "stream": stream.state_dict()})
+                    checkpoint.save(run.checkpoints, done, trainees, {"best": best, "stream": stream.state_dict()})
             if received and done < steps:
-                go_on = f"to go on: matryoshka resume {checkpoints.parent}"
+                go_on = f"to go on: matryoshka resume {run.path}"
                 raise Interrupted(f"stopped at step {done} of {steps}, saved; {go_on}", received[0])
-            bar.advance(done)
+            bar.reach(done)
+    for trainee in trainees:
+        session.save(trainee, steps, run.member(trainee.plan.label).coder)
 
 
 class _Pace:
@@ -100,24 +91,24 @@ class _Pace:
             self._clock += time.monotonic() - began
 
 
-def _improved(trainees: Sequence[Trainee], held_out: Sequence[Record], best: dict[str, float]) -> list[Trainee]:
-    """Those whose held-out FVU is the lowest so far; `best` is brought up to date."""
-    improved = []
-    for trainee, record in zip(trainees, held_out, strict=True):
-        if record["fvu"][-1] < best.get(trainee.plan.label, float("inf")):
-            best[trainee.plan.label] = record["fvu"][-1]
-            improved.append(trainee)
-    return improved
+def _keep_best(session: Session, run: Run, done: int, held_out: Sequence[Record]) -> None:
+    """Save those whose held-out FVU is the lowest so far."""
+    best = session.state["best"]
+    for trainee, record in zip(session.trainees, held_out, strict=True):
+        label, fvu = trainee.plan.label, record["fvu"][-1]
+        if fvu < best.get(label, math.inf):
+            best[label] = fvu
+            session.save(trainee, done, run.member(label).best)
 
 
-def _record(config: Config, trainee: Trainee, step: int, length: int, rate: float) -> Record:
-    """What metrics.jsonl says of the `length` steps that end with `step` (0-based)."""
-    tokens = config.training.batch
+def _record(config: Config, trainee: Trainee, step: int, rate: float) -> Record:
+    """What metrics.jsonl says of the log interval that ends with `step` (0-based)."""
+    tokens, every = config.training.batch, config.log.every
     return {
         "step": step + 1,
         "tokens": (step + 1) * tokens,
         "lr": learning_rate(step, config.steps, config.training),
-        **trainee.report(length),
+        **trainee.report(step % every + 1),
         "tokens_per_second": rate,
     }
 
@@ -128,18 +119,18 @@ def _write(sinks: Sequence[Sequence[Sink]], records: Sequence[Record]) -> None:
             sink.write(record)
 
 
-def _check_finite(trainees: Sequence[Trainee], stream: ActivationStream, checkpoints: Path) -> None:
+def _check_finite(session: Session, run: Run) -> None:
     """Stop with the facts if any step's loss or gradient was NaN or Inf. The last good checkpoint is never touched."""
-    for trainee in trainees:
+    for trainee in session.trainees:
         if (bad := trainee.bad_step.item()) >= 0:
             try:
-                good = f"the last good checkpoint is {checkpoint.latest(checkpoints)}"
+                good = f"the last good checkpoint is {checkpoint.latest(run.checkpoints)}"
             except MatryoshkaError:
                 good = "there is no checkpoint before it"
-            place = stream.state_dict()
+            stream = session.stream
             raise MatryoshkaError(
                 f"{trainee.plan.label}: the loss or its gradient is not finite at step {int(bad) + 1}"
-                f" (epoch {place['epoch']}, chunk {place['index']}, before batch {place['next_batch']}); {good};"
+                f" (epoch {stream.epoch}, chunk {stream.index}, before batch {stream.next_batch}); {good};"
                 " try a smaller training.lr, or model.dtype float32"
             )
 

@@ -1,10 +1,5 @@
 """What a configuration means for one language model: a plan for each coder, or one line on why it cannot be.
 
-    plan      config + the model's sizes → plans; wrong sites, widths and sizes end here
-    check     the same from the model's configuration files; sources that cannot be read end here too
-    resolve   what the config left open (model revision, tokens to read from the hub), so that it can be re-run
-    default_folder   where the run lies if nobody says
-
 Nothing is loaded or written for any of it.
 """
 
@@ -78,15 +73,16 @@ def _short(value: object) -> str:
 
 
 def check(config: Config) -> tuple[ModelInfo, list[Plan]]:
-    """The language model's sizes and the coders planned on it, from configuration files alone."""
+    """The language model's sizes and the coders planned on it, from configuration files alone; a text that cannot be
+    read is refused too."""
     check_source(config.text)
     info = describe(config.model.name, config.model.revision)
     return info, plan(config, info)
 
 
 def resolve(config: Config, info: ModelInfo) -> Config:
-    """`config` with the model's revision pinned, paths that hold from any folder, and a text read only as far as this
-    run needs (the bundled one, which is small, to its end)."""
+    """`config` so that it can be re-run: with the model's revision pinned, paths that hold from any folder, and a text
+    read only as far as this run needs (the bundled one, which is small, to its end)."""
     model: dict[str, Any] = {"revision": info.revision}
     if info.folder is not None:
         model["name"] = _absolute(config.model.name)

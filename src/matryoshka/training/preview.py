@@ -1,4 +1,4 @@
-"""What a run will be, said before it starts: where it lies, its coders, and what it takes.
+"""What a run will be, said before it starts: where it lies, its coders, and what it takes of memory, disk and time.
 
 Everything that can be refused without loading weights is refused here, and the first documents are read. The time is an
 estimate from this machine's own speed at a product of matrices and at moving memory, and good to a factor of two or so.
@@ -16,16 +16,28 @@ from matryoshka.data.documents import documents
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import cache_dir, refuse_unwritable
 from matryoshka.lm.info import ModelInfo, shape
-from matryoshka.lm.model import resolve_device
+from matryoshka.lm.model import DTYPES, resolve_device
+from matryoshka.lm.sites import Site
 from matryoshka.run import Run
-from matryoshka.training.memory import FLOAT, Item, needed
-from matryoshka.training.plan import Plan, check, default_folder, resolve
+from matryoshka.training.plan import Plan, check, chunk_rows, default_folder, resolve
 from matryoshka.training.recipe import Config
+from matryoshka.training.session import reads_ahead
 
+FLOAT = 4
+LIBRARIES = 900_000_000
+"""Python, torch, transformers, pyarrow and what malloc keeps, which differs by some 100 MB from run to run."""
 DOCUMENTS = 8
 """That are read."""
 PASSES = 12
 """Over a coder's weights in one step: gradients, norm, Adam, unit rows."""
+
+
+class Item(NamedTuple):
+    """One line of what is held in memory."""
+
+    name: str
+    bytes: int
+    detail: str
 
 
 class Preview(NamedTuple):
@@ -43,12 +55,12 @@ class Preview(NamedTuple):
     memory: Sequence[Item]
 
 
-def preview(config: Config, out: Path | None = None, overwrite: bool = False) -> Preview:
-    """The run that `config` would make in `out`. Raises MatryoshkaError for what training would refuse, as far as that
-    can be told without weights."""
+def preview(config: Config, out: str | Path | None = None, overwrite: bool = False) -> Preview:
+    """What `train` with these arguments would do and take; loads no weights, and writes nothing. Raises MatryoshkaError
+    for what training would refuse, as far as that can be told without weights."""
     info, plans = check(config)
     resolved = resolve(config, info)
-    path = out or default_folder(resolved, info, plans)
+    path = Path(out) if out else default_folder(resolved, info, plans)
     Run.refuse_existing(path, overwrite)
     refuse_unwritable(cache_dir())
     if not list(islice(documents(config.text), DOCUMENTS)):
@@ -62,7 +74,7 @@ def _seconds(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> float:
     """Products of the language model up to the last site that is read and of the encoders, passes over the weights."""
     products_a_second, bytes_a_second = _speed(resolve_device(config.model.device))
     tokens = config.steps * config.training.batch
-    depth = (1 + max(site.layer for plan in plans for site in plan.wiring.sites)) / info.n_layers
+    depth = (1 + max(site.layer for site in _sites(plans))) / info.n_layers
     lm = 2 * depth * (shape(info).parameters - info.d_vocab * info.d_model) * tokens
     weights = sum(plan.coder.d_sae * (plan.coder.d_in + plan.coder.d_out) for plan in plans)
     encoders = 2 * sum(plan.coder.d_sae * plan.coder.d_in for plan in plans) * tokens
@@ -85,7 +97,53 @@ def _speed(device: torch.device, size: int = 1024, rounds: int = 5) -> tuple[flo
 def _disk(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> int:
     weights = FLOAT * sum(plan.coder.d_sae * (plan.coder.d_in + plan.coder.d_out + 1) for plan in plans)
     tokens = FLOAT * (config.text.limit or 0)
-    sites = {site for plan in plans for site in plan.wiring.sites}
-    rows = FLOAT * sum(info.check(site) for site in sites) + 8
+    rows = FLOAT * sum(info.check(site) for site in _sites(plans)) + 8
     cached = config.steps * config.training.batch * rows if config.activations.cache else 0
     return 3 * 3 * weights + 2 * weights + tokens + cached
+
+
+def needed(config: Config) -> list[Item]:
+    """What training `config` would hold in memory: upper bounds, from shapes alone. Raises MatryoshkaError for what
+    cannot be trained."""
+    info, plans = check(config)
+    device, lm = resolve_device(config.model.device), shape(info)
+    if config.model.dtype == "auto":
+        itemsize = torch.float32.itemsize if device.type == "cpu" else lm.bytes_a_parameter
+    else:
+        itemsize = DTYPES[config.model.dtype].itemsize
+    tokens = config.activations.lm_batch * config.text.context
+    attention = config.activations.lm_batch * lm.n_heads * config.text.context**2 * FLOAT
+    forward = tokens * (6 * info.d_model + 3 * lm.d_mlp) * itemsize + 2 * attention
+    logits = 5 * 4 * config.text.context * info.d_vocab * FLOAT  # evaluation: four windows; clean, spliced, products
+    weights = sum(_parameters(plan) for plan in plans) * FLOAT
+    row = sum(info.check(site) for site in _sites(plans)) * itemsize + 16
+    rows, chunks = chunk_rows(config), 2 if reads_ahead(device) else 1
+    step = max(_step(config, plan) for plan in plans)
+    return [
+        Item("language model", lm.parameters * itemsize, f"{lm.parameters:,} parameters"),
+        Item("its forward pass", max(forward, logits), f"{tokens:,} tokens at once; logits in evaluation"),
+        Item("activations", chunks * rows * row, f"{chunks} × {rows:,} rows"),
+        Item("coders", weights, f"{weights // FLOAT:,} parameters, float32"),
+        Item("gradients", weights, ""),
+        Item("optimiser", 2 * weights, "Adam's two moments"),
+        Item("step buffers", step, f"{config.training.batch:,} tokens a step"),
+        Item("libraries", LIBRARIES, "Python, torch, transformers, pyarrow"),
+    ]
+
+
+def _parameters(plan: Plan) -> int:
+    c = plan.coder
+    skip = c.d_in * c.d_out if c.skip else 0
+    return c.d_sae * (c.d_in + c.d_out + 1) + c.d_out + skip + (c.d_sae if c.activation.kind == "jumprelu" else 0)
+
+
+def _step(config: Config, plan: Plan) -> int:
+    c, batch = plan.coder, config.training.batch
+    pre = 1.5 * batch * c.d_sae * FLOAT  # pre-activations, and what selects among them
+    nested = 4 * len(c.widths) * batch * c.d_out * FLOAT
+    aux = 5 * batch * c.d_sae * FLOAT  # at worst every latent is dead: their dense coder, forward and backward
+    return int(pre) + nested + aux + _parameters(plan) * FLOAT  # one copy of weights in low precision, one being made
+
+
+def _sites(plans: Sequence[Plan]) -> set[Site]:
+    return {site for plan in plans for site in plan.wiring.sites}

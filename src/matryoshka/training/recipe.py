@@ -62,9 +62,7 @@ class CoderSection(Section):
     """Site, or sites, to reconstruct; none: what is read (an SAE)."""
     d_sae: Annotated[Count, Field(lt=2**31)]
     """Latents in the dictionary."""
-    widths: tuple[WholeOrShare, ...] = (
-        1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0,
-    )  # fmt: skip
+    widths: tuple[WholeOrShare, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     """Nested prefixes, ascending to d_sae: numbers of latents, or fractions of d_sae (with a decimal point)."""
     random_widths: bool = False
     """Draw as many prefixes anew each step from a Pareto(0.5) distribution; `widths` are then what is reported."""

@@ -1,27 +1,29 @@
-"""One session of training: the parts are opened, the loop runs, the trained coders are saved."""
+"""One session of training: from a configuration and its plans to what trains, and from that to saved coders."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from matryoshka.coder.coder import SparseCoder
+from matryoshka.data import cache
 from matryoshka.data.rowfilter import RowFilter
-from matryoshka.data.stream import ActivationStream
-from matryoshka.data.tokens import Tokens
-from matryoshka.lm.model import LanguageModel
+from matryoshka.data.stream import ActivationStream, LiveChunks
+from matryoshka.data.tokens import Tokens, tokenise
+from matryoshka.lm.model import LanguageModel, load
 from matryoshka.lm.sites import Wiring
-from matryoshka.run import Run
+from matryoshka.progress import progress_bar
 from matryoshka.training import checkpoint
 from matryoshka.training.allocator import keep_freed_memory
-from matryoshka.training.cards import card
-from matryoshka.training.log import Record
-from matryoshka.training.loop import train
-from matryoshka.training.plan import Plan
+from matryoshka.training.plan import Plan, chunk_rows
+from matryoshka.training.provenance import card
 from matryoshka.training.recipe import Config
-from matryoshka.training.setup import calibrate, new_trainees, open_lm, open_sinks, open_stream, open_tokens
 from matryoshka.training.trainee import Trainee
 
+CALIBRATION_ROWS = 2048
+"""Rows that fix a coder's scales and means, at least: enough that a mean is good to a few per cent of a deviation."""
 Learned = tuple[SparseCoder, Wiring, RowFilter]
 """A coder as it stands, where it belongs, and which rows count for it."""
 
@@ -45,8 +47,9 @@ class Session:
         Raises MatryoshkaError for what training cannot start from.
         """
         keep_freed_memory()
-        lm = open_lm(config.model)
-        tokens = open_tokens(config.text, lm.vocabulary)
+        model = config.model
+        lm = load(model.name, model.revision, model.dtype, model.device)
+        tokens = tokenise(config.text, *lm.vocabulary)
         tokens.windows("held_out")  # refused now if there are none
         stream = open_stream(config, lm, tokens, plans)
         trainees = new_trainees(config, plans, lm.device)
@@ -58,29 +61,61 @@ class Session:
             calibrate(trainees, stream)
         return cls(config, lm, tokens, stream, trainees, state)
 
-    def train(self, run: Run, evaluate: Callable[[Sequence[Learned]], list[Record]]) -> None:
-        """Train to the end, and save each coder in its member of `run`. `evaluate`: held-out numbers of coders, their
-        wirings and the rows that count for each."""
-        config, stream, keep = self.config, self.stream, self.stream.chunks.keep
-        plans = [trainee.plan for trainee in self.trainees]
-        sinks = [open_sinks(run, config, plan, self.state["step"], len(plans)) for plan in plans]
+    def learned(self, trainee: Trainee) -> Learned:
+        """What it has learned so far: what is measured."""
+        wiring = trainee.plan.wiring
+        return trainee.folded(), wiring, self.stream.chunks.keep.only(wiring.sites)
 
-        def watch(trainees: Sequence[Trainee]) -> list[Record]:
-            return evaluate([(t.folded(), t.plan.wiring, keep.only(t.plan.wiring.sites)) for t in trainees])
+    def save(self, trainee: Trainee, steps: int, folder: Path) -> None:
+        """Save its coder, with the card of what it is after `steps` steps."""
+        coder, _, keep = self.learned(trainee)
+        coder.card = card(trainee, self.config, self.lm, self.tokens, keep, self.stream.counts, steps)
+        coder.save(folder)
 
-        def save(trainee: Trainee, steps: int, folder: Path) -> None:
-            coder = trainee.folded()
-            coder.card = card(trainee, config, self.lm, self.tokens, keep, stream.counts, steps)
-            coder.save(folder)
 
-        def keep_best(trainee: Trainee, steps: int) -> None:
-            save(trainee, steps, run.member(trainee.plan.label).best)
+def open_stream(config: Config, lm: LanguageModel, tokens: Tokens, plans: Sequence[Plan]) -> ActivationStream:
+    """Batches for all `plans`: from the live model, or from the cache, which is written first if it is not there."""
+    sites = list(dict.fromkeys(site for plan in plans for site in plan.wiring.sites))
+    live = LiveChunks(lm, tokens.windows("train"), sites, chunk_rows(config), config.activations.lm_batch)
+    folder = config.activations.cache
+    chunks = live if folder is None else _cached(config, folder, live, tokens)
+    return ActivationStream(chunks, config.training.batch, config.training.seed, ahead=reads_ahead(lm.device))
 
-        try:
-            train(config, self.trainees, stream, run.checkpoints, sinks, watch, keep_best, self.state)
-        finally:
-            stream.close()
-            for sink in (sink for of_coder in sinks for sink in of_coder):
-                sink.close()
-        for trainee in self.trainees:
-            save(trainee, config.steps, run.member(trainee.plan.label).coder)
+
+def reads_ahead(device: torch.device) -> bool:
+    """On a GPU the next chunk is made during training; on a CPU both would compete for the same cores."""
+    return device.type == "cuda"
+
+
+def _cached(config: Config, folder: Path, live: LiveChunks, tokens: Tokens) -> cache.CachedChunks:
+    info, seed = live.lm.info, config.training.seed
+    identity = {
+        "model": info.name,
+        "revision": info.revision,
+        "dtype": str(live.lm.dtype).removeprefix("torch."),
+        "tokens": tokens.hash,
+        "context": tokens.context,
+    }
+    if not (folder / "index.json").is_file():
+        usable = live.per_chunk * (live.windows.context - 1) // config.training.batch * config.training.batch
+        count = min(len(live), -(-config.steps * config.training.batch // usable) + 1)
+        with progress_bar(f"caching activations in {folder}") as update:
+            cache.write(live, folder, seed, count, identity, lambda done: update(done, count))
+    return cache.CachedChunks(folder, identity, list(live.sites), live.lm.device)
+
+
+def new_trainees(config: Config, plans: Sequence[Plan], device: torch.device) -> list[Trainee]:
+    """Initialised coders, not yet calibrated."""
+    trainees = []
+    for plan in plans:
+        tied = plan.wiring.reads == plan.wiring.writes
+        coder = SparseCoder(plan.coder).initialise(plan.section.seed, tied)
+        trainees.append(Trainee(plan, coder.to(device), config.training, config.steps))
+    return trainees
+
+
+def calibrate(trainees: Sequence[Trainee], stream: ActivationStream) -> None:
+    """Fix each coder's constants from the first activations of the stream."""
+    first = stream.peek(max(CALIBRATION_ROWS, stream.batch))
+    for trainee in trainees:
+        trainee.calibrate(first)

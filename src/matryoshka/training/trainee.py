@@ -18,7 +18,6 @@ from matryoshka.training.plan import Plan
 from matryoshka.training.recipe import TrainingSection
 
 logger = logging.getLogger("matryoshka")
-AVERAGED = ("loss", "reconstruction", "aux", "sparsity", "gradient_norm")
 
 
 class Terms(NamedTuple):
@@ -30,11 +29,7 @@ class Terms(NamedTuple):
     sparsity: Tensor
 
 
-class Measures(NamedTuple):
-    """Of one batch: FVU of each of the coder's own prefixes, and L0."""
-
-    fvu: Tensor
-    l0: Tensor
+AVERAGED = (*Terms._fields, "gradient_norm")
 
 
 class Trainee(nn.Module):
@@ -54,11 +49,13 @@ class Trainee(nn.Module):
         self.scaling = Scaling(coder.config).to(device, coder.dtype)
         self.optimiser = Adam(coder.parameters(), section)
         self.convention = CONVENTIONS[section.loss]
+        weight = section.aux_coefficient
+        self._aux_weight = self.convention.aux_coefficient if weight is None else weight
         self.dead = DeadLatents(coder.config.d_sae, section.dead_after_tokens, refresh).to(device)
         self.register_buffer("sums", torch.zeros(len(AVERAGED), dtype=torch.float64, device=device))
         self.register_buffer("bad_step", torch.tensor(-1, device=device))
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=_low_precision(section, device))
-        self._measures: Measures | None = None
+        self._measures: dict[str, Tensor] = {}
 
     def calibrate(self, batch: Batch) -> None:
         """Fix the scaling, and start the coder, from the first activations."""
@@ -103,11 +100,6 @@ class Trainee(nn.Module):
             sparsity = section.l0_coefficient * penalty
         return Terms(reconstruction + aux + sparsity, reconstruction, aux, sparsity)
 
-    @property
-    def _aux_weight(self) -> float:
-        given = self.section.aux_coefficient
-        return self.convention.aux_coefficient if given is None else given
-
     def _widths(self, step: int) -> tuple[int, ...]:
         widths = self.coder.widths
         if not self.plan.section.random_widths:
@@ -126,18 +118,19 @@ class Trainee(nn.Module):
         self.bad_step.copy_(torch.where(first, step, self.bad_step))
 
     @torch.no_grad()
-    def _measure(self, forward: Forward) -> Measures:
+    def _measure(self, forward: Forward) -> dict[str, Tensor]:
+        """Of one batch: FVU of each of the coder's own prefixes, and L0."""
         errors = forward.errors
         if self.plan.section.random_widths:  # these teach; what is reported are the fixed widths
             errors = self.coder.errors(forward.latents, forward.x, forward.y, self.coder.widths)[0]
-        return Measures(fvu(errors, forward.y), (forward.latents.values > 0).sum() / len(forward.y))
+        return {"fvu": fvu(errors, forward.y), "l0": (forward.latents.values > 0).sum() / len(forward.y)}
 
     def report(self, every: int) -> dict[str, float | list[float]]:
         """The means of the log interval of `every` steps that ends here, and the measures of its last step."""
-        if self._measures is None:
+        if not self._measures:
             raise RuntimeError("nothing to report: no step was measured")
         values: dict[str, float | list[float]] = dict(zip(AVERAGED, (self.sums / every).tolist(), strict=True))
-        values |= {name: x.tolist() for name, x in self._measures._asdict().items()}
+        values |= {name: x.tolist() for name, x in self._measures.items()}
         values["dead"] = self.dead.now.double().mean().item()
         self.sums.zero_()
         return values
@@ -146,13 +139,10 @@ class Trainee(nn.Module):
 def _low_precision(section: TrainingSection, device: torch.device) -> bool:
     """Whether the encoder's product is bfloat16: where it is configured and the device has such a product, or where
     that is the faster one."""
-    match section.autocast:
-        case "off":
-            return False
-        case "auto":
-            return device.type == "cuda" or (device.type == "cpu" and has_native_bfloat16())
-        case "bfloat16":
-            if device.type == "cpu" and not has_bfloat16_product():
-                logger.warning("training.autocast bfloat16: this processor has no such product; float32 is used")
-                return False
-            return True
+    cpu = device.type == "cpu"
+    if section.autocast == "auto":
+        return device.type == "cuda" or (cpu and has_native_bfloat16())
+    if section.autocast == "bfloat16" and cpu and not has_bfloat16_product():
+        logger.warning("training.autocast bfloat16: this processor has no such product; float32 is used")
+        return False
+    return section.autocast == "bfloat16"
