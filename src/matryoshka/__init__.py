@@ -14,10 +14,16 @@
 Everything is imported when it is first used, so that `import matryoshka` itself is instant.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from matryoshka.version import __version__
+
+# before torch is imported: threads that wait for one another spin, and on a machine that is busy with something else
+# they spin for processors that the others need. So they sleep sooner than libgomp has them (docs/training.md)
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "8000")
 
 if TYPE_CHECKING:
     from matryoshka.api import (

@@ -9,7 +9,8 @@ serve, export_page, figures            to look at
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,6 +129,15 @@ def tokenise(config: TokensConfig) -> Tokens:
     return tokenise_text(config.text, *load_vocabulary(describe(config.model.name, config.model.revision)))
 
 
+@contextmanager
+def _held(runs: Iterable[Run], verb: str) -> Iterator[None]:
+    """No other process does the same to any of these runs meanwhile."""
+    with ExitStack() as stack:
+        for path in dict.fromkeys(run.path.resolve() for run in runs):
+            stack.enter_context(Run(path).held(verb))
+        yield
+
+
 class Evaluated(NamedTuple):
     """What `evaluate` found, and where its report lies."""
 
@@ -159,12 +169,13 @@ def evaluate(
     members = list(dict.fromkeys(member for run in opened for member in run.trained()))
     subjects = [studied(member.coder, text) for member in members]
     scored: list[dict[str, Result]] = [{} for _ in members]
-    for key in dict.fromkeys(subject.key for subject in subjects):
-        together = [i for i, subject in enumerate(subjects) if subject.key == key]
-        setting = Setting(subjects[together[0]], tokens, texts, device)
-        results = measured([members[i] for i in together], setting, names, overwrite)
-        for i, of_member in zip(together, results, strict=True):
-            scored[i] = of_member | ({} if wanted else explained(members[i]))
+    with _held(members, "eval"):
+        for key in dict.fromkeys(subject.key for subject in subjects):
+            together = [i for i, subject in enumerate(subjects) if subject.key == key]
+            setting = Setting(subjects[together[0]], tokens, texts, device)
+            results = measured([members[i] for i in together], setting, names, overwrite)
+            for i, of_member in zip(together, results, strict=True):
+                scored[i] = of_member | ({} if wanted else explained(members[i]))
     entries = [
         Entry(label, [scored[i] for i in group], target(subjects[group[0]].card)) for label, group in recipes(members)
     ]
@@ -197,7 +208,9 @@ def features(
         if member.features_file.exists() and not overwrite:
             raise MatryoshkaError(f"{member.features_file}: exists already; --overwrite collects anew and keeps labels")
     keep_freed_memory()
-    return collect(opened, Request(tokens, split, wanted, keep_recording), text, device, announce)
+    request = Request(tokens, split, wanted, keep_recording)
+    with _held(opened if World.current().rank == 0 else (), "features"):
+        return collect(opened, request, text, device, announce)
 
 
 def name(run: Run | str | Path) -> dict[str, Named]:
@@ -229,19 +242,20 @@ def explain(
     endpoint.check()
     models = Models(device)
     scored = {}
-    for member, its in stores.items():
-        lm = models.of(read_card(member.coder))
-        try:
-            with progress_bar(f"looking where features of {member.path.name} are silent") as update:
-                plan = prepare(its, lm, collected(member, its.about, lm), endpoint, choice, update)
-            agree(plan.cost)
-            with progress_bar(f"asking {model.name} about {member.path.name}") as update:
-                result = explain_features(plan, update)
-        except NotMeasurable as reason:
-            result = Result((), reason=str(reason))
-        asked = {"chat model": model.name, "address": model.base_url, **model.parameters, **choice._asdict()}
-        save(result, {"coder": its.about.coder, **asked}, member.evaluation, "detection")
-        scored[str(member.path)] = result
+    with _held(stores, "explain"):
+        for member, its in stores.items():
+            lm = models.of(read_card(member.coder))
+            try:
+                with progress_bar(f"looking where features of {member.path.name} are silent") as update:
+                    plan = prepare(its, lm, collected(member, its.about, lm), endpoint, choice, update)
+                agree(plan.cost)
+                with progress_bar(f"asking {model.name} about {member.path.name}") as update:
+                    result = explain_features(plan, update)
+            except NotMeasurable as reason:
+                result = Result((), reason=str(reason))
+            asked = {"chat model": model.name, "address": model.base_url, **model.parameters, **choice._asdict()}
+            save(result, {"coder": its.about.coder, **asked}, member.evaluation, "detection")
+            scored[str(member.path)] = result
     return scored
 
 

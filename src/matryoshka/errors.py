@@ -5,12 +5,19 @@ import re
 import sqlite3
 from collections.abc import Iterable
 
+LONGEST = 1000
+"""Characters of a message."""
+
 
 class MatryoshkaError(Exception):
     """A mistake in what was asked for, or a damaged or foreign file.
 
     Its text is one line: what, where, what was expected. The command line prints just that line and exits with 2.
     """
+
+    def __init__(self, text: str) -> None:
+        line = " ".join(text.splitlines())  # what it quotes may be anything, of any length
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}")
 
 
 class Interrupted(Exception):

@@ -55,7 +55,12 @@ def read_json(file: Path) -> Any:
         content = file.read_bytes()
     except OSError as error:
         raise MatryoshkaError(f"{file}: cannot be read ({error.strerror})") from None
-    return parse_json(content, file)
+    value = parse_json(content, file)
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise MatryoshkaError(f"{file}: holds half a character (a lone surrogate), which is no text") from None
+    return value
 
 
 def parse_json(text: str | bytes, where: object) -> Any:
@@ -160,6 +165,7 @@ def replaced_folder(folder: Path, stays: Callable[[Path], bool] = lambda there: 
     """
     folder = folder.resolve()  # a link stays one
     folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent)
     new = temporary(folder, "new")
     new.mkdir()
     try:

@@ -12,17 +12,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from matryoshka.data.rowfilter import RowCounts, RowFilter
 from matryoshka.data.stream import Chunk, LiveChunks, permutation
 from matryoshka.errors import MatryoshkaError
-from matryoshka.files import checksum, replaced_folder
+from matryoshka.files import checksum, read_json, replaced_folder
 from matryoshka.lm.sites import Site
 
 HEAD = {"format": "matryoshka-activations", "version": 2}
 """What index.json begins with."""
+
+
+class _Shard(BaseModel):
+    """One chunk's file, and what became of the tokens that were read for it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: str = Field(pattern=r"^chunk_\d+\.safetensors$")
+    sha256: str
+    read: NonNegativeInt
+    left_out: NonNegativeInt
+    not_finite: NonNegativeInt
+
+
+class _Index(BaseModel):
+    """index.json, but for its head and what identifies the activations."""
+
+    seed: NonNegativeInt
+    sites: list[str]
+    bos: int | None
+    largest_norms: dict[str, float]
+    shards: list[_Shard]
 
 
 def write(
@@ -66,31 +89,38 @@ class CachedChunks:
 
     def __init__(self, folder: Path, identity: dict[str, Any], sites: list[Site], device: torch.device) -> None:
         self.folder, self.device, self.sites = folder, device, sites
-        try:
-            self.index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-            self.shards, self.seed = self.index["shards"], self.index["seed"]
-        except (OSError, ValueError, KeyError) as error:
-            raise MatryoshkaError(f"{folder}: no cache of activations, or a damaged one ({error})") from None
+        index = read_json(folder / "index.json")
         for name, value in {**HEAD, **identity}.items():
-            if (cached := self.index.get(name)) != value:
+            if (cached := index.get(name) if isinstance(index, dict) else None) != value:
                 raise MatryoshkaError(f"{folder}: cached with {name} = {cached!r}, this run has {value!r}")
-        if missing := [str(site) for site in sites if str(site) not in self.index["sites"]]:
-            raise MatryoshkaError(f"{folder}: holds {', '.join(self.index['sites'])}; lacks {', '.join(missing)}")
-        largest = {Site.parse(site): norm for site, norm in self.index["largest_norms"].items()}
-        self.keep = RowFilter(self.index["bos"], largest)  # as it was measured when the cache was written
+        try:
+            self.index = _Index.model_validate(index)
+            largest = {Site.parse(site): norm for site, norm in self.index.largest_norms.items()}
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise MatryoshkaError(f"{folder}: a damaged index of activations: {where}: {first['msg']}") from None
+        if missing := [str(site) for site in sites if str(site) not in self.index.sites or site not in largest]:
+            raise MatryoshkaError(f"{folder}: holds {', '.join(self.index.sites)}; lacks {', '.join(missing)}")
+        self.keep = RowFilter(self.index.bos, largest)  # as it was measured when the cache was written
         self._proved: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self.shards)
+        return len(self.index.shards)
+
+    @property
+    def tokens(self) -> int:
+        """That were read for it."""
+        return sum(shard.read for shard in self.index.shards)
 
     def chunk(self, seed: int, epoch: int, index: int) -> Chunk:
         """The shard at place `index` of the epoch."""
-        same = epoch == 0 and seed == self.seed
+        same = epoch == 0 and seed == self.index.seed
         number = index if same else int(permutation(len(self), seed, epoch)[index])
-        shard = self.shards[number]
-        file = self.folder / shard["file"]
+        shard = self.index.shards[number]
+        file = self.folder / shard.file
         try:
-            if number not in self._proved and checksum(file) != shard["sha256"]:
+            if number not in self._proved and checksum(file) != shard.sha256:
                 raise MatryoshkaError(f"{file}: damaged, its checksum differs; delete {self.folder} to write it anew")
             with safe_open(file, "pt") as opened:  # of its sites only those that are read
                 activations = {site: opened.get_tensor(str(site)).to(self.device) for site in self.sites}
@@ -98,4 +128,4 @@ class CachedChunks:
         except (OSError, SafetensorError) as error:
             raise MatryoshkaError(f"{file}: missing or damaged ({error})") from None
         self._proved.add(number)
-        return Chunk(activations, positions, RowCounts(*(shard[name] for name in RowCounts._fields)))
+        return Chunk(activations, positions, RowCounts(shard.read, shard.left_out, shard.not_finite))

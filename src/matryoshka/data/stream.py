@@ -11,6 +11,7 @@ The state is four numbers (seed, epoch, chunk, batch): everything else follows f
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -120,6 +121,12 @@ class LiveChunks:
         return Chunk({site: buffer[:n] for site, buffer in rows.items()}, positions[:n], counts)
 
 
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One, kept: torch keeps memory by the stream that asked for it, so each new one would hold on to a chunk."""
+    return torch.cuda.Stream(device)
+
+
 def _aside(device: torch.device, make: Callable[[int, int], Ordered], epoch: int, index: int) -> Ordered:
     """`make(epoch, index)` in a thread; on a GPU in a CUDA stream of its own, or it would queue behind training.
 
@@ -127,7 +134,7 @@ def _aside(device: torch.device, make: Callable[[int, int], Ordered], epoch: int
     """
     if device.type != "cuda":
         return make(epoch, index)
-    aside = torch.cuda.Stream(device)
+    aside = _stream(device)
     aside.wait_stream(torch.cuda.default_stream(device))
     with torch.cuda.stream(aside):
         made = make(epoch, index)

@@ -28,7 +28,7 @@ from matryoshka.data.documents import check_source, documents, few_plain_texts, 
 from matryoshka.data.encoding import encoded, tokenizer_fingerprint
 from matryoshka.data.sections import TextConfig
 from matryoshka.errors import MatryoshkaError, did_you_mean
-from matryoshka.files import cache_dir, checksum, replaced_folder, sweep, write_text
+from matryoshka.files import cache_dir, checksum, replaced_folder, write_text
 from matryoshka.progress import Progress, progress_bar
 
 FORMAT = 2
@@ -151,8 +151,6 @@ def tokenise(config: TextConfig, tokenizer: PreTrainedTokenizerBase, bos: int | 
             _log.warning("%s: tokenising again", damage)
     if few_plain_texts(source_files(config.source)):
         _log.warning("%s: few plain texts, so each is read as documents of whole paragraphs", config.source)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep(folder.parent)
     # another process may have been first: the same name means the same tokens, and a reader may be opening them
     with replaced_folder(folder, stays=_is_whole) as new, progress_bar("tokenising") as tell:
         _write(new, config, tokenizer, made_of, tell)
@@ -235,6 +233,9 @@ def _read_meta(folder: Path) -> Meta:
         if actual != size:
             there = "is missing" if actual is None else f"has {actual:,} bytes"
             raise MatryoshkaError(f"{path}: damaged tokens: the file {there}, expected {size:,} bytes")
+    for split in SPLITS:
+        if meta.tokens.get(split, -1) * np.dtype(meta.dtype).itemsize != meta.bytes.get(f"{split}.bin"):
+            raise MatryoshkaError(f"{file}: damaged: its numbers of tokens and of bytes do not agree")
     _prove(folder, meta)
     return meta
 

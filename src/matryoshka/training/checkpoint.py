@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,13 @@ def save(folder: Path, step: int, trainees: Sequence[Trainee], state: dict[str, 
 
 def latest(folder: Path) -> Path:
     """The newest checkpoint. Raises MatryoshkaError if there is none."""
-    try:
+    with suppress(OSError, ValueError):  # there is none, or what it says is no name
         target = folder / (folder / "latest").read_text().strip()
-    except (OSError, ValueError):  # there is none, or its bytes are no text
-        target = folder / "none"
-    if not (target / "state.json").is_file():
-        if not (numbers := _numbers(folder)):
-            raise MatryoshkaError(f"{folder}: no checkpoint to resume from; train anew with --overwrite")
-        target = folder / f"step_{max(numbers)}"
-    return target
+        if (target / "state.json").is_file():
+            return target
+    if not (numbers := _numbers(folder)):
+        raise MatryoshkaError(f"{folder}: no checkpoint to resume from; train anew with --overwrite")
+    return folder / f"step_{max(numbers)}"
 
 
 def load(folder: Path, trainees: Sequence[Trainee], steps: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from matryoshka.data import cache
 from matryoshka.data.rowfilter import RowFilter
 from matryoshka.data.stream import ActivationStream, LiveChunks
 from matryoshka.data.tokens import Tokens, tokenise
+from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.model import LanguageModel, load
 from matryoshka.lm.sites import Wiring
 from matryoshka.progress import progress_bar
@@ -96,12 +97,18 @@ def _cached(config: Config, folder: Path, live: LiveChunks, tokens: Tokens) -> c
         "tokens": tokens.hash,
         "context": tokens.context,
     }
+    usable = live.per_chunk * (live.windows.context - 1) // config.training.batch * config.training.batch
+    count = min(len(live), -(-config.steps * config.training.batch // usable) + 1)
     if not (folder / "index.json").is_file():
-        usable = live.per_chunk * (live.windows.context - 1) // config.training.batch * config.training.batch
-        count = min(len(live), -(-config.steps * config.training.batch // usable) + 1)
         with progress_bar(f"caching activations in {folder}") as update:
             cache.write(live, folder, seed, count, identity, lambda done: update(done, count))
-    return cache.CachedChunks(folder, identity, list(live.sites), live.lm.device)
+    cached = cache.CachedChunks(folder, identity, list(live.sites), live.lm.device)
+    if cached.tokens < (needed := count * live.per_chunk * tokens.context):
+        raise MatryoshkaError(
+            f"{folder}: holds the activations of {cached.tokens:,} tokens, this run reads {needed:,}: give another"
+            " activations.cache, or delete it to have it written anew"
+        )
+    return cached
 
 
 def new_trainees(config: Config, plans: Sequence[Plan], device: torch.device) -> list[Trainee]:
