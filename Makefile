@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test same format check bench
+.PHONY: quickstart test same chaos fuzz format check bench
 
 quickstart: $(VENV)/.installed
 	$(BIN)/matryoshka quickstart
@@ -13,6 +13,12 @@ test: $(VENV)/.dev
 
 same: $(VENV)/.dev
 	$(BIN)/python scripts/same_numbers.py
+
+chaos: $(VENV)/.dev
+	$(BIN)/python tests/reliability/chaos.py --every 1
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/reliability/fuzz.py --seconds 25
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -104,7 +104,7 @@ class Run:
         if not path.exists() or not any(path.iterdir()):
             return
         if not overwrite:
-            begun = run.checkpoints.is_dir() and any(run.checkpoints.iterdir())
+            begun = any(run.checkpoints.glob("step_*"))
             hint = f"; to go on with it: matryoshka resume {path}" if begun else ""
             raise MatryoshkaError(f"{path}: exists already; give another --name or --out, or --overwrite{hint}")
         if not run.config_file.is_file():
@@ -134,7 +134,7 @@ class Run:
         """
         file = self.path / f".lock-{verb}"
         with locked(file, f"{self.path}: `matryoshka {verb}` is at work on it already"):
-            for folder in (self.path, self.evaluation, self.checkpoints, self.path.resolve().parent):
+            for folder in (self.path.resolve().parent, self.path, self.checkpoints, self.evaluation, self.recording):
                 sweep(folder)
             yield
 

@@ -1,6 +1,6 @@
 """Kill every verb at its n-th file event, go on as a person would, and compare the end with an undisturbed one.
 
-    python tests/reliability/chaos.py [--every N] [VERB ...]     `make chaos`: every third event of every verb
+    python tests/reliability/chaos.py [--every N] [VERB ...]     `make chaos`: every event of every verb
 
 A file event is what Python's audit hooks tell of: a file opened to be written, a rename, a removal, a folder made, a
 database opened. The killed process is a fork of this one, so that torch is imported once. SIGKILL leaves it no word.
@@ -53,7 +53,7 @@ def train(path: Path) -> None:
 
 def go_on_training(path: Path) -> None:
     """From the last checkpoint; where there is none yet, anew."""
-    if path.exists() and any(Run(path).checkpoints.iterdir()):
+    if any(Run(path).checkpoints.glob("step_*")):
         api.resume(path)
     else:
         api.train(CONFIG, path, overwrite=True)

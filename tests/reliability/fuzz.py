@@ -40,7 +40,7 @@ from matryoshka.training.log import JsonLines
 from matryoshka.training.plan import check
 from matryoshka.training.provenance import tokens_hash
 from matryoshka.training.recipe import Config
-from matryoshka.training.setup import new_trainees
+from matryoshka.training.session import new_trainees
 
 SLOW = 20.0
 """Seconds that a reader may take for a small file."""
@@ -100,7 +100,7 @@ def _of_run(run: Run, config: Config, lm: LanguageModel) -> dict[str, Reader]:
         stored.chunk(0, 0, 0)
 
     def read_tokens() -> None:
-        windows = Tokens.open(tokens.folder, 64, tokens.bos).windows("held_out")
+        windows = Tokens(tokens.folder, 64, tokens.bos).windows("held_out")
         windows.documents(slice(0, 8))
 
     return {

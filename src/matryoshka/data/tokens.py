@@ -41,6 +41,16 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 _log = logging.getLogger(__name__)
 
 
+class _Decisive(BaseModel):
+    """Of a text's configuration what decides its tokens; the rest says where it came from."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    field: str
+    held_out: float
+    limit: int | None
+
+
 class Meta(BaseModel):
     """meta.json: what the folder holds, and what it was made of."""
 
@@ -52,7 +62,7 @@ class Meta(BaseModel):
     documents: dict[Split, int]
     bytes: dict[str, int]
     sha256: dict[str, str]
-    config: dict[str, Any]
+    config: _Decisive
     tokenizer: str
     source: str
     separator: int | None

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 LABEL_LENGTH, NOTE_LENGTH = 200, 20_000
+MOST_TOKENS = 1 << 24
+"""Of a vocabulary."""
 EXPLANATION_LENGTH = 1000
 """What is longer is cut."""
 DAMAGE = (sqlite3.DatabaseError, zlib.error, ArithmeticError, LookupError, TypeError, ValueError)
@@ -234,8 +236,11 @@ class FeatureStore:
     def _vocabulary(self) -> tuple[list[bytes], list[str | None]]:
         """The bytes of each token, and its text if they are whole characters."""
         vocabulary: list[bytes] = []
-        for i, text in self._all("SELECT id, bytes FROM vocabulary ORDER BY id"):
-            vocabulary += [b""] * (i - len(vocabulary)) + [text]
+        with self._refuse_damage():
+            for i, text in self._all("SELECT id, bytes FROM vocabulary ORDER BY id"):
+                if not isinstance(text, bytes) or not len(vocabulary) <= i < MOST_TOKENS:
+                    raise ValueError(f"token {i} of the vocabulary is none")
+                vocabulary += [b""] * (i - len(vocabulary)) + [text]
         return vocabulary, [whole(token) for token in vocabulary]
 
     def brief(self, indices: Iterable[SupportsIndex]) -> dict[int, Brief]:
