@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from matryoshka.version import __version__
 
 # before torch is imported: threads that wait for one another spin, and on a machine that is busy with something else
-# they spin for processors that the others need. So they sleep sooner than libgomp has them (docs/training.md)
+# they take the processors that the others need. So they sleep sooner than libgomp's own do (benchmarks/busy.py)
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "8000")
 

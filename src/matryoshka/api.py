@@ -294,6 +294,7 @@ def serve(
     Raises MatryoshkaError if a run has no features yet, or the port is taken.
     """
     members = [member for run in runs for member in Run.open(run).trained()]
+    members = list({member.path.resolve(): member for member in members}.values())  # once, however often it is named
     models = Models(device)
     stores = [FeatureStore(member.features_file) for member in members]
     shown = [

@@ -28,10 +28,10 @@ class Interrupted(Exception):
         self.code = 128 + number
 
 
-def did_you_mean(given: str, known: Iterable[str], otherwise: str | None = None) -> str:
+def did_you_mean(given: str, known: Iterable[str], otherwise: str | None = None, cutoff: float = 0.5) -> str:
     """`" (did you mean 'x'?)"` for the nearest of `known`; where none is near `otherwise`, or the list of them."""
     names = list(known)
-    if near := difflib.get_close_matches(given, names, n=1, cutoff=0.5):
+    if near := difflib.get_close_matches(given, names, n=1, cutoff=cutoff):
         return f" (did you mean {near[0]!r}?)"
     return f" (one of: {', '.join(names)})" if otherwise is None else otherwise
 

@@ -72,6 +72,8 @@ def test_features_says_what_it_takes_and_what_it_found(several: Run, capsys: pyt
         (["export-page", "{run}", "{run}"], "exists already"),
         (["export-page", "{run}", "{run}", "--overwrite"], "not a page, so --overwrite leaves it alone"),
         (["figures", "absent"], "absent: no run here"),
+        (["steer", "{run}", "3", "--temperature", "1e-300"], "the second 0 or from 0.001 on"),
+        (["steer", "{run}", "3", "--strength", "1e38"], "not finite any more"),
         (["figuers", "{run}"], "did you mean 'figures'"),
     ],
 )
@@ -129,6 +131,46 @@ def test_a_run_that_cannot_be_written_is_refused_before_the_work(
     code, _, err = typed(capsys, *words.format(file=tmp_path / "file", long="x" * 300).split())
     assert code == 2
     assert "cannot be made or written into" in err
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+from matryoshka.cli import main
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("most", "words"),
+    [
+        (20_000, "train --read 1.mlp_in --d-sae 512 --k 4 --tokens 4096 --batch 512 --text.context 64 --out {new}"),
+        (20_000, "features {bare} --tokens 3000"),
+        (20_000, "features {run} --tokens 3000 --overwrite"),
+        (500, "eval {run} --only reconstruction --tokens 1024 --overwrite"),
+        (10_000, "export-page {run} {new}"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing_half(
+    most: int, words: str, run: Run, trained: Run, tmp_path: Path
+) -> None:
+    bare = Run(shutil.copytree(trained.path, tmp_path / "bare"))
+
+    def held() -> dict[Path, bytes]:
+        files = (file for root in (run, bare) for file in root.path.rglob("*") if "recording" not in file.parts)
+        return {file: file.read_bytes() for file in files if file.is_file()}
+
+    before = held()
+    names = {"run": run.path, "bare": bare.path, "new": tmp_path / "new"}
+    program = [sys.executable, "-c", FULL, str(most), *words.format(**names).split()]
+    done = subprocess.run(program, capture_output=True, text=True)
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("step ")]
+    assert done.returncode == 2, done.stderr
+    assert len(errors) == 1, done.stderr
+    assert "File too large" in errors[0]
+    assert held() == before
+    assert not (tmp_path / "new" / "coder").exists()
+    assert not (tmp_path / "new" / "index.html").exists()
 
 
 def test_names_with_brackets_are_shown_as_they_are(

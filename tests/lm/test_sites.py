@@ -74,3 +74,8 @@ def test_the_named_families_are_supported():
 def test_what_is_added_to_the_residual_or_is_it_has_a_direct_path():
     direct = {kind for kind in KINDS if Site(kind, 0).in_residual}
     assert direct == {"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"}
+
+
+def test_a_hook_that_is_no_site_is_not_taken_for_another():
+    with pytest.raises(MatryoshkaError, match=r"hook_z' \(one of: blocks\.2\.hook_resid_pre"):
+        Site.parse("blocks.2.attn.hook_z")

@@ -23,6 +23,7 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.run import Run
 from matryoshka.study.opening import read_card
 from matryoshka.training import checkpoint
+from matryoshka.training.plan import check
 from matryoshka.training.recipe import Config
 from matryoshka.training.trainee import Trainee
 
@@ -418,3 +419,18 @@ def test_a_damaged_line_of_metrics_is_left_behind(whole: Run, tmp_path: Path, ca
     api.resume(copy)
     assert copy.metrics.read_bytes().splitlines(keepends=True) == before
     assert caplog.text.count("a damaged line is left behind") == 2
+
+
+def test_a_cache_that_a_longer_run_would_go_round_in_is_refused(tmp_path: Path) -> None:
+    stored = {"activations": {"cache": str(tmp_path / "cache")}}
+    api.train(config(**stored, training={"tokens": 2048}), tmp_path / "short")
+    with pytest.raises(MatryoshkaError, match=r"holds the activations of [\d,]+ tokens, this run reads [\d,]+"):
+        api.train(config(**stored, training={"tokens": 60_000}), tmp_path / "long")
+    assert not (tmp_path / "long").exists()
+
+
+def test_a_coder_that_differs_in_many_fields_has_a_name_that_a_folder_can_have() -> None:
+    many = {"widths": list(range(1, 65)), "d_sae": 64}
+    names = [plan.label for plan in check(config(variants=[many, many | {"seed": 1}]))[1]]
+    assert all(len(name) <= 120 for name in names)
+    assert names[0] != names[1]

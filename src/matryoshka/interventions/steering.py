@@ -29,6 +29,9 @@ RARE = 16
 
 Logits = Callable[[Int[Tensor, "1 position"]], Float[Tensor, "1 position vocab"]]
 
+COLDEST = 1e-3
+"""Of a temperature that is not 0: below it logits divided by it overflow."""
+
 
 class Unit(NamedTuple):
     """What strength 1 is."""
@@ -97,15 +100,20 @@ def steer(
     each of the two. Raises MatryoshkaError for a prompt that is empty, or with its continuation longer than the model
     reads.
     """
-    if not (math.isfinite(strength) and math.isfinite(temperature) and temperature >= 0):
-        raise MatryoshkaError(f"strength {strength}, temperature {temperature}: expected numbers, the second from 0 on")
+    if not (math.isfinite(strength) and (temperature == 0 or COLDEST <= temperature < math.inf)):
+        raise MatryoshkaError(
+            f"strength {strength}, temperature {temperature}: expected numbers, the second 0 or from {COLDEST} on"
+        )
     change = Change(feature, level=strength * unit.maximum)
     ids = _prompt(lm, prompt, tokens)
 
     def steered_logits(ids: Int[Tensor, "1 position"]) -> Float[Tensor, "1 position vocab"]:
         kept = hooked.keep(ids, lm.read(ids, hooked.wiring.sites))
         with changed(lm, hooked, ids, kept, [change]):
-            return lm.logits(ids)
+            logits = lm.logits(ids)
+        if not logits.isfinite().all():
+            raise MatryoshkaError(f"strength {strength}: the model's predictions are not finite any more; give less")
+        return logits
 
     both: tuple[Logits, Logits] = (lm.logits, steered_logits)
     texts, start = [_continue(lm, logits, ids, tokens, temperature, seed) for logits in both], ids.shape[1]

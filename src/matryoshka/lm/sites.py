@@ -76,7 +76,7 @@ class Site:
         layer = digits[0] if (digits := re.search(r"[0-9]+", text)) else "0"
         prefix, names = ("blocks.", TRANSFORMER_LENS) if text.startswith("blocks") else ("", KINDS)
         known = [f"{prefix}{layer}.{name}" for name in names]
-        raise MatryoshkaError(f"unknown site {text!r}{did_you_mean(text, known)}")
+        raise MatryoshkaError(f"unknown site {text!r}{did_you_mean(text, known, cutoff=0.75)}")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Nothing is loaded or written for any of it.
 """
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,9 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.info import ModelInfo, describe
 from matryoshka.lm.sites import Site, Wiring
 from matryoshka.training.recipe import CoderSection, Config
+
+LONGEST_LABEL = 120
+"""Characters: it is the name of a folder, and of files beside which others have longer ones."""
 
 
 class Plan(NamedTuple):
@@ -53,6 +57,8 @@ def _plan_one(config: Config, info: ModelInfo, variant: dict[str, Any]) -> Plan:
         skip=section.skip,
     )
     label = ",".join(f"{name}={_short(value)}" for name, value in variant.items())
+    if len(label) > LONGEST_LABEL:
+        label = f"{label[: LONGEST_LABEL - 9]}-{zlib.crc32(label.encode()):08x}"
     label = label or ("unchanged" if config.variants else "coder")
     return Plan(label, section, Wiring.of(reads, writes), coder)
 
