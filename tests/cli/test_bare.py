@@ -87,7 +87,7 @@ def test_two_files_go_through_all_that_studies_a_coder(
 
     code, out, _ = typed(capsys, "explain", run.path)
     assert code == 0
-    assert "features named by the n-gram" in out
+    assert "features named by an n-gram" in out
 
     code, out, _ = typed(capsys, "steer", run.path, liveliest(run), "--tokens", 4, *text)
     assert code == 0

@@ -376,14 +376,14 @@ def test_speed_is_that_of_training_alone(tmp_path: Path, monkeypatch: pytest.Mon
     measure = api.activation_metrics
 
     def slow(*args: Any) -> Any:
-        time.sleep(3)
+        time.sleep(1)
         return measure(*args)
 
     monkeypatch.setattr(api, "activation_metrics", slow)
     run = api.train(config(training={"evaluate_every": 5}, log={"every": 10}), tmp_path / "run")
     lines = map(json.loads, run.metrics.read_text().splitlines())
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
-    assert min(speeds) > 10 * Config.load(run.config_file).training.batch / 6, "two pauses in ten steps do not count"
+    assert min(speeds) > 10 * Config.load(run.config_file).training.batch / 2, "two pauses in ten steps do not count"
 
 
 def with_nan(data: bytes) -> bytes:
