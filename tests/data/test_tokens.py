@@ -359,6 +359,19 @@ def test_the_limit_bounds_the_training_split(source: Path, tokenizer: PreTrained
     assert tokenise(text_config(source, limit=10**9), tokenizer, BOS, SEPARATOR).meta.tokens == whole.meta.tokens
 
 
+def test_with_the_limit_reached_it_reads_on_for_what_is_held_out(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    texts = sorted((f"document {i} " * 20 for i in range(400)), key=lambda text: is_held_out(text, 0.1))
+    source = write_jsonl(tmp_path / "held out at the end", texts)
+    config = text_config(source, held_out=0.1)
+    config = config.model_copy(update={"limit": config.reaching(1000)})
+    made = tokenise(config, tokenizer, BOS, SEPARATOR)
+    assert made.meta.tokens["train"] == config.limit
+    assert 1000 <= made.meta.tokens["held_out"] < 1400
+    assert made.meta.documents["held_out"] < sum(is_held_out(text, 0.1) for text in texts)
+
+
 # --- windows
 
 

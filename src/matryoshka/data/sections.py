@@ -3,12 +3,16 @@
 They are all of this room that flags and recipes need, so nothing heavy is imported here.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from matryoshka.config import Section
+
+SLACK = 1.1
+"""A share of documents that is chosen by their hashes is nearly, not quite, that share of the tokens."""
 
 
 class TextConfig(Section):
@@ -29,11 +33,16 @@ class TextConfig(Section):
     held_out: float = Field(default=0.05, gt=0, lt=1)
     """Share of the documents that is never trained on, chosen by a hash of their text."""
     limit: int | None = Field(default=None, ge=1)
-    """Stop after so many tokens of the training split; none: as far as the run needs, the bundled text to its end."""
+    """Stop after so many tokens of the training split, and nearly as many held-out ones as belong to them; none: as far
+    as the run needs, the bundled text to its end."""
 
     def reaching(self, tokens: int) -> int:
-        """How many training tokens have been read when some `tokens` held-out ones have."""
-        return int(1.1 * tokens * (1 - self.held_out) / self.held_out)
+        """The limit with which `tokens` held-out ones are read, or all that there are."""
+        return math.ceil(tokens * SLACK * (1 - self.held_out) / self.held_out)
+
+    def held_out_at(self, limit: int) -> int:
+        """How many held-out tokens are read with this limit, or all that there are."""
+        return int(limit * self.held_out / (1 - self.held_out) / SLACK)
 
 
 class ActivationConfig(Section):

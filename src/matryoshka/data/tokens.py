@@ -200,15 +200,17 @@ def _write(
     highest = max(len(tokenizer) - 1, *tokenizer.get_vocab().values(), *before.tolist())  # vocabularies may have holes
     dtype = np.dtype("<u2" if highest < 2**16 else "<u4")
     streams: dict[Split, _Stream] = {split: _Stream(folder, split, dtype) for split in SPLITS}
-    train = streams["train"]
+    train, held_out = streams["train"], streams["held_out"]
+    least = 0 if config.limit is None else config.held_out_at(config.limit)
     try:
         with closing(encoded(documents(config), tokenizer)) as pairs:
             for text, ids in pairs:
-                stream = streams["held_out"] if is_held_out(text, config.held_out) else train
-                room = None if config.limit is None or stream is not train else config.limit - train.tokens
-                stream.add(np.concatenate([before, ids])[:room])
+                stream = held_out if is_held_out(text, config.held_out) else train
+                room = None if config.limit is None or stream is held_out else config.limit - train.tokens
+                if room != 0:
+                    stream.add(np.concatenate([before, ids])[:room])
                 progress(train.tokens, config.limit or 0)
-                if train.tokens == config.limit:
+                if train.tokens == config.limit and held_out.tokens >= least:
                     break
     finally:
         for stream in streams.values():
