@@ -49,7 +49,7 @@ from matryoshka.scores.comparison import Entry
 from matryoshka.scores.result import NotMeasurable, Result
 from matryoshka.scores.saved import load, save
 from matryoshka.study.hooked import HookedCoder, hook_all
-from matryoshka.study.opening import Models, read_card, studied
+from matryoshka.study.opening import AnotherText, Models, read_card, studied
 from matryoshka.study.watch import activation_metrics
 from matryoshka.training import checkpoint
 from matryoshka.training.allocator import keep_freed_memory
@@ -152,7 +152,7 @@ def evaluate(
     out: str | Path | None = None,
     overwrite: bool = False,
     tokens: int = EVALUATION_TOKENS,
-    text: str | None = None,
+    text: AnotherText | None = None,
     device: str = "auto",
 ) -> Evaluated:
     """Measure the coders of these runs on `tokens` held-out tokens, and write report.md, scores.json and scores.parquet
@@ -186,7 +186,7 @@ def evaluate(
 def features(
     runs: Run | str | Path | Sequence[Run | str | Path],
     tokens: int = FEATURE_TOKENS,
-    text: str | None = None,
+    text: AnotherText | None = None,
     split: Split = "held_out",
     overwrite: bool = False,
     wanted: Wanted = Wanted(),  # noqa: B008
@@ -267,7 +267,7 @@ def steer(
     tokens: int = STEERED_TOKENS,
     temperature: float = TEMPERATURE,
     seed: int = 0,
-    text: str | None = None,
+    text: AnotherText | None = None,
     device: str = "auto",
 ) -> Steered:
     """What the language model of a run writes after `prompt` with `feature` held at `strength` times its maximum on

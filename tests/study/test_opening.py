@@ -202,3 +202,14 @@ def test_where_nobody_says_bos_is_as_the_model_is_used(lm: LanguageModel) -> Non
     assert usual.bos == lm.bos == lm.tokenizer.bos_token_id
     assert usual.separator == load("bundled", device="cpu", prepend_bos=False).separator, "the tokens are the same"
     assert RowFilter(usual.bos, {}).bos == usual.bos
+
+
+def test_another_text_says_how_it_is_read(coder: Folder, tmp_path: Path, lm: LanguageModel) -> None:
+    file = tmp_path / "other.jsonl"
+    file.write_text("".join(json.dumps({"body": f"document {i} of it " * 30}) + "\n" for i in range(300)))
+    with pytest.raises(MatryoshkaError, match=r"no field 'text'.*set text\.field"):
+        studied(coder.path, str(file)).open_tokens(lm.vocabulary)
+    tokens = studied(coder.path, {"source": str(file), "field": "body"}).open_tokens(lm.vocabulary)
+    assert sum(tokens.meta.documents.values()) == 300
+    with pytest.raises(MatryoshkaError, match=r"--text\.field says of a text how it is read: give --text too"):
+        studied(coder.path, {"field": "body"})

@@ -63,10 +63,25 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:
-    """Another text than the one that the coder's card knows."""
-    parser.add_argument(
-        "--text", metavar="SOURCE", help="a text, in place of the one trained on: a file, folder or data set"
-    )
+    """Another text than the one that the coder's card knows, and how it is read."""
+    helps = {
+        "source": "a text, in place of the one trained on: a file, folder or data set",
+        "field": "its column that holds the text",
+        "subset": "subset of a hub data set",
+        "split": "split of a hub data set [train]",
+    }
+    for name, text in helps.items():
+        flag = "--text" if name == "source" else f"--text.{name}"
+        parser.add_argument(flag, action=_TextPart, const=name, dest="text", metavar=name.upper(), help=text)
+
+
+class _TextPart(argparse.Action):
+    """Collects the flags of a text in one mapping."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, _: Any = None
+    ) -> None:
+        namespace.text = {**(namespace.text or {}), str(self.const): value}
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,7 @@ from matryoshka.lm.vocabulary import alone
 from matryoshka.progress import Progress, progress_bar, silent
 from matryoshka.run import Run
 from matryoshka.study.hooked import HookedCoder, hook, hook_all
-from matryoshka.study.opening import Studied, studied
+from matryoshka.study.opening import AnotherText, Studied, studied
 from matryoshka.study.reader import spread, spread_windows
 from matryoshka.study.recorder import bytes_needed, record
 from matryoshka.study.recording import RecordedCoder, Recording
@@ -87,7 +87,7 @@ _Ready = tuple[LanguageModel, Windows, list[HookedCoder]]
 def collect(
     runs: Sequence[Run],
     request: Request,
-    text: str | None = None,
+    text: AnotherText | None = None,
     device: str = "auto",
     announce: Callable[[Needs], None] = lambda needed: None,
 ) -> list[FeatureStore]:
@@ -104,7 +104,7 @@ def collect(
     return [store for text_pass in passes for store in _make_stores(text_pass, ready(text_pass), request)]
 
 
-def _passes(runs: Sequence[Run], text: str | None) -> list[_TextPass]:
+def _passes(runs: Sequence[Run], text: AnotherText | None) -> list[_TextPass]:
     passes: dict[str, _TextPass] = {}
     for run in runs:
         wishes = {member: studied(member.coder, text) for member in run.trained()}

@@ -5,8 +5,9 @@ on. A coder that knows none is given one, and any coder may be given another. Co
 `key`: they are studied together.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matryoshka.coder import io
 from matryoshka.coder.card import Card
@@ -17,6 +18,9 @@ from matryoshka.data.tokens import Split, Tokens, tokenise
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.info import describe
 from matryoshka.lm.model import LanguageModel, Vocabulary, load, load_vocabulary
+
+AnotherText = str | Mapping[str, str]
+"""A source of text, or that and how it is read: `{"source": "mine.jsonl", "field": "body"}`, as in a recipe."""
 
 
 class Studied(NamedTuple):
@@ -62,8 +66,8 @@ class Studied(NamedTuple):
         return tokens
 
 
-def studied(folder: Path, text: str | None = None) -> Studied:
-    """The coder in a run's folder, to be studied on the source `text`, or on the text that its card knows.
+def studied(folder: Path, text: AnotherText | None = None) -> Studied:
+    """The coder in a run's folder, to be studied on `text`, or on the text that its card knows.
 
     Raises MatryoshkaError for a coder without a card, without any text, or with one that cannot be read.
     """
@@ -71,8 +75,13 @@ def studied(folder: Path, text: str | None = None) -> Studied:
     known = {} if card.trained is None else card.trained.text
     if text is None and not known:
         raise MatryoshkaError(f"{folder}: its card knows no text to study it on; give one with --text")
-    # of another text only the source is another: which part of a data set it was is not said of it
-    other = {} if text is None else {"source": text, "limit": None, "subset": None, "split": "train"}
+    other: dict[str, Any] = {}
+    if text is not None:
+        parts = {"source": text} if isinstance(text, str) else dict(text)
+        if "source" not in parts:
+            raise MatryoshkaError(f"--text.{min(parts)} says of a text how it is read: give --text too")
+        # which part of a data set the known text was is not said of another
+        other = {"limit": None, "subset": None, "split": "train", **parts}
     try:
         config = TextConfig.build(merged({"context": card.context, **known}, other))
     except MatryoshkaError as error:  # the card does not know what a text has: any program may have written it
