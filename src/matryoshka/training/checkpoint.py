@@ -61,9 +61,14 @@ def save(folder: Path, step: int, trainees: Sequence[Trainee], state: dict[str, 
             save_file(tensors, new / f"{trainee.plan.label}.safetensors")
         (new / "state.json").write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
     write_text(folder / "latest", target.name + "\n")
+    _prune(folder)
+    return target
+
+
+def _prune(folder: Path) -> None:
+    """Remove all but the last, and what a kill left of one that was being removed."""
     for old in sorted(_numbers(folder))[:-KEPT]:
         shutil.rmtree(folder / f"step_{old}")
-    return target
 
 
 def latest(folder: Path) -> Path:
@@ -97,6 +102,7 @@ def load(folder: Path, trainees: Sequence[Trainee], steps: int) -> dict[str, Any
         others = [f"step_{n}" for n in _numbers(folder.parent) if folder.name != f"step_{n}"]
         hint = f"; delete it to go on from {', '.join(others)}" if others else ""
         raise MatryoshkaError(f"{folder}: damaged checkpoint ({first_line(error)}){hint}") from None
+    _prune(folder.parent)
     return state
 
 
