@@ -15,11 +15,13 @@ Everything is imported when it is first used, so that `import matryoshka` itself
 """
 
 import os
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from matryoshka.version import __version__
 
+warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, in every notebook without widgets
 # before torch is imported: threads that wait for one another spin, and on a machine that is busy with something else
 # they take the processors that the others need. So they sleep sooner than libgomp's own do (benchmarks/busy.py)
 if "OMP_WAIT_POLICY" not in os.environ:

@@ -1,6 +1,7 @@
 """Training: several coders from one stream, exact resume, and stopping with nothing lost."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -386,9 +387,9 @@ def test_speed_is_that_of_training_alone(tmp_path: Path, monkeypatch: pytest.Mon
     assert min(speeds) > 10 * Config.load(run.config_file).training.batch / 2, "two pauses in ten steps do not count"
 
 
-def with_nan(data: bytes) -> bytes:
+def changed(data: bytes, name: str, place: Any, value: float) -> bytes:
     tensors = safetensors.torch.load(data)
-    tensors["coder.W_dec"][3, 4] = float("nan")
+    tensors[name][place] = value
     return safetensors.torch.save(tensors)
 
 
@@ -398,9 +399,10 @@ def with_nan(data: bytes) -> bytes:
         ("state.json", lambda text: text.replace(b'"step": ', b'"step": -'), "step"),
         ("state.json", lambda text: text.replace(b'"step": ', b'"step": 9'), "the run has"),
         ("state.json", lambda text: b"[" * 100_000, "nested too deeply"),
-        ("coder.safetensors", lambda data: with_nan(data), "W_dec holds NaN or Inf"),
+        ("coder.safetensors", lambda data: changed(data, "coder.W_dec", (3, 4), math.nan), "W_dec holds NaN"),
+        ("coder.safetensors", lambda data: changed(data, "scaling.scale_in", (), 0.0), "scale_in is 0, expected more"),
     ],
-    ids=["negative", "beyond the end", "deep", "NaN"],
+    ids=["negative", "beyond the end", "deep", "NaN", "a scale of 0"],
 )
 def test_a_checkpoint_that_training_cannot_go_on_from_is_refused(
     file: str, damage: Callable[[bytes], bytes], said: str, whole: Run, tmp_path: Path

@@ -95,6 +95,9 @@ def load(folder: Path, trainees: Sequence[Trainee], steps: int) -> dict[str, Any
             file = folder / f"{trainee.plan.label}.safetensors"
             tensors = load_file(file)  # beside the trainee's own, a GPU might not have room for them
             check_tensors(str(file), _tensors(trainee), tensors)
+            for name in ("scaling.scale_in", "scaling.scale_out"):
+                if (least := tensors[name].min().item()) <= 0:
+                    raise ValueError(f"{file.name}: {name} is {least:g}, expected more than 0")
             with torch.no_grad():
                 for name, tensor in _tensors(trainee).items():
                     tensor.copy_(tensors[name])
