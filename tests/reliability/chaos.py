@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=3, metavar="N", help="kill at every N-th event [%(default)s]")
     parser.add_argument("--most", type=int, metavar="N", help="kill each verb so many times at most")
     arguments = parser.parse_args()
+    sys.dont_write_bytecode = True  # these files are not the run's
     for verb in arguments.verbs or VERBS:
         print(f"{verb}: {sweep(verb, arguments.every, arguments.most)} kills, each went on to the same end", flush=True)
 
