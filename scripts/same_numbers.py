@@ -11,7 +11,8 @@ of the store of features; and so does what `steer` prints. Each is held against 
 Nothing of the package is imported, so that it may be rebuilt: only the command line, the fields of recipes and a run's
 files are relied on. The processes have one thread and no instructions beyond AVX2, since sums depend on both, so that
 processors with AVX-512 or AMX give the numbers of those without. Other versions of torch or numpy may give others in
-the last digits; `--tolerance 1e-4` allows that.
+the last digits, and so do processors of another maker, for which MKL has sums of its own (these numbers are of an AMD
+EPYC): there, record those of the commit before (`--record`), and compare with them. `--tolerance 1e-4` allows it too.
 """
 
 import argparse
