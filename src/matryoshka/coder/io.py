@@ -1,6 +1,5 @@
 """A coder on disk: a folder with `config.json` and `weights.safetensors`. Nothing is ever unpickled."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ from matryoshka.coder.architecture import CoderConfig
 from matryoshka.coder.card import Card
 from matryoshka.config import Section
 from matryoshka.errors import MatryoshkaError
-from matryoshka.files import read_json, replaced_folder
+from matryoshka.files import checksum, read_json, replaced_folder
 
 Kind = TypeVar("Kind", bound=Section)
 
@@ -79,8 +78,7 @@ def fingerprint(path: Path) -> str:
     """sha256 in hex of the stored weights' bytes: what labels and results belong to, the same on every device."""
     file = _folder(path) / WEIGHTS
     try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return checksum(file)
     except OSError as error:
         raise MatryoshkaError(f"{file}: missing or damaged ({error})") from None
 

@@ -18,13 +18,14 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from matryoshka.data.sections import TextConfig
 from matryoshka.errors import MatryoshkaError, did_you_mean, first_line
 from matryoshka.files import cache_dir, checksum, parse_json, write_text
+from matryoshka.lm.vocabulary import tokenisable
 
 BUNDLED = Path(__file__).parent / "bundled" / "text.jsonl.gz"
 ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -38,20 +39,21 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _log = logging.getLogger(__name__)
 
 
-def check_source(config: TextConfig) -> None:
-    """Raise MatryoshkaError for a source that cannot be read, without reading any of it or asking the network.
+def check_source(config: TextConfig) -> list[Path]:
+    """The files of a source, none of a hub data set; without reading any of it or asking the network.
 
-    A missing path, an unknown ending, a folder without a readable file, a name that the hub cannot have, or `subset` /
-    `split` set for files, which have neither.
+    Raises MatryoshkaError for one that cannot be read: a missing path, an unknown ending, a folder without a readable
+    file, a name that the hub cannot have, or `subset` / `split` set for files, which have neither.
     """
-    local = bool(source_files(config.source))
-    if not local and not _HUB_NAME.fullmatch(config.source):
+    files = source_files(config.source)
+    if not files and not _HUB_NAME.fullmatch(config.source):
         raise MatryoshkaError(f"text.source = {config.source!r}: no file or folder, and no name of a hub data set")
-    if local and (config.subset is not None or config.split != "train"):
+    if files and (config.subset is not None or config.split != "train"):
         raise MatryoshkaError(
             "text.subset and text.split choose a part of a hub data set, but"
             f" text.source = {config.source!r} is local: leave them out, or name the files of that part"
         )
+    return files
 
 
 def documents(config: TextConfig) -> Iterator[str]:
@@ -60,8 +62,7 @@ def documents(config: TextConfig) -> Iterator[str]:
     Raises MatryoshkaError for whatever `check_source` refuses; while reading, for a damaged file or a row without the
     field, by file and line.
     """
-    check_source(config)
-    files = source_files(config.source)
+    files = check_source(config)
     block = BLOCK if few_plain_texts(files) else LONGEST_BLOCK
     texts = (text for file in files for text in _read(file, config.field, block)) if files else _read_hub(config)
     return (text for text in texts if text and not text.isspace())
@@ -103,7 +104,13 @@ def _below(folder: Path) -> Iterator[Path]:
             if file.is_file():
                 yield file
             else:
-                _log.warning("%s: left out, it is a link to nothing", file)
+                _say_dangling(file)
+
+
+@cache
+def _say_dangling(file: Path) -> None:
+    """Once, however often the folder is walked."""
+    _log.warning("%s: left out, it is a link to nothing", file)
 
 
 def source_fingerprint(config: TextConfig) -> str:
@@ -198,7 +205,7 @@ def _json_lines(file: Path, field: str) -> Iterator[str]:
 
 
 def _text(row: dict[str, Any], field: str, where: str) -> str:
-    """The field's text; null is empty. Lone surrogates, which tokenizers refuse, become `?`."""
+    """The field's text; null is empty."""
     if field not in row:
         raise MatryoshkaError(f"{where}: no field {field!r}{did_you_mean(field, row)}: set text.field")
     text = row[field]
@@ -206,7 +213,7 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
         return ""
     if not isinstance(text, str):
         raise MatryoshkaError(f"{where}: field {field!r} holds {type(text).__name__}, expected text")
-    return text.encode("utf-8", errors="replace").decode("utf-8")
+    return tokenisable(text)
 
 
 def _open(file: Path) -> io.BufferedIOBase:

@@ -98,10 +98,10 @@ class RowFilter:
 def refuse_not_finite(counts: RowCounts, sites: Iterable[Site], lm: LanguageModel) -> None:
     """Raise MatryoshkaError where more than MOST_NOT_FINITE of the rows that were read are NaN or Inf."""
     if counts.not_finite > MOST_NOT_FINITE * counts.read:
-        where, dtype = ", ".join(map(str, sites)), str(lm.dtype).removeprefix("torch.")
+        where = ", ".join(map(str, sites))
         raise MatryoshkaError(
-            f"{lm.info.name}: {counts.not_finite:,} of {counts.read:,} rows at {where} are NaN or Inf in {dtype};"
-            " try --model.dtype bfloat16 or float32"
+            f"{lm.info.name}: {counts.not_finite:,} of {counts.read:,} rows at {where} are NaN or Inf in"
+            f" {lm.precision}; try --model.dtype bfloat16 or float32"
         )
 
 

@@ -24,7 +24,7 @@ from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from matryoshka.data.documents import check_source, documents, few_plain_texts, source_files, source_fingerprint
+from matryoshka.data.documents import check_source, documents, few_plain_texts, source_fingerprint
 from matryoshka.data.encoding import encoded, tokenizer_fingerprint
 from matryoshka.data.sections import TextConfig
 from matryoshka.errors import MatryoshkaError, did_you_mean
@@ -146,7 +146,7 @@ def tokenise(config: TextConfig, tokenizer: PreTrainedTokenizerBase, bos: int | 
     before each window when it is read. `separator`: token id written before each document. Raises MatryoshkaError for
     whatever `documents` refuses, or a tokenizer without a fast backend.
     """
-    check_source(config)
+    files = check_source(config)
     made_of = {
         "source": source_fingerprint(config),
         "tokenizer": tokenizer_fingerprint(tokenizer),
@@ -159,7 +159,7 @@ def tokenise(config: TextConfig, tokenizer: PreTrainedTokenizerBase, bos: int | 
             return Tokens(folder, config.context, bos)
         except MatryoshkaError as damage:
             _log.warning("%s: tokenising again", damage)
-    if few_plain_texts(source_files(config.source)):
+    if few_plain_texts(files):
         _log.warning("%s: few plain texts, so each is read as documents of whole paragraphs", config.source)
     # another process may have been first: the same name means the same tokens, and a reader may be opening them
     with replaced_folder(folder, stays=_is_whole) as new, progress_bar("tokenising") as tell:

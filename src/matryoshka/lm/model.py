@@ -27,7 +27,7 @@ from matryoshka.lm import hooks
 from matryoshka.lm.info import ModelInfo, describe, unavailable
 from matryoshka.lm.selfcheck import self_check
 from matryoshka.lm.sites import Site
-from matryoshka.lm.vocabulary import token_bytes
+from matryoshka.lm.vocabulary import token_bytes, tokenisable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -158,10 +158,14 @@ class LanguageModel:
             slopes = torch.autograd.grad(metric(self._forward(tokens).logits), list(leaves.values()))
         return dict(zip(leaves, slopes, strict=True))
 
+    @property
+    def precision(self) -> Any:
+        """Its dtype by the name that configurations and cards have for it: float32, bfloat16, float16."""
+        return str(self.dtype).removeprefix("torch.")
+
     def tokens(self, text: str) -> Int[Tensor, "1 position"]:
         """`text` as it stands at the head of a window: after BOS, if this model wants one."""
-        sound = text.encode("utf-8", errors="replace").decode("utf-8")  # tokenizers refuse lone surrogates
-        ids = self.tokenizer(sound, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = self.tokenizer(tokenisable(text), add_special_tokens=False, verbose=False)["input_ids"]
         ids = ids if self.bos is None else [self.bos, *ids]
         return torch.tensor([ids], dtype=torch.long, device=self.device)
 

@@ -1,4 +1,5 @@
-"""How tokens are shown: the bytes that each id stands for, and the text that each token of a sequence adds.
+"""How tokens are shown: the bytes that each id stands for, and the text that each token of a sequence adds; and which
+text a tokenizer takes.
 
 vocabulary = token_bytes(lm.tokenizer)
 pieces(ids, vocabulary)                  # ["The", " people", "", "", "🙂"]: an emoji of three tokens
@@ -14,6 +15,11 @@ from typing import Any
 from matryoshka.errors import MatryoshkaError
 
 BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
+
+
+def tokenisable(text: str) -> str:
+    """`text` with `?` for each lone half of a surrogate pair, which tokenizers refuse."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:

@@ -33,7 +33,7 @@ def provenance(lm: LanguageModel, tokens: Tokens) -> dict[str, Any]:
         "model": {
             "name": lm.info.name,
             "revision": lm.info.revision,
-            "dtype": str(lm.dtype).removeprefix("torch."),
+            "dtype": lm.precision,
         },
         "tokens": {"hash": tokens.hash, "bos": lm.bos, "separator": lm.separator},
         "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads(), "gpu": cuda},
@@ -54,11 +54,10 @@ def card(
     """The card of `trainee` after `steps` steps. `keep`: which rows it was trained on; `counts`: of those that were
     read for it."""
     wiring = trainee.plan.wiring
-    precision: Any = str(lm.dtype).removeprefix("torch.")
     largest = {str(site): norm for site, norm in keep.only(wiring.sites).largest.items()}
     sites = [(map(str, source.reads), map(str, source.writes)) for source in wiring.sources]
     return Card(
-        model=ModelCard(name=config.model.name, revision=lm.info.revision, dtype=precision),
+        model=ModelCard(name=config.model.name, revision=lm.info.revision, dtype=lm.precision),
         sources=tuple(SourceCard(reads=tuple(reads), writes=tuple(writes)) for reads, writes in sites),
         context=config.text.context,
         prepend_bos=lm.bos is not None,

@@ -93,7 +93,7 @@ def _cached(config: Config, folder: Path, live: LiveChunks, tokens: Tokens) -> c
     identity = {
         "model": info.name,
         "revision": info.revision,
-        "dtype": str(live.lm.dtype).removeprefix("torch."),
+        "dtype": live.lm.precision,
         "tokens": tokens.hash,
         "context": tokens.context,
     }

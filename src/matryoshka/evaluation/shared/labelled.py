@@ -16,6 +16,7 @@ from jaxtyping import Bool
 
 from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.files import parse_json
+from matryoshka.lm.vocabulary import tokenisable
 
 TEST_SHARE = 0.3
 FIELDS = ("text", "span", "path", "label", "group")
@@ -100,11 +101,10 @@ def _example(line: str, where: str) -> LabelledExample:
 
 
 def _text(row: dict[str, Any], field: str, where: str) -> str:
-    """Lone surrogates, which tokenizers refuse, become `?`, as in the text of training."""
     value = row.get(field)
     if not isinstance(value, str) or not value.strip():
         raise MatryoshkaError(f"{where}: field {field!r} must be text, found {json.dumps(value)}")
-    return value.encode("utf-8", errors="replace").decode("utf-8")
+    return tokenisable(value)
 
 
 def _span(value: object, text: str, where: str) -> tuple[int, int]:
