@@ -9,6 +9,7 @@ import torch
 
 from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
+from matryoshka.lm.info import shape
 from matryoshka.training.plan import check, resolve
 from matryoshka.training.preview import needed
 from matryoshka.training.recipe import Config
@@ -85,7 +86,8 @@ def test_a_recipe_builds_on_the_meta_device(recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_its_memory_is_stated_from_shapes(recipe: Path) -> None:
     config = Config.load(recipe)
-    items = {item.name: item for item in needed(config)}
+    info, plans = check(config)
+    items = {item.name: item for item in needed(config, info, plans, shape(info))}
     if config.model.name in PARAMETERS:
         parameters = items["language model"].bytes / 4  # float32 on a CPU
         assert parameters == pytest.approx(PARAMETERS[config.model.name], rel=0.01)

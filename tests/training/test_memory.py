@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from matryoshka import api, cli
+from matryoshka.lm.info import shape
+from matryoshka.training.plan import check
 from matryoshka.training.preview import needed
 from matryoshka.training.recipe import Config
 
@@ -38,7 +40,9 @@ print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").rea
 def test_peak_memory_stays_below_the_stated_bound(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     values = {"evaluation": {"tokens": 1024}, **CONFIGS[name]}
     values["coder"] = {"read": "1.mlp_in", "write": "1.mlp_out", "k": 16, **values["coder"]}
-    stated = sum(item.bytes for item in needed(Config.build(values)))
+    config = Config.build(values)
+    info, plans = check(config)
+    stated = sum(item.bytes for item in needed(config, info, plans, shape(info)))
     folder = tmp_path_factory.mktemp("memory") / "run"
     done = subprocess.run(
         [sys.executable, "-c", TRAIN, json.dumps(values), str(folder)], capture_output=True, text=True, check=True

@@ -40,6 +40,13 @@ class TextConfig(Section):
         """The limit with which `tokens` held-out ones are read, or all that there are."""
         return math.ceil(tokens * SLACK * (1 - self.held_out) / self.held_out)
 
+    def read_on(self, train: int, held_out: int) -> "TextConfig":
+        """The same text, read at least until there are so many tokens of either split; the bundled one, which is
+        small, is read to its end anyway."""
+        if self.source == "bundled":
+            return self
+        return self.model_copy(update={"limit": max(train, self.reaching(held_out), self.limit or 0)})
+
     def held_out_at(self, limit: int) -> int:
         """How many held-out tokens are read with this limit, or all that there are."""
         return int(limit * self.held_out / (1 - self.held_out) / SLACK)

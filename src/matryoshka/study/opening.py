@@ -53,10 +53,8 @@ class Studied(NamedTuple):
 
         Raises MatryoshkaError where the text that the coder was trained on is another one by now.
         """
-        text, trained = self.text, self.card.trained
-        if least and text.source != "bundled":
-            needed = least if split == "train" else text.reaching(least)
-            text = text.model_copy(update={"limit": max(needed, text.limit or 0)})
+        needed = (least, 0) if split == "train" else (0, least)
+        text, trained = self.text.read_on(*needed) if least else self.text, self.card.trained
         tokens = tokenise(text, *vocabulary)
         if self.trained_on and trained is not None and tokens.text_hash != trained.text_hash:
             raise MatryoshkaError(

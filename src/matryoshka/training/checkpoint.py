@@ -14,31 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from matryoshka.coder.io import check_tensors
+from matryoshka.data.rowfilter import RowCounts
+from matryoshka.data.stream import PLACE
 from matryoshka.errors import MatryoshkaError, first_line
 from matryoshka.files import read_json, replaced_folder, write_text
 from matryoshka.training.trainee import Trainee
 
 KEPT = 2
-
-
-class _Place(BaseModel):
-    """Where the stream of activations stands: `ActivationStream.state_dict`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    seed: NonNegativeInt
-    epoch: NonNegativeInt
-    index: NonNegativeInt
-    next_batch: NonNegativeInt
-    read: NonNegativeInt
-    left_out: NonNegativeInt
-    not_finite: NonNegativeInt
 
 
 class _State(BaseModel):
@@ -49,7 +37,17 @@ class _State(BaseModel):
     step: NonNegativeInt
     best: dict[str, float]
     """Lowest held-out FVU so far, by coder."""
-    stream: _Place
+    stream: dict[str, NonNegativeInt]
+    """Where it stands: `ActivationStream.state_dict`."""
+
+    @field_validator("stream")
+    @classmethod
+    def _whole(cls, stream: dict[str, int]) -> dict[str, int]:
+        if stream.keys() != {*PLACE, *RowCounts._fields}:
+            raise ValueError(
+                f"says {', '.join(stream)} of the stream, expected {', '.join((*PLACE, *RowCounts._fields))}"
+            )
+        return stream
 
 
 def save(folder: Path, step: int, trainees: Sequence[Trainee], state: dict[str, Any]) -> Path:

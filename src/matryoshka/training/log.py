@@ -75,9 +75,8 @@ class Wandb:
             raise MatryoshkaError("log.wandb needs W&B: pip install 'matryoshka-sae[wandb]'") from None
         settings = wandb.Settings(init_timeout=self.INIT_TIMEOUT, console="off", silent=True)
         options: dict[str, Any] = {
-            "project": project, "name": name, "group": group, "config": config, "dir": str(folder), "settings":
-            settings, "reinit": "create_new", "id": identity,
-            "resume": "allow",
+            "project": project, "name": name, "group": group, "config": config, "dir": str(folder),
+            "settings": settings, "reinit": "create_new", "id": identity, "resume": "allow",
         }  # fmt: skip
         self._run = None
         with _failing("W&B cannot start (%s); logging to it offline instead"):

@@ -93,9 +93,9 @@ def resolve(config: Config, info: ModelInfo) -> Config:
     if info.folder is not None:
         model["name"] = _absolute(config.model.name)
     text: dict[str, Any] = {"source": _absolute(config.text.source)} if is_local(config.text.source) else {}
-    if config.text.source != "bundled" and config.text.limit is None:
+    if config.text.limit is None:
         trained = chunk_rows(config) + config.steps * config.training.batch
-        text["limit"] = max(trained, config.text.reaching(config.evaluation.tokens))
+        text["limit"] = config.text.read_on(trained, config.evaluation.tokens).limit
     cache = config.activations.cache
     activations = {"cache": None if cache is None else str(cache.expanduser().absolute())}
     return Config.build(merged(config.model_dump(), {"model": model, "text": text, "activations": activations}))

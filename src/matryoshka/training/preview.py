@@ -15,7 +15,7 @@ import torch
 from matryoshka.data.documents import documents
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import cache_dir, refuse_unwritable
-from matryoshka.lm.info import ModelInfo, shape
+from matryoshka.lm.info import ModelInfo, Shape, shape
 from matryoshka.lm.model import DTYPES, resolve_device
 from matryoshka.lm.sites import Site
 from matryoshka.run import Run
@@ -66,19 +66,20 @@ def preview(config: Config, out: str | Path | None = None, overwrite: bool = Fal
     if not list(islice(documents(config.text), DOCUMENTS)):
         raise MatryoshkaError(f"{config.text.source}: there is no text in it")
     tokens = config.steps * config.training.batch
-    seconds, disk = _seconds(resolved, info, plans), _disk(resolved, info, plans)
-    return Preview(path, plans, config.steps, tokens, seconds, disk, needed(config))
+    lm = shape(info)
+    seconds, disk = _seconds(resolved, info, plans, lm), _disk(resolved, info, plans)
+    return Preview(path, plans, config.steps, tokens, seconds, disk, needed(config, info, plans, lm))
 
 
-def _seconds(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> float:
+def _seconds(config: Config, info: ModelInfo, plans: Sequence[Plan], lm: Shape) -> float:
     """Products of the language model up to the last site that is read and of the encoders, passes over the weights."""
     products_a_second, bytes_a_second = _speed(resolve_device(config.model.device))
     tokens = config.steps * config.training.batch
     depth = (1 + max(site.layer for site in _sites(plans))) / info.n_layers
-    lm = 2 * depth * (shape(info).parameters - info.d_vocab * info.d_model) * tokens
+    blocks = 2 * depth * (lm.parameters - info.d_vocab * info.d_model) * tokens
     weights = sum(plan.coder.d_sae * (plan.coder.d_in + plan.coder.d_out) for plan in plans)
     encoders = 2 * sum(plan.coder.d_sae * plan.coder.d_in for plan in plans) * tokens
-    return (lm + encoders) / products_a_second + config.steps * PASSES * FLOAT * weights / bytes_a_second
+    return (blocks + encoders) / products_a_second + config.steps * PASSES * FLOAT * weights / bytes_a_second
 
 
 def _speed(device: torch.device, size: int = 1024, rounds: int = 5) -> tuple[float, float]:
@@ -102,11 +103,9 @@ def _disk(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> int:
     return 3 * 3 * weights + 2 * weights + tokens + cached
 
 
-def needed(config: Config) -> list[Item]:
-    """What training `config` would hold in memory: upper bounds, from shapes alone. Raises MatryoshkaError for what
-    cannot be trained."""
-    info, plans = check(config)
-    device, lm = resolve_device(config.model.device), shape(info)
+def needed(config: Config, info: ModelInfo, plans: Sequence[Plan], lm: Shape) -> list[Item]:
+    """What training `config` would hold in memory: upper bounds, from shapes alone."""
+    device = resolve_device(config.model.device)
     if config.model.dtype == "auto":
         itemsize = torch.float32.itemsize if device.type == "cpu" else lm.bytes_a_parameter
     else:
