@@ -353,20 +353,24 @@ def test_a_store_damaged_under_the_server(tmp_path: Path) -> None:
 # --- the process
 
 
-def test_this_machine_only_and_an_orderly_end(tmp_path: Path) -> None:
-    make_store(tmp_path / "features.sqlite").close()
-    program = (
-        "import sys; from matryoshka.report.server import Shown, serve\n"
-        "from matryoshka.features.store import FeatureStore\n"
-        "try: serve([Shown('run', FeatureStore(sys.argv[1]), None)], 0, lambda at: print(at, flush=True))\n"
-        "except KeyboardInterrupt: print('ended')"
-    )
-    server = subprocess.Popen(
-        [sys.executable, "-c", program, tmp_path / "features.sqlite"],
+def started(folder: Path, program: str) -> tuple[subprocess.Popen[str], str]:
+    """A process that serves a small store in `folder` as `program` says, and its address."""
+    make_store(folder / "features.sqlite").close()
+    setup = "import sys; from matryoshka.report import server\nfrom matryoshka.features.store import FeatureStore\n"
+    shown = "shown = [server.Shown('run', FeatureStore(sys.argv[1]), None)]\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", setup + shown + program, folder / "features.sqlite"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert server.stdout
-    address = server.stdout.readline().strip()
+    assert process.stdout
+    return process, process.stdout.readline().strip()
+
+
+def test_this_machine_only_and_an_orderly_end(tmp_path: Path) -> None:
+    server, address = started(
+        tmp_path,
+        "try: server.serve(shown, 0, lambda at: print(at, flush=True))\nexcept KeyboardInterrupt: print('ended')",
+    )
     port = int(address.split(":")[2].strip("/"))
     assert address == f"http://127.0.0.1:{port}/"
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
@@ -380,21 +384,12 @@ def test_this_machine_only_and_an_orderly_end(tmp_path: Path) -> None:
 
 
 def test_connections_that_say_nothing_are_closed_and_those_that_leave_are_not_talked_of(tmp_path: Path) -> None:
-    make_store(tmp_path / "features.sqlite").close()
-    program = (
-        "import sys; from matryoshka.report import server\n"
-        "from matryoshka.features.store import FeatureStore\n"
+    process, address = started(
+        tmp_path,
         "server.PATIENCE = 1\n"
-        "shown = [server.Shown('run', FeatureStore(sys.argv[1]), None)]\n"
-        "try: server.serve(shown, 0, lambda at: print(at, flush=True))\n"
-        "except KeyboardInterrupt: pass"
+        "try: server.serve(shown, 0, lambda at: print(at, flush=True))\nexcept KeyboardInterrupt: pass",
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, tmp_path / "features.sqlite"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout
-    port = int(process.stdout.readline().strip().split(":")[2].strip("/"))
+    port = int(address.split(":")[2].strip("/"))
     head = f"GET /api/runs HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
     for begun in ("", head, f"{head}\r\n", f"{head}\r\n{head}"):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
