@@ -23,12 +23,13 @@ import time, torch
 from activations import synthetic
 from harness import Size
 from ours import SITE, new_trainee
-from worker import Job
+from job import Job
 from matryoshka.data.stream import Batch
 from matryoshka.training.allocator import keep_freed_memory
 keep_freed_memory()
 size = Size(256, 2048, 24, 1024)
-job = Job("matryoshka", False, size.d, size.d_sae, size.k, size.batch, size.widths, "cpu", torch.get_num_threads(), "")
+shape = (size.d, size.d_sae, size.k, size.batch, size.widths)
+job = Job("matryoshka", False, *shape, "cpu", torch.get_num_threads(), steps=10_000, seed=0, lr=None)
 trainee, x = new_trainee(job), synthetic(size.batch, size.d)
 batch = Batch({SITE: x}, torch.arange(size.batch))
 trainee.calibrate(batch)

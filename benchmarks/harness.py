@@ -2,7 +2,7 @@
 
     1. each peer has a virtual environment, made once (`environment`), and a worker program in peers/
     2. a contender is a process that lives through its match: it builds its trainer, takes warm-up steps, then waits
-       for orders (peers/worker.py has the protocol); a waiting process uses no processor
+       for orders (peers/paced.py has the protocol); a waiting process uses no processor
     3. a match times its contenders in rounds (A B C, A B C, …), since machines have slow phases: a ratio of two is the
        median of the ratios within rounds, given with the smallest and the largest. A round in which other programs took
        processor time is repeated
@@ -33,6 +33,8 @@ from matryoshka.coder.kernels.cpu import has_native_bfloat16
 HERE = Path(__file__).parent
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+STEPS = 10_000
+"""Length of the run that a trainer which is only timed is told, for its schedules: longer than any warm-up."""
 BATCHES = 16
 """Batches of activations in memory, fed over and over."""
 FOREIGN = 0.05
@@ -113,29 +115,11 @@ class Process:
     """A contender at work, or waiting for orders."""
 
     def __init__(self, contender: Contender, setting: Setting, tuned: bool) -> None:
-        self.name, size = contender.name, contender.size
-        job = size._asdict() | {
-            "architecture": contender.architecture,
-            "best": contender.best,
-            "widths": size.widths,
-            "device": setting.device,
-            "threads": setting.threads,
-            "activations": str(_activations(setting.data, size)),
-        }
-        del job["fractions"]
-        python = environment(contender.environment, setting.peers) if contender.environment else Path(sys.executable)
-        inherited = {name: value for name, value in os.environ.items() if name not in TUNED}
-        threads = {"OMP_NUM_THREADS": str(setting.threads), "MKL_NUM_THREADS": str(setting.threads)}
+        self.name = contender.name
         self.log = setting.data / f"{contender.name}.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [python, HERE / "peers" / contender.program, json.dumps(job)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=inherited | OFFLINE | threads | (TUNED if tuned else {}),
-            )
+        job = new_job(contender, setting.device, setting.threads, STEPS)
+        files = ["paced", str(_activations(setting.data, contender.size))]
+        self.process = launch(contender, job, files, setting.peers, self.log, tuned)
         self._answer()
 
     def seconds(self, steps: int) -> float:
@@ -159,6 +143,45 @@ class Process:
         if not line:
             raise SystemExit(f"{self.log.read_text()[-3000:]}\n{self.name} failed: its last words are above")
         return json.loads(line)
+
+
+def new_job(
+    contender: Contender, device: str, threads: int, steps: int, seed: int = 0, lr: float | None = None
+) -> dict[str, Any]:
+    """What a contender's process is told (peers/job.py)."""
+    size = contender.size
+    return {
+        "architecture": contender.architecture,
+        "best": contender.best,
+        "d": size.d,
+        "d_sae": size.d_sae,
+        "k": size.k,
+        "batch": size.batch,
+        "widths": size.widths,
+        "device": device,
+        "threads": threads,
+        "steps": steps,
+        "seed": seed,
+        "lr": lr,
+    }
+
+
+def launch(
+    contender: Contender, job: dict[str, Any], files: list[str], peers: Path, log: Path, tuned: bool
+) -> subprocess.Popen[str]:
+    """Start a contender's process (peers/worker.py), which writes what it prints to `log`."""
+    python = environment(contender.environment, peers) if contender.environment else Path(sys.executable)
+    inherited = {name: value for name, value in os.environ.items() if name not in TUNED}
+    threads = {"OMP_NUM_THREADS": str(job["threads"]), "MKL_NUM_THREADS": str(job["threads"])}
+    with log.open("w") as opened:
+        return subprocess.Popen(
+            [python, HERE / "peers" / contender.program, json.dumps(job), *files],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=opened,
+            text=True,
+            env=inherited | OFFLINE | threads | (TUNED if tuned else {}),
+        )
 
 
 def match(contenders: Sequence[Contender], setting: Setting, effort: Effort) -> dict[str, Timings]:

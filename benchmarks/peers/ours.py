@@ -4,16 +4,20 @@ Like `matryoshka train` it tunes the allocator itself, so that with --plain-mall
 """
 
 import torch
+from canonical import Canonical
+from job import Batches, Job
 from torch import Tensor
-from worker import STEPS, Job, PacedBatches, run
+from worker import run
 
 from matryoshka.coder.architecture import CoderConfig
 from matryoshka.coder.coder import SparseCoder
+from matryoshka.coder.nonlinearity import BatchTopK
 from matryoshka.data.stream import Batch
 from matryoshka.lm.sites import Site, Wiring
 from matryoshka.training.allocator import keep_freed_memory
 from matryoshka.training.plan import Plan
 from matryoshka.training.recipe import Config
+from matryoshka.training.session import CALIBRATION_ROWS
 from matryoshka.training.trainee import Trainee
 
 SITE = Site("resid_post", 0)
@@ -24,7 +28,8 @@ def new_trainee(job: Job) -> Trainee:
     widths = job.widths if job.architecture == "matryoshka" else [job.d_sae]
     activation = "topk" if job.architecture == "topk" else "batchtopk"
     coder = {"read": str(SITE), "d_sae": job.d_sae, "k": job.k, "widths": widths, "activation": activation}
-    config = Config.build({"coder": coder, "training": {"batch": job.batch, "tokens": STEPS * job.batch}})
+    training = {"batch": job.batch, "tokens": job.steps * job.batch} | ({} if job.lr is None else {"lr": job.lr})
+    config = Config.build({"coder": coder, "training": training})
     sizes = CoderConfig(
         reads=(job.d,),
         writes=(job.d,),
@@ -33,22 +38,32 @@ def new_trainee(job: Job) -> Trainee:
         activation={"kind": activation, "k": job.k},
     )
     plan = Plan("coder", config.coder, Wiring.of([SITE], [SITE]), sizes)
-    return Trainee(plan, SparseCoder(sizes).initialise(0, tied=True).to(job.device), config.training, config.steps)
+    start = SparseCoder(sizes).initialise(job.seed, tied=True)
+    return Trainee(plan, start.to(job.device), config.training, config.steps)
 
 
-def train(job: Job, batches: PacedBatches) -> None:
+def canonical(trainee: Trainee) -> Canonical:
+    """As it is saved: the scaling is folded."""
+    coder = trainee.folded()
+    threshold = coder.activation.threshold if isinstance(coder.activation, BatchTopK) else None
+    return Canonical(coder.W_enc.detach(), coder.b_enc.detach(), coder.W_dec.detach(), coder.b_dec.detach(), threshold)
+
+
+def train(job: Job, batches: Batches) -> Canonical:
     keep_freed_memory()
     trainee = new_trainee(job)
     coder, scaling = trainee.coder, trainee.scaling
-    positions = torch.arange(job.batch, device=job.device)
-    trainee.calibrate(Batch({SITE: batches.batches[0]}, positions))
+    first = batches.peek(max(CALIBRATION_ROWS, job.batch))
+    trainee.calibrate(Batch({SITE: first}, torch.arange(len(first), device=job.device)))
 
     def reconstruct(x: Tensor) -> Tensor:
         return coder.decode(coder.encode(scaling.x(x)))[-1] / scaling.scale_out
 
     batches.reconstruct = reconstruct
+    positions = torch.arange(job.batch, device=job.device)
     for step, x in enumerate(batches):
         trainee.step(Batch({SITE: x}, positions), step, measure=False)
+    return canonical(trainee)
 
 
 if __name__ == "__main__":

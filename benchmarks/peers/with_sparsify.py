@@ -3,15 +3,28 @@
 `fit` hooks a module of a language model and trains in the hook. The model here has one module, the identity; its
 forward pass puts the next batch through it. So the loop is the peer's own, whole and unchanged; what it adds to a step
 besides training is one copy of the activations and a data loader of token ids. TopK only: it has no Matryoshka.
+
+What it has learned is what it saves: its default optimiser trains at other weights than those, which are a mean over
+the steps. A learning rate that is set needs no decay beside it, for the same reason.
 """
 
+import contextlib
 import os
+import sys
+import tempfile
 from types import SimpleNamespace
 
 import torch
+from canonical import Canonical
+from job import Batches, Job
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from worker import STEPS, Job, PacedBatches, run
+from worker import read_job, run
+
+if read_job().device == "cpu":
+    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # read at import; its Triton kernels are for GPUs
+with contextlib.redirect_stdout(sys.stderr):  # it says something, and stdout is for answers
+    from sparsify import SaeConfig, SparseCoder, TrainConfig, Trainer
 
 SEQUENCES = 32
 """Its default batch: sequences, not tokens."""
@@ -20,7 +33,7 @@ SEQUENCES = 32
 class Model(nn.Module):
     """The least that `Trainer` takes for a language model."""
 
-    def __init__(self, job: Job, batches: PacedBatches) -> None:
+    def __init__(self, job: Job, batches: Batches) -> None:
         super().__init__()
         self.job, self.batches = job, batches
         self.site = nn.Identity()
@@ -40,33 +53,40 @@ class Model(nn.Module):
 
 
 class Tokens(Dataset):
-    """As many windows as a long run has; what stands in them is never read."""
+    """As many windows as the run has; what stands in them is never read."""
 
-    def __init__(self, context: int) -> None:
-        self.window = {"input_ids": torch.zeros(context, dtype=torch.int64)}
+    def __init__(self, job: Job) -> None:
+        self.windows = job.steps * SEQUENCES
+        self.window = {"input_ids": torch.zeros(job.batch // SEQUENCES, dtype=torch.int64)}
 
     def __len__(self) -> int:
-        return STEPS * SEQUENCES
+        return self.windows
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.window
 
 
-def train(job: Job, batches: PacedBatches) -> None:
-    if job.device == "cpu":
-        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # read at import; its Triton kernels are for GPUs
-    from sparsify import SaeConfig, TrainConfig, Trainer
-
-    sae = SaeConfig(num_latents=job.d_sae, k=job.k)
-    config = TrainConfig(sae, batch_size=SEQUENCES, hookpoints=["site"], log_to_wandb=False)
-    trainer = Trainer(config, Tokens(job.batch // SEQUENCES), Model(job, batches))  # type: ignore[arg-type]
-    (coder,) = trainer.saes.values()
-
-    def reconstruct(x: Tensor) -> Tensor:
-        return coder(x).sae_out
-
-    batches.reconstruct = reconstruct
-    trainer.fit()
+def train(job: Job, batches: Batches) -> Canonical:
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(
+            SaeConfig(num_latents=job.d_sae, k=job.k),
+            batch_size=SEQUENCES,
+            lr=job.lr,
+            init_seeds=[job.seed],
+            hookpoints=["site"],
+            save_every=2 * job.steps,  # at the end alone
+            save_dir=folder,
+            log_to_wandb=False,
+        )
+        trainer = Trainer(config, Tokens(job), Model(job, batches))  # type: ignore[arg-type]
+        [learning] = trainer.saes.values()
+        batches.reconstruct = lambda x: learning(x).sae_out
+        trainer.fit()
+        saved = SparseCoder.load_from_disk(f"{folder}/unnamed/site", device=job.device)
+    batches.reconstruct = lambda x: saved(x).sae_out
+    with torch.no_grad():
+        W_enc = saved.encoder.weight.T
+        return Canonical(W_enc, saved.encoder.bias - saved.b_dec @ W_enc, saved.W_dec, saved.b_dec, None)
 
 
 if __name__ == "__main__":
