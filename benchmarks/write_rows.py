@@ -40,7 +40,7 @@ def stored_rows(folder: Path, model: str, site: str, rows: int) -> dict[str, Any
     """
     if (folder / "index.json").exists():
         index = read_index(folder)
-        if (index["model"], index["site"]) != (model, site):
+        if (index["model"], index["site"]) != (Path(model).name, site):
             raise SystemExit(f"{folder} holds {index['site']} of {index['model']}: give another --cache")
         if index["train"] >= rows or index["whole_text"]:
             return index
@@ -52,7 +52,7 @@ def stored_rows(folder: Path, model: str, site: str, rows: int) -> dict[str, Any
         held_out.keep = train.keep
         first = train.chunk(SEED, 0, 0).activations[where]
         scale = (first.shape[1] / first.double().square().sum(1).mean()).sqrt().item()
-        index = {"model": model, "site": site, "d": first.shape[1], "scale": scale, "text": tokens.hash}
+        index = {"model": Path(model).name, "site": site, "d": first.shape[1], "scale": scale, "text": tokens.hash}
         index["train"] = _write(new / "train.f32", _activations(train, where), scale, rows, update)
         index["held_out"] = _write(new / "held_out.f32", _activations(held_out, where), scale, HELD_OUT, update)
         index["whole_text"] = index["train"] < rows

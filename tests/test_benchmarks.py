@@ -1,9 +1,15 @@
-"""What the benchmarks measure with: the fast step learns what the dense one learns, and the timing harness works."""
+"""What the benchmarks measure with: the fast step learns what the dense one learns, the timing harness works, and the
+race's judge says what our own measures say."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.coder.metrics import Meter
+from matryoshka.data.stream import Batch
 from matryoshka.training.recipe import Config
 
 BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
@@ -42,3 +48,84 @@ def test_contenders_take_turns_and_report(tmp_path: Path) -> None:
     before, after = timings[mine.name].end["fvu"]
     assert after < before, "it really trains"
     assert memory(mine, setting)["peak_growth_bytes"] > 4 * 4 * size.d * size.d_sae, "weights, gradients, two moments"
+
+
+def test_a_race_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    from harness import Size
+    from race import Course, cells, finished, hold
+    from standings import markdown
+    from step import ours
+    from write_rows import stored_rows
+
+    index = stored_rows(tmp_path / "rows", "bundled", "1.resid_post", 20_000)
+    assert (index["train"], index["held_out"], index["whole_text"]) == (20_000, 32_768, False)
+    size = Size(index["d"], 256, 8, 1024)
+    course, file = Course(size, tmp_path / "rows", tmp_path, 1), tmp_path / "cells.jsonl"
+    planned = list(cells(ours(size).values(), [20_000], 1, 1, "bundled", "1.resid_post"))
+    assert [cell.name for cell, _ in planned[:2]] == ["ours-matryoshka-default", "ours-matryoshka-0.001"]
+    assert hold(planned[:1], course, file) == []
+    first = file.read_text()
+    assert hold(planned[:2], course, file) == []
+    assert file.read_text().startswith(first)
+    assert [cell for cell, _ in finished(file)] == [cell for cell, _ in planned[:2]]
+    nowhere = [(cell, contender._replace(program="no_such.py")) for cell, contender in planned[1:3]]
+    assert hold(nowhere, course, file) == ["[1/1] ours-batchtopk-default, 20,000 tokens, seed 0"], "the other is there"
+    records = [{**cell._asdict(), **result} for cell, result in finished(file)]
+    assert all(record["fvu"] == sorted(record["fvu"], reverse=True) for record in records)
+    assert all(0.1 < record["fvu"][-1] < 0.9 and record["l0"] == pytest.approx(8, rel=0.01) for record in records)
+    about = {"hardware": "a", "threads": 1, "date": "", "torch": ""}
+    sizes = {**size._asdict(), "widths": size.widths}
+    table = markdown({"machine": about, "size": sizes, "rows": index, "command": "", "cells": records})
+    assert "| ours | lr 0.001 of 1 | 1 |" in table
+
+
+def test_every_contender_of_a_seed_gets_the_same_rows(tmp_path: Path) -> None:
+    from peers.rows import StoredRows, training_order
+
+    (tmp_path / "index.json").write_text(json.dumps({"d": 3}))
+    (tmp_path / "train.f32").write_bytes(torch.arange(30.0).numpy().tobytes())
+    rows = StoredRows(tmp_path, "train")
+    order = training_order(len(rows), steps=6, batch=4, seed=1)
+    assert sorted(order.flatten()[:10]) == sorted(order.flatten()[10:20]) == list(range(10)), "epochs"
+    assert (order == training_order(10, 6, 4, 1)).all()
+    assert (order != training_order(10, 6, 4, 2)).any()
+    assert set(training_order(1000, 2, 4, 0).flatten()) == set(range(8)), "no more rows than are needed"
+    assert rows.take(order[0]).tolist() == [[3 * n, 3 * n + 1, 3 * n + 2] for n in order[0]]
+
+
+def test_the_judge_says_what_our_own_measures_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FVU of every prefix and L0, by exact selection and by threshold; and it sees what was made worse."""
+    monkeypatch.syspath_prepend(str(Path(BENCHMARKS) / "peers"))
+    from activations import synthetic
+    from harness import Size, new_job
+    from job import Job
+    from judge import judge
+    from ours import SITE, canonical, new_trainee
+    from step import ours
+
+    size, x = Size(32, 256, 6, 256), synthetic(4096, 32)
+    trainee = new_trainee(Job(**new_job(ours(size)["matryoshka"], "cpu", 1, steps=40, lr=1e-2)))
+    batches = [Batch({SITE: rows}, torch.arange(256)) for rows in x[:2560].split(256)]
+    trainee.calibrate(batches[0])
+    for step in range(40):
+        trainee.step(batches[step % 10], step, measure=False)
+    held_out, weights = x[2560:], canonical(trainee)
+    said = judge(weights, "matryoshka", size, held_out, [x[:256]])
+    coder = trainee.folded()
+    assert said["fvu_by_threshold"] == pytest.approx(_measured(coder, held_out).fvu(), rel=1e-5)
+    assert said["l0_by_threshold"] == pytest.approx(_measured(coder, held_out).l0())
+    exact = _measured(coder.train(), held_out)
+    assert (said["fvu"], said["l0"]) == (pytest.approx(exact.fvu(), rel=1e-5), pytest.approx(exact.l0()))
+    assert said["silent"] <= exact.silent()
+    worse = weights._replace(W_dec=weights.W_dec.roll(1, 0))
+    assert all(a > b for a, b in zip(judge(worse, "matryoshka", size, held_out, [])["fvu"], said["fvu"], strict=True))
+    assert judge(weights._replace(b_enc=weights.b_enc / 0), "matryoshka", size, held_out, []) == {"finite": False}
+
+
+@torch.no_grad()
+def _measured(coder: SparseCoder, x: torch.Tensor) -> Meter:
+    meter = Meter(coder.config)
+    for rows in x.split(256):
+        latents = coder.encode(rows)
+        meter.update(rows, coder.decode(latents), latents)
+    return meter
