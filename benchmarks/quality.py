@@ -24,7 +24,6 @@ from matryoshka.data.tokens import tokenise
 from matryoshka.lm.model import load
 from matryoshka.study.hooked import HookedCoder
 from matryoshka.study.watch import activation_metrics
-from matryoshka.training.optim import learning_rate
 from matryoshka.training.plan import check
 from matryoshka.training.recipe import Config
 from matryoshka.training.session import calibrate, new_trainees, open_stream
@@ -36,7 +35,7 @@ class Dense:
 
     def __init__(self, trainee: Trainee) -> None:
         self.coder: SparseCoder = copy.deepcopy(trainee.coder)
-        self.plan, self.section, self.steps = trainee.plan, trainee.section, trainee.steps
+        self.plan, self.section, self.schedule = trainee.plan, trainee.section, trainee.schedule
         self.scaling, self.silent = trainee.scaling, trainee.dead.tokens_since_fired.clone()
         self.adam = torch.optim.Adam(self.coder.parameters(), betas=self.section.betas, fused=False)
 
@@ -74,7 +73,7 @@ class Dense:
         W_dec = self.coder.W_dec
         W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
         torch.nn.utils.clip_grad_norm_(self.coder.parameters(), self.section.clip)
-        self.adam.param_groups[0]["lr"] = learning_rate(step, self.steps, self.section)
+        self.adam.param_groups[0]["lr"] = self.schedule.rate(step)
         self.adam.step()
         W_dec /= W_dec.norm(dim=1, keepdim=True)
 

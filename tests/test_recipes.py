@@ -77,7 +77,7 @@ def test_a_recipe_builds_on_the_meta_device(recipe: Path) -> None:
         assert coder.W_enc.shape == (info.d_model, plan.section.d_sae)
         assert coder.config.widths[-1] == plan.section.d_sae
     if config.model.name != "bundled":
-        resolved = resolve(config, info)
+        resolved = resolve(config, info, plans)
         assert resolved.model.revision == "c" * 40, "pinned"
         assert resolved.text.limit is not None
         assert resolved.text.limit >= config.training.tokens, "the hub is read no further than needed, but as far"

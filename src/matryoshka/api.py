@@ -70,7 +70,7 @@ def train(config: Config, out: str | Path | None = None, overwrite: bool = False
     """
     _refuse_several_processes()
     info, plans = check(config)
-    config = resolve(config, info)
+    config = resolve(config, info, plans)
     path = Path(out) if out else default_folder(config, info, plans)
     Run.refuse_existing(path, overwrite)
     session = Session.open(config, plans)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticUseDefault
 
 from matryoshka.errors import MatryoshkaError, did_you_mean
 
@@ -38,6 +38,14 @@ def _number(value: object) -> object:
     return value
 
 
+def _default(value: object) -> object:
+    if value == "auto":
+        raise PydanticUseDefault
+    return value
+
+
+Auto = BeforeValidator(_default)
+"""Of a field whose default is made by a rule from the fields above it: `auto` means that default."""
 MOST = 2**53
 """The largest count: whole numbers up to it are exact as floats too."""
 Count = Annotated[int, BeforeValidator(_count), Field(ge=1, le=MOST)]

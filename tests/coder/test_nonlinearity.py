@@ -313,6 +313,19 @@ def test_jumprelu_calibrates_to_k_active_latents():
     assert len(activation(normal(500, 64, seed=6)).values) / 500 == pytest.approx(6, rel=0.05)
 
 
+def test_the_dead_come_down_to_the_median_threshold_of_the_living():
+    activation = JumpReLU(k=1, d_sae=5, bandwidth=1.0)
+    before = torch.tensor([1.0, 2.0, 4.0, 8.0, 0.5]).log()
+    for dead, after in (
+        ([False, False, False, True, True], [1, 2, 4, 2, 0.5]),
+        ([True] * 5, [1, 2, 4, 8, 0.5]),
+        ([False] * 5, [1, 2, 4, 8, 0.5]),
+    ):
+        activation.log_threshold.data.copy_(before)
+        activation.revive(torch.tensor(dead))
+        assert activation.log_threshold.exp().tolist() == pytest.approx(after)
+
+
 def test_a_jumprelu_of_which_nobody_knows_k_has_nothing_to_aim_at():
     activation = JumpReLU(k=None, d_sae=3, bandwidth=0.1)
     assert activation.penalty(activation.select(torch.ones(2, 3))) is None

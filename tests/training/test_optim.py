@@ -2,13 +2,14 @@
 
 import pytest
 
-from matryoshka.training.optim import learning_rate
+from matryoshka.training.optim import Schedule
 from matryoshka.training.recipe import TrainingSection
 
 
 def rates(steps: int, **fields: object) -> list[float]:
     section = TrainingSection.model_validate({"lr": 1.0, **fields})
-    return [learning_rate(step, steps, section) for step in range(steps)]
+    schedule = Schedule.of(section, steps, d=1)
+    return [schedule.rate(step) for step in range(steps)]
 
 
 def test_warm_up_is_linear_and_reaches_the_peak() -> None:

@@ -18,7 +18,7 @@ from matryoshka.lm.info import describe
 from matryoshka.lm.sites import Site, Wiring
 from matryoshka.training import checkpoint
 from matryoshka.training.dead import REFRESH
-from matryoshka.training.optim import Adam, learning_rate, total_norm
+from matryoshka.training.optim import Adam, Schedule, total_norm
 from matryoshka.training.plan import Plan, plan
 from matryoshka.training.recipe import CoderSection, Config, TrainingSection
 from matryoshka.training.trainee import Trainee
@@ -87,7 +87,7 @@ def dense_step(coder, scaling, silent, optimiser, section, step, x, y):
     with torch.no_grad():
         coder.W_dec.grad -= (coder.W_dec.grad * coder.W_dec).sum(1, keepdim=True) * coder.W_dec
     torch.nn.utils.clip_grad_norm_(coder.parameters(), section.clip)
-    optimiser.param_groups[0]["lr"] = learning_rate(step, 30, section)
+    optimiser.param_groups[0]["lr"] = Schedule.of(section, 30, x.shape[1]).rate(step)
     optimiser.step()
     with torch.no_grad():
         coder.W_dec /= coder.W_dec.norm(dim=1, keepdim=True)

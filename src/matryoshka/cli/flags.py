@@ -154,15 +154,17 @@ def _kinds(annotation: object) -> list[object]:
 
 def _metavar(field: FieldInfo) -> str:
     kinds = _kinds(field.annotation)
-    if choices := [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]:
-        return "{" + ",".join(choices) + "}"
+    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     inner = [part for kind in kinds for branch in get_args(kind) for part in _kinds(branch)]
     names = {bool: "true|false", float: "X", int: "N"}
-    return next((shown for kind, shown in names.items() if kind in (*kinds, *inner)), "TEXT")
+    value = [shown for kind, shown in names.items() if kind in (*kinds, *inner)][:1]
+    if choices:
+        return "|".join([*value, *choices]) if value else "{" + ",".join(choices) + "}"
+    return "|".join([*value, "auto"]) if field.default_factory else next(iter(value), "TEXT")
 
 
 def _help(field: FieldInfo) -> str:
-    default = "" if field.is_required() else f" [{_shown(field.default)}]"
+    default = "" if field.is_required() else f" [{'auto' if field.default_factory else _shown(field.default)}]"
     return ((field.description or "") + default).replace("%", "%%")
 
 

@@ -26,9 +26,6 @@ CONFIG = {
     "coder": {"read": "2.mlp_in", "write": "2.mlp_out", "d_sae": 3072, "k": 24},
     "training": {
         "tokens": 450_000,
-        "batch": 1024,
-        "lr": 1e-3,
-        "dead_after_tokens": 100_000,
         "evaluate_every": 200,
         "checkpoint_every": 200,
     },

@@ -53,7 +53,7 @@ def _show_preview(shown: "Preview") -> None:
     minutes = max(1, round(shown.seconds / 60))
     duration = f"{minutes} min" if minutes < 90 else f"{minutes / 60:.0f} h"
     console.print(
-        f"{shown.steps:,} steps, {shown.tokens:,} tokens: roughly {duration} of training here, then its"
-        f" evaluation; at most {shown.disk / 1e9:.2f} GB on disk",
+        f"{shown.steps:,} steps of {shown.batch:,} tokens, peak learning rate {shown.lr:g}: roughly {duration} of"
+        f" training here, then its evaluation; at most {shown.disk / 1e9:.2f} GB on disk",
         soft_wrap=True,
     )

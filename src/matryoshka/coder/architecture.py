@@ -42,7 +42,7 @@ class JumpReLUConfig(Section):
     kind: Literal["jumprelu"] = "jumprelu"
     k: Size | None = None
     """None where nobody knows what it was trained for."""
-    bandwidth: Annotated[float, Field(gt=0)] = 0.1
+    bandwidth: Annotated[float, Field(gt=0)] = 1.0
     """Width of the straight-through kernel around the thresholds, in the coder's units."""
 
 

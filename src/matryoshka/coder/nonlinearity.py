@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from matryoshka.coder.architecture import BatchTopKConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig
@@ -45,6 +45,9 @@ class ReLU(nn.Module):
 
     def calibrate(self, pre: Pre) -> None:
         """Start from the first pre-activations, where anything depends on the data."""
+
+    def revive(self, dead: Bool[Tensor, " d_sae"]) -> None:
+        """Bring the `dead` latents within reach of what they read, where a threshold of their own keeps them out."""
 
     def rescale(self, factor: float) -> None:
         """Follow latents that are multiplied by `factor`, where there is a threshold."""
@@ -153,6 +156,14 @@ class JumpReLU(ReLU):
         values = pre.flatten()[operations(pre).batch_topk(pre, self.k * len(pre))]
         if (values > 0).any():
             self.log_threshold.fill_(values[values > 0].min().log().item())
+
+    @torch.no_grad()
+    def revive(self, dead: Bool[Tensor, " d_sae"]) -> None:
+        """Lower the thresholds of the dead to the median of the living: the estimators give no gradient to one that
+        nothing comes near, while those of the living come down as they learn."""
+        living = torch.where(dead, torch.nan, self.log_threshold).nanmedian()
+        lower = dead & (living < self.log_threshold)  # of no living ones the median is NaN: nothing is lower
+        self.log_threshold.copy_(torch.where(lower, living, self.log_threshold))
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:

@@ -168,6 +168,10 @@ class ProgressBar(progress.Progress):
         yield self.make_tasks_table(self.tasks)
         yield Text(self.numbers)
 
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
     def reach(self, step: int) -> None:
         """`step` steps are done."""
         self.update(self._task, completed=step)
@@ -182,4 +186,4 @@ class ProgressBar(progress.Progress):
         )
         if not self.console.is_terminal and ((step - self._printed) * self.LINES >= self.steps or step == self.steps):
             self._printed = step
-            self.console.print(f"step {step}/{self.steps}  {self.numbers}", highlight=False, soft_wrap=True)
+            self.say(f"step {step}/{self.steps}  {self.numbers}")

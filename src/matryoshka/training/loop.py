@@ -5,6 +5,7 @@ writes a checkpoint. What differs between coders (sites, widths, k, seeds) is in
 list of one. Ctrl-C and SIGTERM save and stop after the current step; a NaN or Inf stops with the facts.
 """
 
+import logging
 import math
 import signal
 import time
@@ -17,11 +18,11 @@ from matryoshka.errors import Interrupted, MatryoshkaError
 from matryoshka.run import Run
 from matryoshka.training import checkpoint
 from matryoshka.training.log import ProgressBar, Record, Sink, open_sinks
-from matryoshka.training.optim import learning_rate
 from matryoshka.training.recipe import Config
 from matryoshka.training.session import Learned, Session
 from matryoshka.training.trainee import Trainee
 
+logger = logging.getLogger("matryoshka")
 Evaluate = Callable[[Sequence[Learned]], list[Record]]
 """Held-out numbers of each coder; `fvu` (one for each prefix) among them."""
 
@@ -40,7 +41,10 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
             stack.enter_context(closing(part))
         received = stack.enter_context(_signals())
         bar = stack.enter_context(ProgressBar(steps, start))
+        rates = " and ".join(dict.fromkeys(f"{trainee.schedule.peak:g}" for trainee in trainees))
+        bar.say(f"{steps:,} steps of {config.training.batch:,} tokens, peak learning rate {rates}")
         pace = _Pace(start)
+        held_out: list[Record] = []
         for step in range(start, steps):
             batch, done = next(stream), step + 1
             log, watch, save = (done % every == 0 or done == steps for every in intervals)
@@ -68,6 +72,7 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
             bar.reach(done)
     for trainee in trainees:
         session.save(trainee, steps, run.member(trainee.plan.label).coder)
+    _warn_of_failures(trainees, held_out)
 
 
 class _Pace:
@@ -101,13 +106,26 @@ def _keep_best(session: Session, run: Run, done: int, held_out: Sequence[Record]
             session.save(trainee, done, run.member(label).best)
 
 
+def _warn_of_failures(trainees: Sequence[Trainee], held_out: Sequence[Record]) -> None:
+    """Say of each coder that ends worse than the mean alone would be, and what to change. A session without steps has
+    measured none."""
+    for trainee, record in zip(trainees, held_out, strict=False):
+        if not record["fvu"][-1] <= 1:
+            peak = trainee.schedule.peak
+            logger.warning(
+                f"{trainee.plan.label}: held-out FVU {record['fvu'][-1]:.2f}: the mean alone would do better (1.00)."
+                f" Train on more tokens (--tokens), or with another learning rate than {peak:g} (--lr; auto is one that"
+                " mostly works)"
+            )
+
+
 def _record(config: Config, trainee: Trainee, step: int, rate: float) -> Record:
     """What metrics.jsonl says of the log interval that ends with `step` (0-based)."""
     tokens, every = config.training.batch, config.log.every
     return {
         "step": step + 1,
         "tokens": (step + 1) * tokens,
-        "lr": learning_rate(step, config.steps, config.training),
+        "lr": trainee.schedule.rate(step),
         **trainee.report(step % every + 1),
         "tokens_per_second": rate,
     }

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterable
+from typing import Literal, NamedTuple, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from matryoshka.training import automatic
 from matryoshka.training.recipe import TrainingSection
 
 DOT_LIMIT = 2**30
@@ -75,16 +77,37 @@ def _rows_first(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else x.T
 
 
-def learning_rate(step: int, steps: int, section: TrainingSection) -> float:
-    """The rate of `step` (from 0) of `steps`: linear warm-up, constant, then linear or cosine decay towards 0."""
-    warm_up = _steps(section.warm_up, steps)
-    start = max(_steps(section.decay_start, steps), warm_up)
-    if step < warm_up:
-        return section.lr * (step + 1) / warm_up
-    if section.decay == "none" or step < start:
-        return section.lr
-    done = (step - start) / max(1, steps - start)
-    return section.lr * (1 - done if section.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+class Schedule(NamedTuple):
+    """The learning rate of a run: linear warm-up, constant, then linear or cosine decay towards 0."""
+
+    peak: float
+    steps: int
+    warm_up: int
+    """Steps until the peak is reached."""
+    decay_start: int
+    """The step where the decay begins."""
+    decay: Literal["none", "linear", "cosine"]
+
+    @classmethod
+    def of(cls, section: TrainingSection, steps: int, d: int) -> Self:
+        """As `section` says for a coder that reads `d` activations."""
+        warm_up = _steps(section.warm_up, steps)
+        start = max(_steps(section.decay_start, steps), warm_up)
+        return cls(peak_rate(section, steps, d), steps, warm_up, start, section.decay)
+
+    def rate(self, step: int) -> float:
+        """That of `step`, from 0."""
+        if step < self.warm_up:
+            return self.peak * (step + 1) / self.warm_up
+        if self.decay == "none" or step < self.decay_start:
+            return self.peak
+        done = (step - self.decay_start) / max(1, self.steps - self.decay_start)
+        return self.peak * (1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def peak_rate(section: TrainingSection, steps: int, d: int) -> float:
+    """The learning rate that is set, or the automatic one of a coder that reads `d` activations."""
+    return automatic.learning_rate(d, steps) if section.lr == "auto" else section.lr
 
 
 def _steps(value: int | float, steps: int) -> int:

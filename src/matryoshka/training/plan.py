@@ -14,6 +14,7 @@ from matryoshka.data.documents import check_source, is_local
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.info import ModelInfo, describe
 from matryoshka.lm.sites import Site, Wiring
+from matryoshka.training.optim import peak_rate
 from matryoshka.training.recipe import CoderSection, Config
 
 LONGEST_LABEL = 120
@@ -86,9 +87,10 @@ def check(config: Config) -> tuple[ModelInfo, list[Plan]]:
     return info, plan(config, info)
 
 
-def resolve(config: Config, info: ModelInfo) -> Config:
-    """`config` so that it can be re-run: with the model's revision pinned, paths that hold from any folder, and a text
-    read only as far as this run needs (the bundled one, which is small, to its end)."""
+def resolve(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Config:
+    """`config` so that it can be re-run: with the model's revision pinned, paths that hold from any folder, a text read
+    only as far as this run needs (the bundled one, which is small, to its end), and an automatic learning rate (of the
+    first of `plans`) as a number."""
     model: dict[str, Any] = {"revision": info.revision}
     if info.folder is not None:
         model["name"] = _absolute(config.model.name)
@@ -97,8 +99,13 @@ def resolve(config: Config, info: ModelInfo) -> Config:
         trained = chunk_rows(config) + config.steps * config.training.batch
         text["limit"] = config.text.read_on(trained, config.evaluation.tokens).limit
     cache = config.activations.cache
-    activations = {"cache": None if cache is None else str(cache.expanduser().absolute())}
-    return Config.build(merged(config.model_dump(), {"model": model, "text": text, "activations": activations}))
+    resolved = {
+        "model": model,
+        "text": text,
+        "activations": {"cache": None if cache is None else str(cache.expanduser().absolute())},
+        "training": {"lr": peak_rate(config.training, config.steps, plans[0].coder.d_in)},
+    }
+    return Config.build(merged(config.model_dump(), resolved))
 
 
 def _absolute(name: str) -> str:

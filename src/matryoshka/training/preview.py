@@ -19,6 +19,7 @@ from matryoshka.lm.info import ModelInfo, Shape, shape
 from matryoshka.lm.model import DTYPES, resolve_device
 from matryoshka.lm.sites import Site
 from matryoshka.run import Run
+from matryoshka.training.optim import peak_rate
 from matryoshka.training.plan import Plan, check, chunk_rows, default_folder, resolve
 from matryoshka.training.recipe import Config
 from matryoshka.training.session import reads_ahead
@@ -46,7 +47,10 @@ class Preview(NamedTuple):
     path: Path
     coders: Sequence[Plan]
     steps: int
-    tokens: int
+    batch: int
+    """Tokens in a step."""
+    lr: float
+    """Peak learning rate."""
     seconds: float
     """Of training, roughly."""
     disk: int
@@ -59,16 +63,16 @@ def preview(config: Config, out: str | Path | None = None, overwrite: bool = Fal
     """What `train` with these arguments would do and take; loads no weights, and writes nothing. Raises MatryoshkaError
     for what training would refuse, as far as that can be told without weights."""
     info, plans = check(config)
-    resolved = resolve(config, info)
+    resolved = resolve(config, info, plans)
     path = Path(out) if out else default_folder(resolved, info, plans)
     Run.refuse_existing(path, overwrite)
     refuse_unwritable(cache_dir())
     if not list(islice(documents(config.text), DOCUMENTS)):
         raise MatryoshkaError(f"{config.text.source}: there is no text in it")
-    tokens = config.steps * config.training.batch
-    lm = shape(info)
+    lm, lr = shape(info), peak_rate(config.training, config.steps, plans[0].coder.d_in)
     seconds, disk = _seconds(resolved, info, plans, lm), _disk(resolved, info, plans)
-    return Preview(path, plans, config.steps, tokens, seconds, disk, needed(config, info, plans, lm))
+    memory = needed(config, info, plans, lm)
+    return Preview(path, plans, config.steps, config.training.batch, lr, seconds, disk, memory)
 
 
 def _seconds(config: Config, info: ModelInfo, plans: Sequence[Plan], lm: Shape) -> float:

@@ -14,11 +14,12 @@ from matryoshka.coder.architecture import (
     NonlinearityConfig,
     TopKConfig,
 )
-from matryoshka.config import Count, Section, Seed, WholeOrShare, one_line
+from matryoshka.config import Auto, Count, Section, Seed, WholeOrShare, one_line
 from matryoshka.data.sections import ActivationConfig, TextConfig
 from matryoshka.defaults import EVALUATION_TOKENS
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.sites import Site
+from matryoshka.training import automatic
 
 
 class ModelSection(Section):
@@ -70,8 +71,9 @@ class CoderSection(Section):
     """How latents are chosen."""
     k: Count = 32
     """Active latents a token: of each (topk), on average (batchtopk), aimed at (jumprelu)."""
-    bandwidth: Annotated[float, Field(gt=0)] = 0.1
-    """Width of the straight-through kernel around JumpReLU's thresholds, in units where E‖x‖² = d."""
+    bandwidth: Annotated[float, Field(gt=0)] = JumpReLUConfig().bandwidth
+    """Width of the straight-through kernel around JumpReLU's thresholds, in units where E‖x‖² = d: thresholds are 1 to
+    3 there, and narrower ones learn too slowly."""
     skip: bool = False
     """Add a linear skip connection from input to output."""
     seed: Seed = 0
@@ -97,10 +99,11 @@ class TrainingSection(Section):
 
     tokens: Count = 10_000_000
     """Tokens to train on; more than the text has means several epochs."""
-    batch: Annotated[Count, Field(ge=2)] = 2048
-    """Tokens in one step; two at least, since FVU is of their variance."""
-    lr: Annotated[float, Field(gt=0)] = 3e-4
-    """Peak learning rate of Adam."""
+    batch: Annotated[Count, Auto, Field(ge=2)] = Field(default_factory=lambda fields: automatic.batch(fields["tokens"]))
+    """Tokens in one step; two at least, since FVU is of their variance. auto: 128 to 4096, growing as the root of
+    `tokens`."""
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Peak learning rate of Adam. auto: 2.8 / √(d · steps), d the number of activations that are read."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Adam's decay rates."""
     warm_up: WholeOrShare = 0.02
@@ -117,8 +120,10 @@ class TrainingSection(Section):
     """Weight of the dead latents' term; none: the convention's own."""
     aux_k: Count | None = None
     """Dead latents a token that reconstruct the residual; none: half of d_out."""
-    dead_after_tokens: Count = 1_000_000
-    """A latent that did not fire in so many tokens is dead."""
+    dead_after_tokens: Annotated[Count, Auto] = Field(
+        default_factory=lambda fields: automatic.dead_after_tokens(fields["tokens"])
+    )
+    """A latent that did not fire in so many tokens is dead. auto: `tokens` / 64, at most ten million."""
     l0_coefficient: Annotated[float, Field(ge=0)] = 1.0
     """Weight of JumpReLU's sparsity term (L0/k − 1)²."""
     autocast: Literal["auto", "bfloat16", "off"] = "auto"

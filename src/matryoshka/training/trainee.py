@@ -13,7 +13,7 @@ from matryoshka.coder.scaling import Scaling
 from matryoshka.coder.sparse import random_widths
 from matryoshka.data.stream import Batch
 from matryoshka.training.dead import REFRESH, Dead, DeadLatents
-from matryoshka.training.optim import Adam, learning_rate
+from matryoshka.training.optim import Adam, Schedule
 from matryoshka.training.plan import Plan
 from matryoshka.training.recipe import TrainingSection
 
@@ -43,7 +43,8 @@ class Trainee(nn.Module):
         self, plan: Plan, coder: SparseCoder, section: TrainingSection, steps: int, refresh: int = REFRESH
     ) -> None:
         super().__init__()
-        self.plan, self.section, self.steps = plan, section, steps
+        self.plan, self.section = plan, section
+        self.schedule = Schedule.of(section, steps, coder.config.d_in)
         self.coder = coder.train()
         device = coder.device
         self.scaling = Scaling(coder.config).to(device, coder.dtype)
@@ -80,7 +81,7 @@ class Trainee(nn.Module):
             coder.add_gradients(dead.subset)
 
         coder.keep_gradients_on_the_sphere()
-        norm = self.optimiser.step(learning_rate(step, self.steps, self.section))
+        norm = self.optimiser.step(self.schedule.rate(step))
         coder.normalise_rows()
 
         self._count(forward, torch.stack([*terms, norm]).detach(), step)
@@ -111,6 +112,7 @@ class Trainee(nn.Module):
     @torch.no_grad()
     def _count(self, forward: Forward, values: Tensor, step: int) -> None:
         self.dead.count(forward.latents)
+        self.coder.activation.revive(self.dead.now)
         self.sums += values
         # a NaN input could pass the selection unseen, so inputs are looked at too
         finite = values.isfinite().all() & forward.x.sum().isfinite()
