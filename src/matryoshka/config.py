@@ -6,7 +6,7 @@ validation is the same for recipes, flags and Python. The sections themselves st
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -121,11 +121,12 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """The fields of `model` that are sections themselves."""
+    """The fields of `model` that are sections themselves, those that may be None too."""
     return {
-        name: field.annotation
+        name: kind
         for name, field in model.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for kind in (field.annotation, *get_args(field.annotation))
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
     }
 
 
@@ -134,7 +135,7 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     errors = error.errors()
     typos = (mistake for mistake in errors if mistake["type"] == "extra_forbidden")
     first = next(typos, errors[0])  # a typo makes others
-    *parents, last = map(str, first["loc"])
+    *parents, last = map(str, first["loc"] or ("",))  # what is wrong with a section as a whole has no place in it
     # in a union pydantic appends the branch that failed, as a type's name or a description, to the path
     path = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
     where = ".".join(part for part in path if part not in ("int", "float", "str"))
@@ -153,7 +154,7 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
         case "model_type" if below:
             return f"{where}: is a section; give its fields ({', '.join(below.model_fields)}), got {_got(first)}"
         case "value_error":
-            return f"{where}: {_lower(first['msg'].removeprefix('Value error, '))}"
+            return f"{where}: {_lower(first['msg'].removeprefix('Value error, '))}".removeprefix(": ")
         case "tuple_type" | "list_type":
             return f"{where}: should be a list, got {_got(first)}"
     return f"{where}: {_lower(first['msg'])}, got {_got(first)}"

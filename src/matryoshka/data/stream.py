@@ -75,10 +75,15 @@ class Chunks(Protocol):
         ...
 
 
+def seeded(device: torch.device, *seeds: int) -> torch.Generator:
+    """A generator that depends on nothing but `seeds`, and on the kind of device."""
+    mixed = int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
+    return torch.Generator(device).manual_seed(mixed >> 1)
+
+
 def permutation(n: int, *seeds: int) -> Int[Tensor, " n"]:
     """A permutation of range(n) that depends on nothing but `seeds`."""
-    mixed = int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
-    return torch.randperm(n, generator=torch.Generator().manual_seed(mixed >> 1))
+    return torch.randperm(n, generator=seeded(torch.device("cpu"), *seeds))
 
 
 class LiveChunks:
