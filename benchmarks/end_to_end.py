@@ -25,6 +25,7 @@ from matryoshka.lm.model import load
 from matryoshka.training.plan import check
 from matryoshka.training.recipe import Config
 from matryoshka.training.session import calibrate, new_trainees, open_stream
+from matryoshka.training.supply import TextSupply
 
 
 def seconds(job: Callable[[], object]) -> float:
@@ -39,7 +40,7 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
     """Tokens a second of each part and of the whole, and the language model's share of the whole's time."""
     _, plans = check(config)
     lm = load(**config.model.model_dump())
-    stream = open_stream(config, lm, tokenise(config.text, *lm.vocabulary), plans)
+    stream = open_stream(config, TextSupply(config, lm, tokenise(config.text, *lm.vocabulary)), plans)
     trainee = new_trainees(config, plans, lm.device)[0]
     calibrate([trainee], stream)
     batch = next(stream)

@@ -27,6 +27,7 @@ from matryoshka.study.watch import activation_metrics
 from matryoshka.training.plan import check
 from matryoshka.training.recipe import Config
 from matryoshka.training.session import calibrate, new_trainees, open_stream
+from matryoshka.training.supply import TextSupply
 from matryoshka.training.trainee import Trainee
 
 
@@ -90,7 +91,7 @@ def compare(config: Config, seeds: int) -> dict[str, list[list[float]]]:
     results: dict[str, list[list[float]]] = {"bfloat16": [], "float32": [], "dense": []}
     for seed in range(seeds):
         plan = plans[0]._replace(section=plans[0].section.model_copy(update={"seed": seed}))
-        stream = open_stream(config, lm, tokens, [plan])
+        stream = open_stream(config, TextSupply(config, lm, tokens), [plan])
         learners = [new_trainees(one, [plan], lm.device)[0] for one in (low, full)]
         calibrate(learners, stream)
         dense = Dense(learners[1])

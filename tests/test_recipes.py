@@ -9,9 +9,8 @@ import torch
 
 from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
-from matryoshka.lm.info import shape
 from matryoshka.training.plan import check, resolve
-from matryoshka.training.preview import needed
+from matryoshka.training.preview import needed, upstream
 from matryoshka.training.recipe import Config
 
 ROOT = Path(__file__).parents[1]
@@ -71,10 +70,11 @@ def test_a_recipe_builds_on_the_meta_device(recipe: Path) -> None:
     config = Config.load(recipe)
     info, plans = check(config)
     for plan in plans:
-        assert (plan.coder.d_in, plan.coder.d_out) == (info.d_model, info.d_model)
+        width = info.check(plan.wiring.reads[0])
+        assert (plan.coder.d_in, plan.coder.d_out) == (width, width)
         with torch.device("meta"):
             coder = SparseCoder(plan.coder)
-        assert coder.W_enc.shape == (info.d_model, plan.section.d_sae)
+        assert coder.W_enc.shape == (width, plan.section.d_sae)
         assert coder.config.widths[-1] == plan.section.d_sae
     if config.model.name != "bundled":
         resolved = resolve(config, info, plans)
@@ -87,7 +87,7 @@ def test_a_recipe_builds_on_the_meta_device(recipe: Path) -> None:
 def test_its_memory_is_stated_from_shapes(recipe: Path) -> None:
     config = Config.load(recipe)
     info, plans = check(config)
-    items = {item.name: item for item in needed(config, info, plans, shape(info))}
+    items = {item.name: item for item in needed(config, info, plans, upstream(config, info, plans))}
     if config.model.name in PARAMETERS:
         parameters = items["language model"].bytes / 4  # float32 on a CPU
         assert parameters == pytest.approx(PARAMETERS[config.model.name], rel=0.01)

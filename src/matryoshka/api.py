@@ -22,8 +22,9 @@ from matryoshka.data.tokens import tokenise as tokenise_text
 from matryoshka.defaults import EVALUATION_TOKENS, FEATURE_TOKENS, PROMPT, STEERED_TOKENS, STRENGTH, TEMPERATURE
 from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
-from matryoshka.evaluation.suite import Setting, explained, labelled, measured, recipes, target
-from matryoshka.evaluation.table import chosen, evaluations
+from matryoshka.evaluation.setting import setting_of
+from matryoshka.evaluation.suite import explained, labelled, measured, recipes, target
+from matryoshka.evaluation.table import OF_SYNTHETIC, chosen, evaluations
 from matryoshka.features.chat import ChatModel, Choice
 from matryoshka.features.collection import Needs, Request, collect, collected
 from matryoshka.features.endpoint import Cost, Endpoint
@@ -49,15 +50,15 @@ from matryoshka.scores.comparison import Entry
 from matryoshka.scores.result import NotMeasurable, Result
 from matryoshka.scores.saved import load, save
 from matryoshka.study.hooked import HookedCoder, hook_all
-from matryoshka.study.opening import AnotherText, Models, read_card, studied
-from matryoshka.study.watch import activation_metrics
+from matryoshka.study.opening import AnotherText, Models, read_card, refuse_synthetic, studied, subject_of
+from matryoshka.study.watch import held_out_metrics
 from matryoshka.training import checkpoint
 from matryoshka.training.allocator import keep_freed_memory
 from matryoshka.training.log import Record
 from matryoshka.training.loop import train as train_coders
 from matryoshka.training.plan import check, default_folder, resolve
 from matryoshka.training.preview import preview as preview
-from matryoshka.training.provenance import provenance, tokens_hash
+from matryoshka.training.provenance import provenance, recorded_hash
 from matryoshka.training.recipe import Config, TokensConfig
 from matryoshka.training.session import Learned, Session
 
@@ -78,7 +79,7 @@ def train(config: Config, out: str | Path | None = None, overwrite: bool = False
     if config.variants:
         alone = {plan.label: {"coder": plan.section, "variants": ()} for plan in plans}
         configs |= {label: config.model_copy(update=update).to_yaml() for label, update in alone.items()}
-    facts = provenance(session.lm, session.tokens)
+    facts = provenance(session.supply)
     run = Run.create(path, configs, json.dumps(facts, indent=2) + "\n", overwrite)
     with run.held("train"):
         return _train(run, session)
@@ -96,10 +97,11 @@ def resume(run: Run | str | Path) -> Run:
         _, plans = check(config)
         folder = checkpoint.latest(run.checkpoints)
         session = Session.open(config, plans, folder)
-        before, now = tokens_hash(run.provenance), session.tokens.hash
+        supply = session.supply
+        before, now = recorded_hash(run.provenance, supply.kind), supply.hash
         if before != now:
             raise MatryoshkaError(
-                f"{run.path}: was trained on tokens {before}, but {config.text.source} now gives {now}"
+                f"{run.path}: was trained on {supply.kind} {before}, but {supply.source} now gives {now}"
             )
         return _train(run, session)
 
@@ -110,16 +112,15 @@ def _refuse_several_processes() -> None:
 
 
 def _train(run: Run, session: Session) -> Run:
-    config, held_out = session.config, session.tokens.windows("held_out")
+    held_out, tokens = session.supply.held_out, session.config.evaluation.tokens
 
     def watch(learned: Sequence[Learned]) -> list[Record]:
-        coders = [HookedCoder(*parts) for parts in learned]
-        return activation_metrics(session.lm, held_out, coders, config.evaluation.tokens)
+        return held_out_metrics(held_out, [HookedCoder(*parts) for parts in learned], tokens)
 
     train_coders(session, run, watch)
     members = [run.member(trainee.plan.label) for trainee in session.trainees]
-    setting = Setting(studied(members[0].coder), config.evaluation.tokens, ready=(session.lm, held_out))
-    measured(members, setting, ["reconstruction"])
+    setting = setting_of(subject_of(members[0].coder), tokens, ready=held_out)
+    measured(members, setting, [next(iter(setting.evaluations))])
     return run
 
 
@@ -155,25 +156,27 @@ def evaluate(
     text: AnotherText | None = None,
     device: str = "auto",
 ) -> Evaluated:
-    """Measure the coders of these runs on `tokens` held-out tokens, and write report.md, scores.json and scores.parquet
-    on all of them into `out` (default: the evaluation/ of the run, or of the current folder where there are several).
+    """Measure the coders of these runs on `tokens` held-out tokens, or fresh samples of known features, and write
+    report.md, scores.json and scores.parquet on all of them into `out` (default: the evaluation/ of the run, or of the
+    current folder where there are several).
 
-    `only`: names of EVALUATIONS, default all, and what explanations scored where `matryoshka explain` was run.
-    `labels`: files of the user's labelled text. `text`: a source in place of what each coder was trained on. What was
-    measured before with the same coder, model, text and version is taken as it is, unless `overwrite`. Raises
-    MatryoshkaError for what cannot be, before anything is measured.
+    `only`: names of evaluations, default all that say something of a coder, and what explanations scored where
+    `matryoshka explain` was run. `labels`: files of the user's labelled text. `text`: a source in place of what each
+    coder was trained on. What was measured before with the same coder, model, text and version is taken as it is,
+    unless `overwrite`. Raises MatryoshkaError for what cannot be, before anything is measured.
     """
     texts = labelled([Path(file) for file in labels])
-    names = chosen(wanted := list(only), evaluations(texts))
+    names = chosen(wanted := list(only), [*evaluations(texts), *OF_SYNTHETIC])
     opened = [Run.open(run) for run in runs]
     members = list(dict.fromkeys(member for run in opened for member in run.trained()))
-    subjects = [studied(member.coder, text) for member in members]
+    subjects = [subject_of(member.coder, text) for member in members]
     scored: list[dict[str, Result]] = [{} for _ in members]
     with _held(members, "eval"):
         for key in dict.fromkeys(subject.key for subject in subjects):
             together = [i for i, subject in enumerate(subjects) if subject.key == key]
-            setting = Setting(subjects[together[0]], tokens, texts, device)
-            results = measured([members[i] for i in together], setting, names, overwrite)
+            setting = setting_of(subjects[together[0]], tokens, texts, device)
+            asked = [name for name in names if wanted or name in setting.evaluations]
+            results = measured([members[i] for i in together], setting, asked, overwrite)
             for i, of_member in zip(together, results, strict=True):
                 scored[i] = of_member | ({} if wanted else explained(members[i]))
     entries = [
@@ -319,6 +322,7 @@ def figures(run: Run | str | Path) -> list[Path]:
     """Draw the figures of a run's coders as PNG and SVG into each one's figures/; their paths."""
     written = []
     for member in Run.open(run).trained():
+        refuse_synthetic(member.coder)
         known = member.features_file.exists()
         density = np.array(FeatureStore(member.features_file).columns()["density"]) if known else None
         written += draw(member, density)

@@ -38,7 +38,7 @@ from matryoshka.study.recording import Recording
 from matryoshka.training import checkpoint
 from matryoshka.training.log import JsonLines
 from matryoshka.training.plan import check
-from matryoshka.training.provenance import tokens_hash
+from matryoshka.training.provenance import recorded_hash
 from matryoshka.training.recipe import Config
 from matryoshka.training.session import new_trainees
 
@@ -111,7 +111,7 @@ def _of_run(run: Run, config: Config, lm: LanguageModel) -> dict[str, Reader]:
         "checkpoint's tensors": Reader(kept / "coder.safetensors", read_checkpoint),
         "latest checkpoint": Reader(run.checkpoints / "latest", read_checkpoint),
         "metrics": Reader(run.metrics, lambda: JsonLines(run.metrics, 5).close()),
-        "provenance": Reader(run.provenance, lambda: tokens_hash(run.provenance)),
+        "provenance": Reader(run.provenance, lambda: recorded_hash(run.provenance, "tokens")),
         "result": Reader(run.evaluation / "reconstruction.json", lambda: saved.load(run.evaluation, "reconstruction")),
         "store": Reader(run.features_file, read_store),
         "recording's head": Reader(run.recording / "recording.json", read_recording),

@@ -14,6 +14,7 @@ from matryoshka.lm.sites import Site
 from matryoshka.training.plan import plan
 from matryoshka.training.provenance import card
 from matryoshka.training.recipe import Config
+from matryoshka.training.supply import TextSupply
 from matryoshka.training.trainee import Trainee
 from matryoshka.version import __version__
 
@@ -27,7 +28,7 @@ def test_the_card_holds_all_that_a_coder_is_of(lm: LanguageModel, tokens: Tokens
     trainee.dead.tokens_since_fired[[3, 40]] = torch.tensor([700, 701])
     norms = {"1.mlp_in": 30.0, "2.mlp_in": 40.0, "2.mlp_out": 50.0, "3.mlp_out": 60.0}
     keep = RowFilter(lm.bos, {Site.parse(site): norm for site, norm in norms.items()})
-    made = card(trainee, config, lm, tokens, keep, RowCounts(9000, 120, 7), steps=3)
+    made = card(trainee, config, TextSupply(config, lm, tokens), keep, RowCounts(9000, 120, 7), steps=3)
 
     assert (made.model.name, made.model.revision, made.model.dtype) == ("bundled", lm.info.revision, "float32")
     (source,) = made.sources

@@ -11,11 +11,11 @@ import yaml
 from matryoshka.cli import main
 from matryoshka.cli.flags import RECIPE_ONLY, _fields, add_flags, overrides
 from matryoshka.coder.architecture import BatchTopKConfig, JumpReLUConfig, NonlinearityConfig, TopKConfig
-from matryoshka.config import merged
+from matryoshka.config import merged, sections
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.info import describe
 from matryoshka.lm.sites import Site
-from matryoshka.training.plan import plan
+from matryoshka.training.plan import check, plan
 from matryoshka.training.recipe import Config, TokensConfig
 
 CODER = {"read": "1.mlp_in", "write": "1.mlp_out", "d_sae": 64, "k": 4}
@@ -80,7 +80,7 @@ def test_a_missing_field_says_how_to_give_it() -> None:
 def test_what_does_not_fit_the_model_is_refused_from_its_config_alone(values: dict[str, Any], line: str) -> None:
     config = build(**values)
     with pytest.raises(MatryoshkaError, match=line):
-        plan(config, describe("bundled"))
+        check(config)
 
 
 def test_tokens_alone_need_no_coder() -> None:
@@ -208,19 +208,18 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     shown = " ".join(capsys.readouterr().out.split())
 
     def fields(model: Any, prefix: str = "") -> list[str]:
+        below = sections(model)
         return [
             name
-            for field, info in model.model_fields.items()
-            for name in (
-                fields(info.annotation, f"{field}.") if hasattr(info.annotation, "model_fields") else [prefix + field]
-            )
+            for field in model.model_fields
+            for name in (fields(below[field], f"{field}.") if field in below else [prefix + field])
         ]
 
     named = [name for name in fields(Config) if name != "variants"]
     assert len(named) > 40
     for name in named:
         section, _, field = name.rpartition(".")
-        model: Any = Config.model_fields[section].annotation if section else Config
+        model: Any = sections(Config)[section] if section else Config
         description = model.model_fields[field].description
         assert description, f"{name} has no help"
         assert f"--{name} " in shown
@@ -244,6 +243,10 @@ EXAMPLES: dict[str, list[Any]] = {
     "name": ["12", "a name", None],
     "model.revision": ["1e5", None],
     "log.wandb": ["007", None],
+    "synthetic.features": [16_000],
+    "synthetic.branching": [3],
+    "synthetic.depth": [2],
+    "synthetic.p_min": [0.25],
 }
 
 

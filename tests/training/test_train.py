@@ -374,13 +374,13 @@ def test_a_run_is_at_work_in_one_process_only(whole: Run, tmp_path: Path) -> Non
 
 
 def test_speed_is_that_of_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = api.activation_metrics
+    measure = api.held_out_metrics
 
     def slow(*args: Any) -> Any:
         time.sleep(1)
         return measure(*args)
 
-    monkeypatch.setattr(api, "activation_metrics", slow)
+    monkeypatch.setattr(api, "held_out_metrics", slow)
     run = api.train(config(training={"evaluate_every": 5}, log={"every": 10}), tmp_path / "run")
     lines = map(json.loads, run.metrics.read_text().splitlines())
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]

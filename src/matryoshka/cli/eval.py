@@ -12,7 +12,7 @@ from rich.text import Text
 from matryoshka.cli.flags import add_device, add_runs, add_text, add_valued, count
 from matryoshka.cli.tables import console, new_table
 from matryoshka.defaults import EVALUATION_TOKENS
-from matryoshka.evaluation.table import EVALUATIONS
+from matryoshka.evaluation.table import EVERY_EVALUATION
 
 if TYPE_CHECKING:
     from matryoshka.report.cells import Cell
@@ -24,8 +24,8 @@ SUMMARY = "Measure the coders of runs and compare them: a table, and a report be
 def define(parser: argparse.ArgumentParser) -> None:
     add_runs(parser)
     add = parser.add_argument
-    add("--only", nargs="+", default=[], metavar="NAME", help=f"some of: {', '.join(EVALUATIONS)}")
-    add_valued(parser, "--tokens", count, "N", EVALUATION_TOKENS, "held-out tokens to measure on")
+    add("--only", nargs="+", default=[], metavar="NAME", help=f"some of: {', '.join(EVERY_EVALUATION)}")
+    add_valued(parser, "--tokens", count, "N", EVALUATION_TOKENS, "held-out tokens, or fresh samples, to measure on")
     add_text(parser)
     add("--labels", type=Path, nargs="+", default=[], metavar="FILE", help="labelled text of yours as well (JSONL)")
     where = "where report.md, scores.json and scores.parquet go [RUN/evaluation; of several runs ./evaluation]"

@@ -28,7 +28,11 @@ def show_run(run: "Run") -> None:
     from matryoshka.api import results
 
     for member in run.members():
-        _show_results(member.path.name, results(member))
+        name = member.path.name
+        if (member.evaluation / "recovery.json").is_file():
+            _show_recovery(name, results(member, "recovery"))
+        else:
+            _show_results(name, results(member))
     console.print(Text.assemble("\nrun: ", (str(run.path), "bold")), soft_wrap=True)
 
 
@@ -51,6 +55,24 @@ def _show_results(name: str, results: "Result") -> None:
         f"{about['tokens']:,} held-out tokens ({about['tokens_left_out']:,} BOS and sink positions left out);"
         f" CE clean {about['ce_clean']:.4f}, mean-ablated {about['ce_mean']:.4f},"
         f" zero-ablated {about['ce_zero']:.4f}",
+        soft_wrap=True,
+    )
+
+
+def _show_recovery(name: str, results: "Result") -> None:
+    """How well one coder recovers known features, a row a prefix."""
+    from matryoshka.evaluation.recovery import ABSORBED, EXPLAINED, F1, L0, MCC, SILENT, UNIQUENESS
+    from matryoshka.report.cells import shown
+
+    about, measures = results.details, (F1, MCC, UNIQUENESS, EXPLAINED, ABSORBED, L0, SILENT)
+    table = new_table(name, "latents", *(measure.name for measure in measures))
+    for width in about["widths"]:
+        of_prefix = {score.measure: score.value for score in results.scores if score.width == width}
+        cells = (shown(of_prefix[measure], measure) if measure in of_prefix else "–" for measure in measures)
+        table.add_row(f"first {width:,}", *cells)
+    console.print(table)
+    console.print(
+        f"{about['samples']:,} fresh samples of {about['model']}, with {about['true_l0']:.1f} features on in each",
         soft_wrap=True,
     )
 

@@ -20,14 +20,16 @@ class SourceCard(Section):
 
 
 class ModelCard(Section):
-    """The language model."""
+    """The language model, or the synthetic one in its place."""
 
     name: str
-    """Hub id, folder, GGUF file, or `bundled`."""
+    """Hub id, folder, GGUF file, or `bundled`; of a synthetic model what it is called."""
     revision: str | None = None
     """Commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision in which its activations were read."""
+    synthetic: dict[str, int | float | bool] | None = None
+    """The section of its configuration, of a synthetic model: its activations are drawn from known features."""
 
 
 class RowCard(Section):
@@ -49,9 +51,9 @@ class TrainingCard(Section):
     not_finite: int
     """NaN or Inf among those read."""
     text: dict[str, str | int | float | None]
-    """The text section of its configuration: source, field, context, share held out …"""
+    """The text section of its configuration: source, field, context, share held out …; empty of synthetic samples."""
     text_hash: str
-    """Of the tokens made of it."""
+    """Of the tokens made of it, or of all that the samples depend on."""
     dead_after_tokens: int
     dead: tuple[Annotated[int, Field(ge=0)], ...]
     """Latents that did not fire in the last `dead_after_tokens` tokens."""
@@ -62,8 +64,8 @@ class Card(Section):
 
     model: ModelCard
     sources: Annotated[tuple[SourceCard, ...], Field(min_length=1)]
-    context: Annotated[int, Field(ge=2)]
-    """Tokens in a window."""
+    context: Annotated[int, Field(ge=1)]
+    """Tokens in a window; 1 of synthetic samples, which stand alone."""
     prepend_bos: bool
     """Whether every window begins with the tokenizer's BOS token."""
     rows: RowCard | None = None

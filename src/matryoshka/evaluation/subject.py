@@ -1,4 +1,7 @@
-"""What every evaluation is given: a coder on a text; and what coders that are measured together share."""
+"""What every evaluation is given: a coder on a text, or on samples of known features.
+
+And what coders that are measured together share.
+"""
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
@@ -6,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
+from matryoshka.data.synthetic import SyntheticModel
 from matryoshka.data.tokens import Windows
 from matryoshka.evaluation.shared import spelling
 from matryoshka.evaluation.shared.labelled import LabelledText
@@ -19,10 +23,25 @@ from matryoshka.study.hooked import HookedCoder
 T = TypeVar("T")
 MeasureAll = Callable[[LanguageModel, Windows, Sequence[HookedCoder], int, Progress], Sequence[T]]
 """What is measured of several coders together, on so many tokens."""
+MeasureKnown = Callable[[SyntheticModel, Sequence[HookedCoder], int, Progress], Sequence[T]]
+"""The same of coders of known features, on so many samples."""
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
+class _Once:
+    """What coders that are measured together share."""
+
+    _made: dict[Hashable, Any] = field(default_factory=dict, repr=False, kw_only=True)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` makes, made when it is asked for first."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Bench(_Once):
     """Coders of one language model that are measured together on one text, and what has been read once for all."""
 
     lm: LanguageModel
@@ -33,13 +52,6 @@ class Bench:
     """How much of the text to measure on."""
     labels: tuple[LabelledText, ...] = ()
     """The user's own, beside those that come with the package."""
-    _made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
-
-    def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` makes, made when it is asked for first."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
 
     def subjects(self) -> list["Subject"]:
         """One for each coder, in their order."""
@@ -88,3 +100,40 @@ class Subject:
         with suppress(NotMeasurable):
             texts.append(self.bench.letters)
         return [self.rows(text, progress) for text in texts]
+
+
+@dataclass(frozen=True, eq=False)
+class KnownBench(_Once):
+    """Coders of one synthetic model that are measured together on the same fresh samples."""
+
+    model: SyntheticModel
+    coders: Sequence[HookedCoder]
+    samples: int
+
+    def subjects(self) -> list["KnownSubject"]:
+        """One for each coder, in their order."""
+        return [KnownSubject(self, i) for i in range(len(self.coders))]
+
+
+@dataclass(frozen=True, eq=False)
+class KnownSubject:
+    """One coder of activations whose features are known."""
+
+    bench: KnownBench
+    number: int
+    """Of the coder, among those of the bench."""
+
+    @property
+    def hooked(self) -> HookedCoder:
+        """The coder."""
+        return self.bench.coders[self.number]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.hooked.coder.widths
+
+    def own(self, measure: MeasureKnown[T], progress: Progress) -> T:
+        """This coder's part of what is measured of all coders of the bench at once."""
+        bench = self.bench
+        of_all = bench.once(measure, lambda: measure(bench.model, bench.coders, bench.samples, progress))
+        return of_all[self.number]

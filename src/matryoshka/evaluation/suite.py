@@ -6,13 +6,9 @@
 Each result is saved as soon as it is there: an interrupted suite goes on with the evaluation that it was in.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -20,69 +16,20 @@ from typing import Any
 from matryoshka.coder.card import Card
 from matryoshka.coder.io import fingerprint
 from matryoshka.config import read_yaml
-from matryoshka.data.tokens import Windows
 from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation.setting import Setting, content_hash
 from matryoshka.evaluation.shared import labelled as labelled_text
 from matryoshka.evaluation.shared import spelling
 from matryoshka.evaluation.shared.labelled import LabelledText
 from matryoshka.evaluation.shared.labels import shipped
-from matryoshka.evaluation.subject import Bench, Subject
-from matryoshka.evaluation.table import Evaluation, evaluations
-from matryoshka.lm.model import LanguageModel, resolve_device
+from matryoshka.evaluation.subject import KnownSubject, Subject
+from matryoshka.evaluation.table import Evaluation
 from matryoshka.progress import progress_bar
 from matryoshka.run import Run
 from matryoshka.run import names as run_names
 from matryoshka.scores.comparison import Target
 from matryoshka.scores.result import NotMeasurable, Result
 from matryoshka.scores.saved import load, save
-from matryoshka.study.hooked import hook_all
-from matryoshka.study.opening import Studied
-from matryoshka.version import __version__
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where coders are measured: their language model and their held-out text, each opened when it is needed first."""
-
-    studied: Studied
-    """One of the coders: the others have the same key."""
-    tokens: int
-    """How much of the text to measure on."""
-    labels: tuple[LabelledText, ...] = ()
-    device: str = "auto"
-    ready: tuple[LanguageModel, Windows] | None = None
-    """Where both are opened already."""
-
-    @cached_property
-    def lm(self) -> LanguageModel:
-        return self.ready[0] if self.ready else self.studied.open_lm(self.device)
-
-    @cached_property
-    def windows(self) -> Windows:
-        if self.ready:
-            return self.ready[1]
-        least = self.tokens if self.studied.text.limit is None else 0  # what was trained on was read far enough
-        return self.studied.open_tokens(self.studied.open_vocabulary(), least=least).windows("held_out")
-
-    def identity(self, coder: str, evaluation: Evaluation) -> dict[str, Any]:
-        """All that a result depends on: where it is the same, so is the result. `coder`: its fingerprint."""
-        labels = self.labels if evaluation.reads_labels else ()
-        device = self.ready[0].device if self.ready else resolve_device(self.device)
-        return {
-            "matryoshka": __version__,
-            "evaluation": evaluation.version,
-            "coder": coder,
-            "model": self.studied.card.model.model_dump(mode="json"),
-            "device": device.type,  # on two kinds of devices the last digits differ
-            "text": self.windows.tokens.hash,
-            "context": self.windows.context,
-            "tokens": self.tokens,
-            "labels": {text.name: _hash(text.examples) for text in labels},
-        }
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def measured(
@@ -90,8 +37,10 @@ def measured(
 ) -> list[dict[str, Result]]:
     """The results of these evaluations for the coder of each run, in their order. Those that are saved and still are
     what would be found are taken, unless `overwrite`; the others are measured now, the coders that lack any together,
-    and each is saved at once."""
-    known = evaluations(setting.labels)
+    and each is saved at once. What says nothing in this setting has the reason as its result."""
+    known = setting.evaluations
+    foreign = {name: Result((), reason=setting.refusal) for name in names if name not in known}
+    names = [name for name in names if name in known]
     identities, results = [], []
     for member in members:
         coder = fingerprint(member.coder)
@@ -99,17 +48,15 @@ def measured(
         results.append({} if overwrite else _saved(member, identities[-1]))
     lacking = [i for i, saved in enumerate(results) if len(saved) < len(names)]
     if lacking:
-        coders = hook_all([members[i].coder for i in lacking], setting.lm, setting.windows)
-        bench = Bench(setting.lm, setting.windows, coders, setting.tokens, setting.labels)
-        subjects = dict(zip(lacking, bench.subjects(), strict=True))
+        subjects = dict(zip(lacking, setting.subjects([members[i].coder for i in lacking]), strict=True))
         for name in names:
             for i in (i for i in lacking if name not in results[i]):
                 results[i][name] = _measure(members[i], name, known[name], subjects[i])
                 save(results[i][name], identities[i][name], members[i].evaluation, name)
-    return [{name: of_member[name] for name in names} for of_member in results]
+    return [{name: of_member[name] for name in names} | foreign for of_member in results]
 
 
-def _measure(member: Run, name: str, evaluation: Evaluation, subject: Subject) -> Result:
+def _measure(member: Run, name: str, evaluation: Evaluation, subject: Subject | KnownSubject) -> Result:
     with progress_bar(f"{member.path.name}: {name}") as update:
         try:
             return evaluation.run(subject, update)
@@ -166,7 +113,7 @@ def _recipe(member: Run) -> str:
     recipe = read_yaml(member.config_file)
     for section, field in ((recipe, "name"), (recipe, "log"), (recipe["training"], "seed"), (recipe["coder"], "seed")):
         section.pop(field, None)
-    return _hash(recipe)
+    return content_hash(recipe)
 
 
 def target(card: Card) -> Target:

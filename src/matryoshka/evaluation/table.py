@@ -15,7 +15,7 @@ from matryoshka.progress import Progress
 
 if TYPE_CHECKING:
     from matryoshka.evaluation.shared.labelled import LabelledText
-    from matryoshka.evaluation.subject import Subject
+    from matryoshka.evaluation.subject import KnownSubject, Subject
     from matryoshka.scores.result import Result
 
 EVALUATIONS = {
@@ -29,6 +29,11 @@ EVALUATIONS = {
 """By name, in the order in which they are run and shown. Modules are imported when they run: the command line lists
 them without torch, and scikit-learn takes 100 MB, which training does not."""
 
+OF_SYNTHETIC = {"recovery": "matryoshka.evaluation.recovery"}
+"""The same for coders of synthetic activations: of known features, and without a language model."""
+EVERY_EVALUATION = EVALUATIONS | OF_SYNTHETIC
+"""The first of either table is what a run is measured by when it has been trained."""
+
 
 class Evaluation(NamedTuple):
     """One entry of the suite."""
@@ -37,7 +42,7 @@ class Evaluation(NamedTuple):
     text: "LabelledText | None" = None
     """The user's labelled text that it is of, in place of its own."""
 
-    def run(self, subject: "Subject", progress: Progress) -> "Result":
+    def run(self, subject: "Subject | KnownSubject", progress: Progress) -> "Result":
         """The result of one coder."""
         evaluate = import_module(self.module).evaluate
         return evaluate(subject, progress, self.text) if self.text else evaluate(subject, progress)

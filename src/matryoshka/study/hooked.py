@@ -10,11 +10,15 @@ from matryoshka.coder import io
 from matryoshka.coder.card import Card
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.data.rowfilter import RowFilter
+from matryoshka.data.synthetic import SyntheticModel
 from matryoshka.data.tokens import Windows
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site, Source, Wiring
 from matryoshka.study.opening import read_card
+
+EVERY_ROW = RowFilter(None, {})
+"""Of synthetic samples nothing is left out."""
 
 
 class HookedCoder(NamedTuple):
@@ -50,20 +54,20 @@ def hook_all(folders: Sequence[Path], lm: LanguageModel, windows: Windows) -> li
     return hooked_coders
 
 
-def hook(folder: Path, lm: LanguageModel, keep: RowFilter) -> HookedCoder:
+def hook(folder: Path, model: LanguageModel | SyntheticModel, keep: RowFilter = EVERY_ROW) -> HookedCoder:
     """The coder in a run's folder or a coder's own, on the model's device, with these rows.
 
     Raises MatryoshkaError for a coder without a card, or one that does not fit this model.
     """
-    coder, card = SparseCoder.load(folder, lm.device), read_card(folder)
+    coder, card = SparseCoder.load(folder, model.device), read_card(folder)
     wiring = wiring_of(card)
     for sites, sizes in ((wiring.reads, coder.config.reads), (wiring.writes, coder.config.writes)):
         if len(sites) != len(sizes):
             named = " + ".join(map(str, sites))
             raise MatryoshkaError(f"{folder}: its card names {named}, but its weights are of {len(sizes)} sites")
         for site, size in zip(sites, sizes, strict=True):
-            if (width := lm.info.check(site)) != size:
-                raise MatryoshkaError(f"{folder}: takes {size} numbers at {site}, where {lm.info.name} has {width}")
+            if (width := model.info.check(site)) != size:
+                raise MatryoshkaError(f"{folder}: takes {size} numbers at {site}, where {model.info.name} has {width}")
     dead = None if card.trained is None else card.trained.dead
     return HookedCoder(coder, wiring, keep, io.fingerprint(folder), dead)
 

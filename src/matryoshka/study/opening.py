@@ -3,6 +3,9 @@
 The card knows the model and, where the coder was trained here, the text: of that, only held-out documents are measured
 on. A coder that knows none is given one, and any coder may be given another. Coders of one model and text have the same
 `key`: they are studied together.
+
+The card of a coder of synthetic activations knows their features: it is studied on fresh samples (`Known`), by what
+needs no language model.
 """
 
 from collections.abc import Mapping
@@ -13,7 +16,7 @@ from matryoshka.coder import io
 from matryoshka.coder.card import Card
 from matryoshka.config import merged
 from matryoshka.data.documents import check_source
-from matryoshka.data.sections import TextConfig
+from matryoshka.data.sections import SyntheticConfig, TextConfig
 from matryoshka.data.tokens import Split, Tokens, tokenise
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.info import describe
@@ -64,11 +67,50 @@ class Studied(NamedTuple):
         return tokens
 
 
+class Known(NamedTuple):
+    """A coder's folder, its card, and the synthetic features that its activations are made of."""
+
+    folder: Path
+    card: Card
+    synthetic: SyntheticConfig
+
+    @property
+    def key(self) -> str:
+        """The same for coders of the same features."""
+        return self.synthetic.hash
+
+
+def subject_of(folder: Path, text: AnotherText | None = None) -> Studied | Known:
+    """What the coder in a run's folder is studied with, whatever it is of. Raises MatryoshkaError as `studied` does,
+    and for a text given to a coder that reads none."""
+    card = read_card(folder)
+    if card.model.synthetic is None:
+        return studied(folder, text)
+    if text is not None:
+        raise MatryoshkaError(f"{folder}: is of synthetic features and reads no text; leave --text out")
+    try:
+        return Known(folder, card, SyntheticConfig.build(card.model.synthetic))
+    except MatryoshkaError as error:  # any program may have written it
+        raise MatryoshkaError(f"{folder}: its card's synthetic features: {error}") from None
+
+
+def refuse_synthetic(folder: Path) -> None:
+    """Raise MatryoshkaError where there is no language model behind a coder."""
+    card = io.load_card(folder)[1]
+    if card is not None and card.model.synthetic is not None:
+        raise MatryoshkaError(
+            f"{folder}: is of synthetic features, and this needs a language model; what can be measured of it:"
+            " matryoshka eval"
+        )
+
+
 def studied(folder: Path, text: AnotherText | None = None) -> Studied:
     """The coder in a run's folder, to be studied on `text`, or on the text that its card knows.
 
-    Raises MatryoshkaError for a coder without a card, without any text, or with one that cannot be read.
+    Raises MatryoshkaError for a coder without a card, without a language model, without any text, or with one that
+    cannot be read.
     """
+    refuse_synthetic(folder)
     card = read_card(folder)
     known = {} if card.trained is None else card.trained.text
     if text is None and not known:

@@ -1,4 +1,4 @@
-"""What a configuration means for one language model: a plan for each coder, or one line on why it cannot be.
+"""What a configuration means for one model: a plan for each coder, or one line on why it cannot be.
 
 Nothing is loaded or written for any of it.
 """
@@ -10,19 +10,20 @@ from typing import Any, NamedTuple
 
 from matryoshka.coder.architecture import CoderConfig, resolve_widths
 from matryoshka.config import merged
-from matryoshka.data.documents import check_source, is_local
+from matryoshka.data.documents import is_local
 from matryoshka.errors import MatryoshkaError
-from matryoshka.lm.info import ModelInfo, describe
+from matryoshka.lm.info import ModelInfo
 from matryoshka.lm.sites import Site, Wiring
 from matryoshka.training.optim import peak_rate
 from matryoshka.training.recipe import CoderSection, Config
+from matryoshka.training.supply import Info, described
 
 LONGEST_LABEL = 120
 """Characters: it is the name of a folder, and of files beside which others have longer ones."""
 
 
 class Plan(NamedTuple):
-    """One coder to train: its section with the variant applied, and what that means for this language model."""
+    """One coder to train: its section with the variant applied, and what that means for this model."""
 
     label: str
     section: CoderSection
@@ -30,12 +31,8 @@ class Plan(NamedTuple):
     coder: CoderConfig
 
 
-def plan(config: Config, info: ModelInfo) -> list[Plan]:
+def plan(config: Config, info: Info) -> list[Plan]:
     """The coders of `config` on the model `info`. Raises MatryoshkaError for sites, widths and sizes that cannot be."""
-    if config.text.context > info.context:
-        raise MatryoshkaError(
-            f"text.context: {config.text.context} tokens, but {info.name} takes at most {info.context}"
-        )
     plans = [_plan_one(config, info, variant) for variant in config.variants or ({},)]
     labels = [planned.label for planned in plans]
     if repeated := {label for label in labels if labels.count(label) > 1}:
@@ -43,7 +40,7 @@ def plan(config: Config, info: ModelInfo) -> list[Plan]:
     return plans
 
 
-def _plan_one(config: Config, info: ModelInfo, variant: dict[str, Any]) -> Plan:
+def _plan_one(config: Config, info: Info, variant: dict[str, Any]) -> Plan:
     section = CoderSection.model_validate({**config.coder.model_dump(), **variant})
     reads = _sites(section.read)
     writes = reads if section.write is None else _sites(section.write)
@@ -68,7 +65,7 @@ def _sites(names: str | tuple[str, ...]) -> tuple[Site, ...]:
     return tuple(Site.parse(name) for name in ([names] if isinstance(names, str) else names))
 
 
-def _sizes(field: str, sites: tuple[Site, ...], info: ModelInfo) -> tuple[int, ...]:
+def _sizes(field: str, sites: tuple[Site, ...], info: Info) -> tuple[int, ...]:
     try:
         return tuple(info.check(site) for site in sites)
     except MatryoshkaError as error:
@@ -79,40 +76,41 @@ def _short(value: object) -> str:
     return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value).replace("/", "_")
 
 
-def check(config: Config) -> tuple[ModelInfo, list[Plan]]:
-    """The language model's sizes and the coders planned on it, from configuration files alone; a text that cannot be
-    read is refused too."""
-    check_source(config.text)
-    info = describe(config.model.name, config.model.revision)
+def check(config: Config) -> tuple[Info, list[Plan]]:
+    """What the activations come from and the coders planned on it, from configuration files alone; a text that cannot
+    be read is refused too."""
+    info = described(config)
     return info, plan(config, info)
 
 
-def resolve(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Config:
+def resolve(config: Config, info: Info, plans: Sequence[Plan]) -> Config:
     """`config` so that it can be re-run: with the model's revision pinned, paths that hold from any folder, a text read
     only as far as this run needs (the bundled one, which is small, to its end), and an automatic learning rate (of the
     first of `plans`) as a number."""
+    resolved: dict[str, Any] = {"training": {"lr": peak_rate(config.training, config.steps, plans[0].coder.d_in)}}
+    if isinstance(info, ModelInfo):
+        resolved |= _pinned(config, info)
+    return Config.build(merged(config.model_dump(), resolved))
+
+
+def _pinned(config: Config, info: ModelInfo) -> dict[str, Any]:
     model: dict[str, Any] = {"revision": info.revision}
     if info.folder is not None:
         model["name"] = _absolute(config.model.name)
     text: dict[str, Any] = {"source": _absolute(config.text.source)} if is_local(config.text.source) else {}
     if config.text.limit is None:
-        trained = chunk_rows(config) + config.steps * config.training.batch
+        trained = config.chunk_rows + config.steps * config.training.batch
         text["limit"] = config.text.read_on(trained, config.evaluation.tokens).limit
     cache = config.activations.cache
-    resolved = {
-        "model": model,
-        "text": text,
-        "activations": {"cache": None if cache is None else str(cache.expanduser().absolute())},
-        "training": {"lr": peak_rate(config.training, config.steps, plans[0].coder.d_in)},
-    }
-    return Config.build(merged(config.model_dump(), resolved))
+    activations = {"cache": None if cache is None else str(cache.expanduser().absolute())}
+    return {"model": model, "text": text, "activations": activations}
 
 
 def _absolute(name: str) -> str:
     return name if name == "bundled" else str(Path(name).expanduser().resolve())
 
 
-def default_folder(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Path:
+def default_folder(config: Config, info: Info, plans: Sequence[Plan]) -> Path:
     """runs/<sae|transcoder>/<base model>/<name>, the name made of what is trained if the config has none."""
     kind = "sae" if all(plan.wiring.reads == plan.wiring.writes for plan in plans) else "transcoder"
     c = config.coder
@@ -120,10 +118,3 @@ def default_folder(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Pa
     made = f"{sites}-{c.activation}-{c.d_sae}-k{c.k}-s{c.seed}"
     model = Path(_absolute(info.name)).name.lower().removesuffix(".gguf")
     return Path("runs") / kind / model / (config.name or made)
-
-
-def chunk_rows(config: Config) -> int:
-    """Tokens in a chunk of activations: as configured, or what the whole run needs where that is less."""
-    context, batch = config.text.context, config.training.batch
-    needed = int(1.02 * (config.steps + 1) * batch * context / (context - 1)) + context
-    return min(config.activations.chunk, needed)

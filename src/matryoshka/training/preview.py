@@ -13,22 +13,27 @@ from typing import NamedTuple
 import torch
 
 from matryoshka.data.documents import documents
+from matryoshka.data.sections import SyntheticConfig
+from matryoshka.data.synthetic import ENTRIES, SyntheticInfo
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import cache_dir, refuse_unwritable
-from matryoshka.lm.info import ModelInfo, Shape, shape
+from matryoshka.lm.info import ModelInfo, shape
 from matryoshka.lm.model import DTYPES, resolve_device
 from matryoshka.lm.sites import Site
 from matryoshka.run import Run
 from matryoshka.training.optim import peak_rate
-from matryoshka.training.plan import Plan, check, chunk_rows, default_folder, resolve
+from matryoshka.training.plan import Plan, check, default_folder, resolve
 from matryoshka.training.recipe import Config
 from matryoshka.training.session import reads_ahead
+from matryoshka.training.supply import Info
 
 FLOAT = 4
 LIBRARIES = 900_000_000
 """Python, torch, transformers, pyarrow and what malloc keeps, which differs by some 100 MB from run to run."""
 DOCUMENTS = 8
 """That are read."""
+DRAWING = 8
+"""What drawing a sample costs, in products of all features' loadings and the factors."""
 PASSES = 12
 """Over a coder's weights in one step: gradients, norm, Adam, unit rows."""
 
@@ -67,23 +72,22 @@ def preview(config: Config, out: str | Path | None = None, overwrite: bool = Fal
     path = Path(out) if out else default_folder(resolved, info, plans)
     Run.refuse_existing(path, overwrite)
     refuse_unwritable(cache_dir())
-    if not list(islice(documents(config.text), DOCUMENTS)):
+    if isinstance(info, ModelInfo) and not list(islice(documents(config.text), DOCUMENTS)):
         raise MatryoshkaError(f"{config.text.source}: there is no text in it")
-    lm, lr = shape(info), peak_rate(config.training, config.steps, plans[0].coder.d_in)
-    seconds, disk = _seconds(resolved, info, plans, lm), _disk(resolved, info, plans)
-    memory = needed(config, info, plans, lm)
+    before, lr = upstream(config, info, plans), peak_rate(config.training, config.steps, plans[0].coder.d_in)
+    seconds, disk = _seconds(resolved, plans, before.operations), _disk(resolved, info, plans)
+    memory = needed(config, info, plans, before)
     return Preview(path, plans, config.steps, config.training.batch, lr, seconds, disk, memory)
 
 
-def _seconds(config: Config, info: ModelInfo, plans: Sequence[Plan], lm: Shape) -> float:
-    """Products of the language model up to the last site that is read and of the encoders, passes over the weights."""
+def _seconds(config: Config, plans: Sequence[Plan], upstream: float) -> float:
+    """`upstream` operations a token and the encoders' products, and passes over the weights."""
     products_a_second, bytes_a_second = _speed(resolve_device(config.model.device))
     tokens = config.steps * config.training.batch
-    depth = (1 + max(site.layer for site in _sites(plans))) / info.n_layers
-    blocks = 2 * depth * (lm.parameters - info.d_vocab * info.d_model) * tokens
     weights = sum(plan.coder.d_sae * (plan.coder.d_in + plan.coder.d_out) for plan in plans)
-    encoders = 2 * sum(plan.coder.d_sae * plan.coder.d_in for plan in plans) * tokens
-    return (blocks + encoders) / products_a_second + config.steps * PASSES * FLOAT * weights / bytes_a_second
+    encoders = 2 * sum(plan.coder.d_sae * plan.coder.d_in for plan in plans)
+    passes = config.steps * PASSES * FLOAT * weights
+    return (upstream + encoders) * tokens / products_a_second + passes / bytes_a_second
 
 
 def _speed(device: torch.device, size: int = 1024, rounds: int = 5) -> tuple[float, float]:
@@ -99,7 +103,7 @@ def _speed(device: torch.device, size: int = 1024, rounds: int = 5) -> tuple[flo
     return 2 * size**3 / products, 2 * large.nbytes / copies
 
 
-def _disk(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> int:
+def _disk(config: Config, info: Info, plans: Sequence[Plan]) -> int:
     weights = FLOAT * sum(plan.coder.d_sae * (plan.coder.d_in + plan.coder.d_out + 1) for plan in plans)
     tokens = FLOAT * (config.text.limit or 0)
     rows = FLOAT * sum(info.check(site) for site in _sites(plans)) + 8
@@ -107,24 +111,58 @@ def _disk(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> int:
     return 3 * 3 * weights + 2 * weights + tokens + cached
 
 
-def needed(config: Config, info: ModelInfo, plans: Sequence[Plan], lm: Shape) -> list[Item]:
-    """What training `config` would hold in memory: upper bounds, from shapes alone."""
-    device = resolve_device(config.model.device)
+class Upstream(NamedTuple):
+    """What it takes to make activations."""
+
+    items: Sequence[Item]
+    """Memory: upper bounds, from shapes alone."""
+    itemsize: int
+    """Bytes of a number in an activation."""
+    operations: float
+    """On floating-point numbers, a token."""
+
+
+def upstream(config: Config, info: Info, plans: Sequence[Plan]) -> Upstream:
+    """Of the language model up to the last site that is read, or of known features."""
+    return _drawing(info.config) if isinstance(info, SyntheticInfo) else _reading(config, info, plans)
+
+
+def _reading(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Upstream:
+    lm = shape(info)
     if config.model.dtype == "auto":
-        itemsize = torch.float32.itemsize if device.type == "cpu" else lm.bytes_a_parameter
+        itemsize = torch.float32.itemsize if resolve_device(config.model.device).type == "cpu" else lm.bytes_a_parameter
     else:
         itemsize = DTYPES[config.model.dtype].itemsize
     tokens = config.activations.lm_batch * config.text.context
     attention = config.activations.lm_batch * lm.n_heads * config.text.context**2 * FLOAT
     forward = tokens * (6 * info.d_model + 3 * lm.d_mlp) * itemsize + 2 * attention
     logits = 5 * 4 * config.text.context * info.d_vocab * FLOAT  # evaluation: four windows; clean, spliced, products
-    weights = sum(_parameters(plan) for plan in plans) * FLOAT
-    row = sum(info.check(site) for site in _sites(plans)) * itemsize + 16
-    rows, chunks = chunk_rows(config), 2 if reads_ahead(device) else 1
-    step = max(_step(config, plan) for plan in plans)
-    return [
+    items = [
         Item("language model", lm.parameters * itemsize, f"{lm.parameters:,} parameters"),
         Item("its forward pass", max(forward, logits), f"{tokens:,} tokens at once; logits in evaluation"),
+    ]
+    depth = (1 + max(site.layer for site in _sites(plans))) / info.n_layers
+    return Upstream(items, itemsize, 2 * depth * (lm.parameters - info.d_vocab * info.d_model))
+
+
+def _drawing(synthetic: SyntheticConfig) -> Upstream:
+    known = synthetic.features * (2 * synthetic.dimension + 3 * synthetic.factors + 8) * FLOAT
+    items = [
+        Item("known features", known, f"{synthetic.features:,} directions and loadings; twice while they are made"),
+        Item("their samples", 8 * ENTRIES * FLOAT, "drawn at once"),
+    ]
+    return Upstream(items, FLOAT, 2 * DRAWING * synthetic.features * synthetic.factors)
+
+
+def needed(config: Config, info: Info, plans: Sequence[Plan], before: Upstream) -> list[Item]:
+    """What training `config` would hold in memory: upper bounds, from shapes alone."""
+    device = resolve_device(config.model.device)
+    weights = sum(_parameters(plan) for plan in plans) * FLOAT
+    row = sum(info.check(site) for site in _sites(plans)) * before.itemsize + 16
+    rows, chunks = config.chunk_rows, 2 if reads_ahead(device) else 1
+    step = max(_step(config, plan) for plan in plans)
+    return [
+        *before.items,
         Item("activations", chunks * rows * row, f"{chunks} × {rows:,} rows"),
         Item("coders", weights, f"{weights // FLOAT:,} parameters, float32"),
         Item("gradients", weights, ""),

@@ -10,64 +10,51 @@ from typing import Any
 
 import torch
 
-from matryoshka.coder.card import Card, ModelCard, RowCard, SourceCard, TrainingCard
-from matryoshka.data.rowfilter import SAMPLE, RowCounts, RowFilter
-from matryoshka.data.tokens import Tokens
+from matryoshka.coder.card import Card, SourceCard, TrainingCard
+from matryoshka.data.rowfilter import RowCounts, RowFilter
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import read_json
-from matryoshka.lm.model import LanguageModel
 from matryoshka.training.recipe import Config
+from matryoshka.training.supply import Supply
 from matryoshka.training.trainee import Trainee
 from matryoshka.version import __version__
 
 
-def provenance(lm: LanguageModel, tokens: Tokens) -> dict[str, Any]:
-    """Versions, model, tokens, commit, hardware, as plain JSON."""
+def provenance(supply: Supply) -> dict[str, Any]:
+    """Versions, model, tokens or samples, commit, hardware, as plain JSON."""
     packages = ("matryoshka-sae", "torch", "transformers", "tokenizers", "numpy", "safetensors")
-    cuda = torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else None
+    cuda = torch.cuda.get_device_name(supply.device) if supply.device.type == "cuda" else None
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
         "commit": _commit(),
-        "model": {
-            "name": lm.info.name,
-            "revision": lm.info.revision,
-            "dtype": lm.precision,
-        },
-        "tokens": {"hash": tokens.hash, "bos": lm.bos, "separator": lm.separator},
+        **supply.facts(),
         "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads(), "gpu": cuda},
     }
 
 
-def tokens_hash(file: Path) -> str:
-    """What a run's provenance.json says of its tokens. Raises MatryoshkaError where that cannot be read."""
+def recorded_hash(file: Path, kind: str) -> str:
+    """What a run's provenance.json says of its tokens or samples. Raises MatryoshkaError where that cannot be read."""
     try:
-        return read_json(file)["tokens"]["hash"]
+        return read_json(file)[kind]["hash"]
     except (KeyError, TypeError):
-        raise MatryoshkaError(f"{file}: damaged: it says nothing of the tokens") from None
+        raise MatryoshkaError(f"{file}: damaged: it says nothing of the {kind}") from None
 
 
-def card(
-    trainee: Trainee, config: Config, lm: LanguageModel, tokens: Tokens, keep: RowFilter, counts: RowCounts, steps: int
-) -> Card:
+def card(trainee: Trainee, config: Config, supply: Supply, keep: RowFilter, counts: RowCounts, steps: int) -> Card:
     """The card of `trainee` after `steps` steps. `keep`: which rows it was trained on; `counts`: of those that were
     read for it."""
     wiring = trainee.plan.wiring
-    largest = {str(site): norm for site, norm in keep.only(wiring.sites).largest.items()}
     sites = [(map(str, source.reads), map(str, source.writes)) for source in wiring.sources]
     return Card(
-        model=ModelCard(name=config.model.name, revision=lm.info.revision, dtype=lm.precision),
+        **supply.on_card(supply.keep(keep, wiring)),
         sources=tuple(SourceCard(reads=tuple(reads), writes=tuple(writes)) for reads, writes in sites),
-        context=config.text.context,
-        prepend_bos=lm.bos is not None,
-        rows=RowCard(largest_norms=largest, sample=min(SAMPLE, len(tokens.windows("train"))) * config.text.context),
         trained=TrainingCard(
             tokens=steps * config.training.batch,
             left_out=counts.left_out,
             not_finite=counts.not_finite,
-            text=config.text.model_dump(mode="json"),
-            text_hash=tokens.text_hash,
+            **supply.trained_on(),
             dead_after_tokens=trainee.dead.after_tokens,
             dead=tuple(trainee.dead.now.nonzero().flatten().tolist()),
         ),

@@ -15,7 +15,7 @@ from matryoshka.coder.architecture import (
     TopKConfig,
 )
 from matryoshka.config import Auto, Count, Section, Seed, WholeOrShare, one_line
-from matryoshka.data.sections import ActivationConfig, TextConfig
+from matryoshka.data.sections import ActivationConfig, SyntheticConfig, TextConfig
 from matryoshka.defaults import EVALUATION_TOKENS
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.sites import Site
@@ -166,6 +166,8 @@ class TokensConfig(Section):
 class Config(TokensConfig):
     """Everything that a run depends on."""
 
+    synthetic: SyntheticConfig | None = None
+    """In place of a language model and a text; of `model` then only `device` is read."""
     activations: ActivationConfig = ActivationConfig()
     coder: CoderSection
     variants: tuple[dict[str, Any], ...] = ()
@@ -180,6 +182,7 @@ class Config(TokensConfig):
     def build(cls, values: Mapping[str, Any]) -> Self:
         """As `Section.build`; each variant is held against the fields of a coder too."""
         config = super().build(values)
+        config._refuse_text()
         for number, variant in enumerate(config.variants):
             try:
                 CoderSection.model_validate({**config.coder.model_dump(), **variant})
@@ -187,11 +190,36 @@ class Config(TokensConfig):
                 raise MatryoshkaError(f"variants.{number}.{one_line(error, CoderSection)}") from None
         return config
 
+    def _refuse_text(self) -> None:
+        """Raise MatryoshkaError where a synthetic run is told of a language model or a text."""
+        if self.synthetic is None:
+            return
+        there_is_none = {
+            "model": self.model.model_copy(update={"device": "auto"}) != ModelSection(),
+            "text": self.text != TextConfig(),
+            "activations": self.activations.model_copy(update={"chunk": ActivationConfig().chunk})
+            != ActivationConfig(),
+        }
+        if told := [name for name, differs in there_is_none.items() if differs]:
+            raise MatryoshkaError(
+                f"{told[0]}: a run with a section synthetic has no language model and no text; it reads model.device"
+                " and activations.chunk alone"
+            )
+
     def to_yaml(self) -> str:
-        """The resolved configuration, re-runnable."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """The resolved configuration, re-runnable; without what it does not read."""
+        unread = {"synthetic"} if self.synthetic is None else {"text": True, "model": {"name", "revision", "dtype"}}
+        values = self.model_dump(mode="json", exclude=unread)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     @property
     def steps(self) -> int:
         """Optimiser steps: the whole batches in training.tokens."""
         return max(1, self.training.tokens // self.training.batch)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Tokens in a chunk of activations: as configured, or what the whole run needs where that is less."""
+        context, batch = self.text.context, self.training.batch
+        needed = int(1.02 * (self.steps + 1) * batch * context / (context - 1)) + context
+        return min(self.activations.chunk, needed)
