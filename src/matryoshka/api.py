@@ -24,7 +24,7 @@ from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.setting import setting_of
 from matryoshka.evaluation.suite import explained, labelled, measured, recipes, target
-from matryoshka.evaluation.table import OF_SYNTHETIC, chosen, evaluations
+from matryoshka.evaluation.table import OF_SYNTHETIC, chosen, evaluations, first_of
 from matryoshka.features.chat import ChatModel, Choice
 from matryoshka.features.collection import Needs, Request, collect, collected
 from matryoshka.features.endpoint import Cost, Endpoint
@@ -50,7 +50,7 @@ from matryoshka.scores.comparison import Entry
 from matryoshka.scores.result import NotMeasurable, Result
 from matryoshka.scores.saved import load, save
 from matryoshka.study.hooked import HookedCoder, hook_all
-from matryoshka.study.opening import AnotherText, Models, read_card, refuse_synthetic, studied, subject_of
+from matryoshka.study.opening import AnotherText, Models, is_synthetic, read_card, refuse_synthetic, studied, subject_of
 from matryoshka.study.watch import held_out_metrics
 from matryoshka.training import checkpoint
 from matryoshka.training.allocator import keep_freed_memory
@@ -120,7 +120,7 @@ def _train(run: Run, session: Session) -> Run:
     train_coders(session, run, watch)
     members = [run.member(trainee.plan.label) for trainee in session.trainees]
     setting = setting_of(subject_of(members[0].coder), tokens, ready=held_out)
-    measured(members, setting, [next(iter(setting.evaluations))])
+    measured(members, setting, [first_of(is_synthetic(members[0].coder))])
     return run
 
 
@@ -329,10 +329,11 @@ def figures(run: Run | str | Path) -> list[Path]:
     return written
 
 
-def results(run: Run | str | Path, name: str = "reconstruction") -> Result:
-    """What an evaluation found of a run's coder, as `matryoshka eval RUN` has saved it. Raises MatryoshkaError before
-    that."""
-    return load(Run.sole(run).evaluation, name).result
+def results(run: Run | str | Path, name: str | None = None) -> Result:
+    """What an evaluation (none: the one that ends training) found of a run's coder, as `matryoshka eval RUN` has saved
+    it. Raises MatryoshkaError before that."""
+    run = Run.sole(run)
+    return load(run.evaluation, name or first_of(is_synthetic(run.coder))).result
 
 
 def store(run: Run | str | Path) -> FeatureStore:

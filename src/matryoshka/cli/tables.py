@@ -26,13 +26,11 @@ def new_table(title: str | None, *heads: str) -> Table:
 def show_run(run: "Run") -> None:
     """Where a finished run lies, and its coders' measures."""
     from matryoshka.api import results
+    from matryoshka.study.opening import is_synthetic
 
     for member in run.members():
-        name = member.path.name
-        if (member.evaluation / "recovery.json").is_file():
-            _show_recovery(name, results(member, "recovery"))
-        else:
-            _show_results(name, results(member))
+        show = _show_recovery if is_synthetic(member.coder) else _show_results
+        show(member.path.name, results(member))
     console.print(Text.assemble("\nrun: ", (str(run.path), "bold")), soft_wrap=True)
 
 

@@ -32,7 +32,6 @@ them without torch, and scikit-learn takes 100 MB, which training does not."""
 OF_SYNTHETIC = {"recovery": "matryoshka.evaluation.recovery"}
 """The same for coders of synthetic activations: of known features, and without a language model."""
 EVERY_EVALUATION = EVALUATIONS | OF_SYNTHETIC
-"""The first of either table is what a run is measured by when it has been trained."""
 
 
 class Evaluation(NamedTuple):
@@ -65,6 +64,11 @@ def evaluations(labels: "Iterable[LabelledText]") -> dict[str, Evaluation]:
         for text in labels
         if any(len(example.path) > 1 for example in text.examples)
     }
+
+
+def first_of(synthetic: bool) -> str:
+    """The evaluation that ends training: the first of its table."""
+    return next(iter(OF_SYNTHETIC if synthetic else EVALUATIONS))
 
 
 def chosen(wanted: Sequence[str], known: Iterable[str]) -> list[str]:

@@ -94,10 +94,15 @@ def subject_of(folder: Path, text: AnotherText | None = None) -> Studied | Known
         raise MatryoshkaError(f"{folder}: its card's synthetic features: {error}") from None
 
 
+def is_synthetic(folder: Path) -> bool:
+    """Whether the coder in a run's folder is of synthetic features."""
+    card = io.load_card(folder)[1]
+    return card is not None and card.model.synthetic is not None
+
+
 def refuse_synthetic(folder: Path) -> None:
     """Raise MatryoshkaError where there is no language model behind a coder."""
-    card = io.load_card(folder)[1]
-    if card is not None and card.model.synthetic is not None:
+    if is_synthetic(folder):
         raise MatryoshkaError(
             f"{folder}: is of synthetic features, and this needs a language model; what can be measured of it:"
             " matryoshka eval"
