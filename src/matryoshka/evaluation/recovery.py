@@ -30,7 +30,7 @@ from matryoshka.evaluation.subject import KnownSubject
 from matryoshka.progress import Progress, silent
 from matryoshka.scores.result import Measure, Result, Score, score
 
-_of_latents = partial(Measure, better="higher", unit="latent", paired=False)
+_of_latents = partial(Measure, better="higher", unit="latent", paired=False, of_target=True)
 F1 = _of_latents(
     "F1",
     meaning="2 · both / (active + on) of each latent and the feature that its decoder row is most along, mean.",
@@ -42,7 +42,11 @@ MCC = _of_latents(
     null="random directions in place of the decoder's rows",
 )
 UNIQUENESS = Measure(
-    "uniqueness", "higher", "Different features that latents are most along, over latents.", unit="dictionary"
+    "uniqueness",
+    "higher",
+    "Different features that latents are most along, over latents.",
+    unit="dictionary",
+    of_target=True,
 )
 EXPLAINED = Measure(
     "variance explained",
@@ -57,9 +61,15 @@ ABSORBED = Measure(
     "Recall of parents by their own latents where no child is on, less that where one is, mean over parents.",
     unit="feature",
     percent=True,
+    of_target=True,
 )
 _recall = partial(
-    Measure, better="higher", unit="feature", null="how often those latents are active at all", headline=False
+    Measure,
+    better="higher",
+    unit="feature",
+    null="how often those latents are active at all",
+    headline=False,
+    of_target=True,
 )
 WITH_CHILD = _recall(
     "parents' recall, child on",
@@ -75,6 +85,7 @@ TRACKED = Measure(
     "Features with a latent of their own (each is what the other is most along), over latents.",
     unit="dictionary",
     headline=False,
+    of_target=True,
 )
 L0 = Measure("L0", "neither", "Mean number of active latents a sample.", unit="block of samples")
 SILENT = Measure(
@@ -150,7 +161,7 @@ def _of_parents(counts: KnownCounts, width: int) -> Iterator[Score]:
         (hits[parents] / seen[parents]).double().cpu().numpy()
         for hits, seen in ((hits_with, with_child), (hits_alone, alone))
     )
-    names = parents.tolist()
+    names = [f"{counts.model.config.hash}/{parent}" for parent in parents.tolist()]
     yield score(ABSORBED, width, names, recall_alone - recall_with)
     chance = float(counts.detection().active[counts.matches.latent_of[parents]].double().mean()) / counts.samples
     yield score(WITH_CHILD, width, names, recall_with, null=chance)
