@@ -1,15 +1,19 @@
 """What a run takes where nothing is said, by rules of its length: each is a number before anything starts, and is saved
 as one.
 
-    batch                √tokens · 0.65, to a power of two         more tokens: more steps and larger batches alike
-    learning rate        2.8 / √(d · steps)                        a step turns a unit row of d numbers by lr · √d
-    dead_after_tokens    tokens / 64                               so that who dies early still comes back
+    batch                0.65 √tokens, to a power of two from 128 to 4096: more tokens are more steps and larger ones
+    learning rate        2 batch^¼ / (d^¾ √steps), for unit rows of d numbers and activations of E‖x‖² = d
+    dead_after_tokens    tokens / 64, so that who dies early has time to come back
 
-The exponents are of theory (Adam moves every number by lr; gradients that are noise add up as √steps), the constants of
-sweeps: benchmarks/README.md, "The defaults", has them, and the commands that repeat them.
+The form is of theory: Adam moves every number by the rate, whatever the gradient, so that the steps of noise add up as
+√steps, and larger batches have less of it. Its numbers are of sweeps over batches of 128 to 2048, 48 to 1953 steps,
+d 192 and 576 and d_sae 1024 to 12,288, which did not matter: benchmarks/README.md, "The defaults", has them.
 """
 
 import math
+
+LEAST_STEPS = 150
+"""Shorter runs take the rate of so many: a larger one throws unit rows about."""
 
 
 def batch(tokens: int) -> int:
@@ -17,9 +21,9 @@ def batch(tokens: int) -> int:
     return 2 ** min(12, max(7, round(math.log2(0.65 * math.sqrt(tokens)))))
 
 
-def learning_rate(d: int, steps: int) -> float:
-    """Peak rate of Adam, to two digits, for unit rows of `d` numbers and activations scaled so that E‖x‖² = d."""
-    return float(f"{min(0.25 / math.sqrt(d), 2.8 / math.sqrt(d * steps)):.1e}")
+def learning_rate(d: int, batch: int, steps: int) -> float:
+    """Peak rate of Adam, to two digits, of a coder that reads `d` activations, for `steps` of `batch` tokens."""
+    return float(f"{2 * batch**0.25 / (d**0.75 * math.sqrt(max(LEAST_STEPS, steps))):.1e}")
 
 
 def dead_after_tokens(tokens: int) -> int:

@@ -107,7 +107,7 @@ class Schedule(NamedTuple):
 
 def peak_rate(section: TrainingSection, steps: int, d: int) -> float:
     """The learning rate that is set, or the automatic one of a coder that reads `d` activations."""
-    return automatic.learning_rate(d, steps) if section.lr == "auto" else section.lr
+    return automatic.learning_rate(d, section.batch, steps) if section.lr == "auto" else section.lr
 
 
 def _steps(value: int | float, steps: int) -> int:

@@ -103,7 +103,8 @@ class TrainingSection(Section):
     """Tokens in one step; two at least, since FVU is of their variance. auto: 128 to 4096, growing as the root of
     `tokens`."""
     lr: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """Peak learning rate of Adam. auto: 2.8 / √(d · steps), d the number of activations that are read."""
+    """Peak learning rate of Adam. auto: 2 batch^¼ / (d^¾ √steps), d the number of activations that are
+    read."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Adam's decay rates."""
     warm_up: WholeOrShare = 0.02
