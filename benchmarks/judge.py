@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from harness import Size
-from peers.canonical import Canonical, select_above, select_exactly
+from peers.canonical import Canonical, select_above
 from torch import Tensor
 
 Select = Callable[[Tensor], Tensor]
@@ -72,7 +72,7 @@ def judge(
         return {"finite": False}
 
     def exactly(pre: Tensor) -> Tensor:
-        return select_exactly(architecture, pre, size.k)
+        return canonical.select(architecture, pre, size.k)
 
     x = held_out[: len(held_out) // size.batch * size.batch]
     exact = measure(canonical, x, size.widths, size.batch, exactly)
@@ -80,5 +80,9 @@ def judge(
     said = {"finite": True, "fvu": exact.fvu, "l0": exact.l0, "silent": 1 - fired.double().mean().item()}
     if (threshold := canonical.threshold) is not None:
         inference = measure(canonical, x, size.widths, size.batch, lambda pre: select_above(threshold, pre))
-        said |= {"threshold": threshold.item(), "fvu_by_threshold": inference.fvu, "l0_by_threshold": inference.l0}
+        said |= {
+            "threshold": threshold.mean().item(),
+            "fvu_by_threshold": inference.fvu,
+            "l0_by_threshold": inference.l0,
+        }
     return said

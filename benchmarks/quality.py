@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     coder = {"read": "2.mlp_in", "write": "2.mlp_out", "d_sae": given.d_sae, "k": given.k}
-    training = {"tokens": given.tokens, "lr": 1e-3, "dead_after_tokens": 50_000}
+    training = {"tokens": given.tokens, "batch": 2048, "lr": 1e-3, "dead_after_tokens": 50_000}
     config = Config.build({"coder": coder, "training": training})
     results = compare(config, given.seeds)
     print(f"held-out FVU, {given.tokens:,} tokens, d_sae {given.d_sae}, k {given.k}, {given.seeds} seeds")

@@ -1,13 +1,13 @@
 """At equal tokens, whose coder reconstructs held-out activations best? Ours and the peers' trainers, on the same rows.
 
-    python benchmarks/race.py [--model bundled] [--site 2.resid_post] [--tokens 5e5 2e6] [--seeds 3] [--rates 5]
-                              [--d-sae 3072] [--k 24] [--batch 2048] [--only PATTERN]
+    python benchmarks/race.py [--model bundled] [--site 2.resid_post] [--tokens 5e5 2e6] [--seeds 3]
+                              [--lr RATE …] [--d-sae 3072] [--k 24] [--batch 2048] [--only PATTERN]
                               [--cache DIR] [--peers DIR] [--json FILE] [--save]
 
     1. activations of the model at the site are written once (write_rows.py). A seed is an order of these rows and the
        contenders' own seed: all contenders of a seed get the same batches in the same order
     2. each contender trains in a process of its own, in its own environment and public training loop, for exactly the
-       tokens of the cell (peers/raced.py): with its own defaults, and with each of --rates learning rates
+       tokens of the cell (peers/raced.py): with its own defaults, and with each of the learning rates
     3. what it has learned, folded into one form for all, is judged here (judge.py): FVU of every prefix by exact
        selection and by its own threshold, L0, and the share that neither the held-out rows nor the last 200,000
        training rows ever activate
@@ -44,7 +44,8 @@ RATES = {
     "adam": (1e-3, 3e-4, 3e-3, 1e-4, 1e-2),
     "signum": (5e-3, 1.5e-2, 1.5e-3, 5e-2, 5e-4),
 }
-"""Learning rates, the likely ones first; sparsify's default optimiser takes steps of another kind."""
+"""Learning rates if no --lr is given (an empty one is the defaults alone), the likely ones first; sparsify's default
+optimiser takes steps of another kind."""
 RECENT = 200_000
 """Of the last rows in the order of training, on which a latent may show that it is alive."""
 
@@ -84,8 +85,9 @@ class Failed(Exception):
 
 
 def entrants(size: Size) -> list[Contender]:
-    """Ours and every trainer of a peer."""
-    return [*ours(size).values(), *(contender for contender in theirs(size) if not contender.best)]
+    """Ours and every trainer of a peer. JumpReLU is ours alone: the peers' has no k to aim at."""
+    jumprelu = Contender("ours-jumprelu", "ours.py", "jumprelu", size)
+    return [*ours(size).values(), jumprelu, *(contender for contender in theirs(size) if not contender.best)]
 
 
 def who(contender: Contender) -> str:
@@ -93,14 +95,19 @@ def who(contender: Contender) -> str:
 
 
 def cells(
-    contenders: Sequence[Contender], tokens: Sequence[int], seeds: int, rates: int, model: str, site: str
+    contenders: Sequence[Contender],
+    tokens: Sequence[int],
+    seeds: int,
+    rates: Sequence[float] | None,
+    model: str,
+    site: str,
 ) -> Iterator[tuple[Cell, Contender]]:
     """In the order of running: a seed is complete before the next one begins."""
     for count in tokens:
         for seed in range(seeds):
             for contender in contenders:
-                size, offered = contender.size, RATES["signum" if who(contender) == "sparsify" else "adam"]
-                for lr in (None, *offered[:rates]):
+                size, its = contender.size, RATES["signum" if who(contender) == "sparsify" else "adam"]
+                for lr in (None, *(its if rates is None else rates)):
                     sizes = (size.d_sae, size.k, size.batch)
                     yield Cell(who(contender), contender.architecture, lr, count, seed, *sizes, model, site), contender
 
@@ -159,7 +166,7 @@ def main() -> None:
     parser.add_argument("--site", default="2.resid_post")
     parser.add_argument("--tokens", type=lambda text: int(float(text)), nargs="+", default=[500_000, 2_000_000])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rates", type=int, choices=range(6), default=5, help="learning rates besides the default")
+    parser.add_argument("--lr", type=float, nargs="*", metavar="RATE", help="besides the default [five; see RATES]")
     parser.add_argument("--d-sae", type=int, default=3072)
     parser.add_argument("--k", type=int, default=24)
     parser.add_argument("--batch", type=int, default=2048)
@@ -176,7 +183,7 @@ def main() -> None:
         raise SystemExit("--tokens and the held-out rows have to be a batch at least")
     size = Size(index["d"], given.d_sae, given.k, given.batch)
     course = Course(size, folder / "rows", given.peers, torch.get_num_threads())
-    every = list(cells(entrants(size), given.tokens, given.seeds, given.rates, model, given.site))
+    every = list(cells(entrants(size), given.tokens, given.seeds, given.lr, model, given.site))
     planned = [(cell, contender) for cell, contender in every if fnmatch(cell.name, given.only)]
     failed = hold(planned, course, folder / "cells.jsonl")
     there = dict(finished(folder / "cells.jsonl"))

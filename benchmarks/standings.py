@@ -7,7 +7,7 @@ from typing import Any
 
 Result = dict[str, Any]
 """A cell of race.py and what was measured."""
-ARCHITECTURES = ("matryoshka", "batchtopk", "topk")
+ARCHITECTURES = ("matryoshka", "batchtopk", "topk", "jumprelu")
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ def test_a_race_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert (index["train"], index["held_out"], index["whole_text"]) == (20_000, 32_768, False)
     size = Size(index["d"], 256, 8, 1024)
     course, file = Course(size, tmp_path / "rows", tmp_path, 1), tmp_path / "cells.jsonl"
-    planned = list(cells(ours(size).values(), [20_000], 1, 1, "bundled", "1.resid_post"))
+    planned = list(cells(ours(size).values(), [20_000], 1, [1e-3], "bundled", "1.resid_post"))
     assert [cell.name for cell, _ in planned[:2]] == ["ours-matryoshka-default", "ours-matryoshka-0.001"]
     assert hold(planned[:1], course, file) == []
     first = file.read_text()

@@ -23,7 +23,7 @@ class Canonical(NamedTuple):
     """[d_sae, d]"""
     b_dec: Tensor
     threshold: Tensor | None
-    """a number"""
+    """a number, or one for each latent [d_sae]"""
 
     def pre(self, x: Tensor) -> Tensor:
         """Pre-activations [rows, d_sae] of x [rows, d]."""
@@ -32,6 +32,19 @@ class Canonical(NamedTuple):
     def decode(self, latents: Tensor) -> Tensor:
         """x_hat [rows, d] of dense latents [rows, d_sae]."""
         return torch.addmm(self.b_dec, latents, self.W_dec)
+
+    def select(self, architecture: str, pre: Tensor, k: int) -> Tensor:
+        """Dense latents [rows, d_sae] as in training: the k largest of each row (topk), those above their own
+        thresholds (jumprelu), otherwise the k · rows largest of them all; where they are positive."""
+        if architecture == "jumprelu":
+            assert self.threshold is not None, "that is what it learns"
+            return select_above(self.threshold, pre)
+        if architecture == "topk":
+            top = pre.topk(k, dim=1)
+            return torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+        values = pre.relu().flatten()
+        top = values.topk(k * len(pre))
+        return torch.zeros_like(values).scatter(0, top.indices, top.values).view_as(pre)
 
     @property
     def finite(self) -> bool:
@@ -47,17 +60,6 @@ class Canonical(NamedTuple):
     def load(cls, file: Path) -> "Canonical":
         """What `save` has written."""
         return cls(**{"threshold": None, **load_file(file)})
-
-
-def select_exactly(architecture: str, pre: Tensor, k: int) -> Tensor:
-    """Dense latents [rows, d_sae]: with `topk` the k largest of each row, otherwise the k · rows largest of them all,
-    where they are positive."""
-    if architecture == "topk":
-        top = pre.topk(k, dim=1)
-        return torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
-    values = pre.relu().flatten()
-    top = values.topk(k * len(pre))
-    return torch.zeros_like(values).scatter(0, top.indices, top.values).view_as(pre)
 
 
 def select_above(threshold: Tensor, pre: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ class Job(NamedTuple):
     """What a contender is to train, given as JSON on its command line."""
 
     architecture: str
-    """matryoshka, batchtopk, topk; for the floor a dtype"""
+    """matryoshka, batchtopk, topk, jumprelu; for the floor a dtype"""
     best: bool
     """the peer's fastest options instead of its default ones"""
     d: int

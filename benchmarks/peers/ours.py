@@ -11,7 +11,7 @@ from worker import run
 
 from matryoshka.coder.architecture import CoderConfig
 from matryoshka.coder.coder import SparseCoder
-from matryoshka.coder.nonlinearity import BatchTopK
+from matryoshka.coder.nonlinearity import BatchTopK, JumpReLU
 from matryoshka.data.stream import Batch
 from matryoshka.lm.sites import Site, Wiring
 from matryoshka.training.allocator import keep_freed_memory
@@ -26,7 +26,7 @@ SITE = Site("resid_post", 0)
 def new_trainee(job: Job) -> Trainee:
     """A coder in training with our defaults; a site is only a name here."""
     widths = job.widths if job.architecture == "matryoshka" else [job.d_sae]
-    activation = "topk" if job.architecture == "topk" else "batchtopk"
+    activation = "batchtopk" if job.architecture == "matryoshka" else job.architecture
     coder = {"read": str(SITE), "d_sae": job.d_sae, "k": job.k, "widths": widths, "activation": activation}
     training = {"batch": job.batch, "tokens": job.steps * job.batch} | ({} if job.lr is None else {"lr": job.lr})
     config = Config.build({"coder": coder, "training": training})
@@ -35,7 +35,7 @@ def new_trainee(job: Job) -> Trainee:
         writes=(job.d,),
         d_sae=job.d_sae,
         widths=tuple(widths),
-        activation={"kind": activation, "k": job.k},
+        activation=config.coder.nonlinearity,
     )
     plan = Plan("coder", config.coder, Wiring.of([SITE], [SITE]), sizes)
     start = SparseCoder(sizes).initialise(job.seed, tied=True)
@@ -45,7 +45,13 @@ def new_trainee(job: Job) -> Trainee:
 def canonical(trainee: Trainee) -> Canonical:
     """As it is saved: the scaling is folded."""
     coder = trainee.folded()
-    threshold = coder.activation.threshold if isinstance(coder.activation, BatchTopK) else None
+    match coder.activation:
+        case BatchTopK(threshold=threshold):
+            pass
+        case JumpReLU(log_threshold=logarithms):
+            threshold = logarithms.detach().exp()
+        case _:
+            threshold = None
     return Canonical(coder.W_enc.detach(), coder.b_enc.detach(), coder.W_dec.detach(), coder.b_dec.detach(), threshold)
 
 

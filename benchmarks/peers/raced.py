@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from canonical import Canonical, select_exactly
+from canonical import Canonical
 from job import Batches, Job
 from memory import read_peak, reset_peak
 from rows import StoredRows, fingerprint, training_order
@@ -81,7 +81,7 @@ def prove(canonical: Canonical, job: Job, batches: Batches) -> None:
     torch.set_float32_matmul_precision("highest")  # which a trainer may have lowered
     x = batches.peek(job.batch)
     own = batches.reconstruct(x)
-    folded = canonical.decode(select_exactly(job.architecture, canonical.pre(x), job.k))
+    folded = canonical.decode(canonical.select(job.architecture, canonical.pre(x), job.k))
     apart = (own - folded).norm(dim=1) / (own - canonical.b_dec).norm(dim=1).clamp(min=1e-6)
     if (share := (apart > CLOSE).double().mean().item()) > UNDECIDED:
         largest = apart.max().item()
