@@ -329,7 +329,7 @@ def test_a_foreign_config_is_refused_by_the_field(folder, changes, named):
         (["card"], {"two\nlines": "x"}, "card.two lines: unknown field"),
         (["card", "model"], {"weight": "x"}, "card.model.weight: unknown field"),
         (["card", "trained"], {"text_hash": None}, "card.trained.text_hash"),
-        (["card"], {"context": 1}, "card.context"),
+        (["card"], {"context": 0}, "card.context"),
         (["card"], {"sources": []}, "card.sources"),
     ],
 )

@@ -3,7 +3,7 @@ as one.
 
     batch                0.65 √tokens, to a power of two from 128 to 4096: more tokens are more steps and larger ones
     learning rate        2 batch^¼ / (d^¾ √steps), for unit rows of d numbers and activations of E‖x‖² = d
-    dead_after_tokens    tokens / 64, so that who dies early has time to come back
+    dead_after_tokens    tokens / 64, at least 1024, so that who dies early has time to come back
 
 The form is of theory: Adam moves every number by the rate, whatever the gradient, so that the steps of noise add up as
 √steps, and larger batches have less of it. Its numbers are of sweeps over batches of 128 to 2048, 48 to 1953 steps,
@@ -28,4 +28,4 @@ def learning_rate(d: int, batch: int, steps: int) -> float:
 
 def dead_after_tokens(tokens: int) -> int:
     """Tokens without firing after which a latent is dead, in a run of `tokens`."""
-    return min(10_000_000, max(1, tokens // 64))
+    return min(10_000_000, max(1024, tokens // 64))

@@ -124,7 +124,8 @@ class TrainingSection(Section):
     dead_after_tokens: Annotated[Count, Auto] = Field(
         default_factory=lambda fields: automatic.dead_after_tokens(fields["tokens"])
     )
-    """A latent that did not fire in so many tokens is dead. auto: `tokens` / 64, at most ten million."""
+    """A latent that did not fire in so many tokens is dead. auto: `tokens` / 64, from 1024 to ten
+    million."""
     l0_coefficient: Annotated[float, Field(ge=0)] = 1.0
     """Weight of JumpReLU's sparsity term (L0/k − 1)²."""
     autocast: Literal["auto", "bfloat16", "off"] = "auto"
