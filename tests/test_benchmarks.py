@@ -1,5 +1,5 @@
-"""What the benchmarks measure with: the fast step learns what the dense one learns, the timing harness works, and the
-race's judge says what our own measures say."""
+"""What the benchmarks measure with: the fast step learns what the dense one learns, the timing harness works, the
+race's judge says what our own measures say, and probes of all letters at once are absorption's own."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,10 @@ import torch
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.metrics import Meter
 from matryoshka.data.stream import Batch
+from matryoshka.evaluation.shared.probes import fit_activations
+from matryoshka.evaluation.shared.spelling import first_letters
+from matryoshka.lm.model import load
+from matryoshka.lm.sites import Site
 from matryoshka.training.recipe import Config
 
 BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
@@ -129,3 +133,54 @@ def _measured(coder: SparseCoder, x: torch.Tensor) -> Meter:
         latents = coder.encode(rows)
         meter.update(rows, coder.decode(latents), latents)
     return meter
+
+
+def test_probes_of_all_letters_at_once_are_those_of_absorption() -> None:
+    """Of planted directions, beside a coordinate a hundred times as large; letters of random words are not told."""
+    from letter_probes import HOUSE_C, fit, held_out_f1, tuned_strength
+
+    generator = torch.Generator().manual_seed(0)
+    letter = torch.randint(3, (600,), generator=generator)
+    labels = torch.stack([letter == 0, (letter == 1) & (torch.arange(600) % 4 == 0)], dim=1)
+    planted = torch.randn(2, 16, generator=generator)
+    x = torch.randn(600, 16, generator=generator) + 3 * labels.float() @ planted
+    x[:, 0] *= 100
+    probes = fit(x, labels, (0.1, HOUSE_C))[HOUSE_C]
+    for column in range(2):
+        expected = fit_activations(x.double().numpy(), labels[:, column].numpy())
+        scores = (x @ probes.directions + probes.biases)[:, column]
+        torch.testing.assert_close(
+            scores.double(), torch.from_numpy(expected.scores(x.double().numpy())), rtol=0.02, atol=0.02
+        )
+
+    test, validation = torch.arange(600) < 200, torch.arange(400) < 100
+    C = tuned_strength(x[~test], labels[~test], validation)
+    [told] = held_out_f1(x, labels, test, C)
+    [shuffled] = held_out_f1(x, labels[torch.randperm(600, generator=generator)], test, C)
+    assert (told > 0.9).all()
+    assert (shuffled < 0.6).all()
+
+
+def test_words_are_read_where_they_stand(tmp_path: Path) -> None:
+    """Each once in the lists, whose lines are those of absorption's own prompts; and again from the file."""
+    from spelt_words import LINE, _lists, read_words, vocabulary_words
+
+    lm = load("bundled")
+    example = first_letters(lm, 20).examples[0]
+    shown = example.text.removeprefix("\n").split("\n")[0]
+    word = " " + shown.split()[0]
+    assert LINE.format(word=word, answer=word[1].upper()) == "\n" + shown
+
+    words = vocabulary_words(lm.token_bytes, 130)
+    lists = list(_lists(lm, words))
+    for part in lists:
+        assert part.tokens[part.asked].tolist() == [words[number].token for number in part.words]
+    assert sorted(number for part in lists for number in part.words) == list(range(130))
+
+    file, site = tmp_path / "alone.safetensors", Site("resid_post", 1)
+    rows = read_words(lm, words, "alone", [0, 1], file)
+    expected = lm.read(torch.tensor([[lm.bos, word.token] for word in words[:20]]), [site])[site][:, 1]
+    torch.testing.assert_close(rows.layers[1][:20], expected)
+    again = read_words(lm, words, "alone", [0, 1], file)
+    assert torch.equal(again.word, rows.word)
+    assert torch.equal(again.layers[1], rows.layers[1])
