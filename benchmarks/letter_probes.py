@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-GRID = (0.1, 1.0, 10.0)
+GRID = (1.0, 10.0, 100.0, 1000.0)
 HOUSE_C = 1.0
 """What `probes.fit_activations` has."""
 MAX_STEPS = 300

@@ -15,7 +15,8 @@ probes have an F1 of 0.6. Here, of the --words most frequent words of the vocabu
             them; and with all words that share their first STEM letters on one side, so that " resigned" is not told
             by " resign"
 
---model takes what a recipe takes. Two passes of 20,000 words cost 280,000 tokens, the probes some 20 s a layer.
+--model takes what a recipe takes. Both prompts of 20,000 words are 280,000 tokens; probes take
+some 30 s a layer and prompt.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from harness import available_threads, machine, multiplies_bfloat16, publish
+from harness import machine, multiplies_bfloat16, publish
 from jaxtyping import Bool
 from letter_probes import HOUSE_C, held_out_f1, tuned_strength
 from spelt_words import PROMPTS, SpeltRows, Word, read_words, vocabulary_words
@@ -92,7 +93,7 @@ def measure(model: str, layers: Sequence[int], count: int, cache: Path) -> dict[
         name = f"{Path(model).stem}-{prompt}-{len(words)}-{'.'.join(map(str, layers))}-{dtype}.safetensors"
         places += measure_prompt(words, prompt, read_words(lm, words, prompt, layers, cache / name))
     return {
-        "machine": machine("cpu", available_threads()),
+        "machine": machine("cpu", torch.get_num_threads()),
         "model": Path(model).name,
         "dtype": dtype,
         "words": len(words),
