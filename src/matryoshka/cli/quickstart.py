@@ -26,6 +26,7 @@ CONFIG = {
     "coder": {"read": "2.mlp_in", "write": "2.mlp_out", "d_sae": 3072, "k": 24},
     "training": {
         "tokens": 450_000,
+        "batch": 1024,  # half the steps of the automatic one: a minute instead of one and a half
         "evaluate_every": 200,
         "checkpoint_every": 200,
     },
