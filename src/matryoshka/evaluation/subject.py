@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from matryoshka.data.synthetic import SyntheticModel
 from matryoshka.data.tokens import Windows
@@ -40,6 +40,35 @@ class _Once:
         return self._made[key]
 
 
+@runtime_checkable
+class _Coders(Protocol):
+    """Of a bench: those that are measured together."""
+
+    @property
+    def coders(self) -> Sequence[HookedCoder]: ...
+
+
+B = TypeVar("B", bound=_Coders)
+
+
+@dataclass(frozen=True, eq=False)
+class _OneOf(Generic[B]):
+    """One coder of a bench."""
+
+    bench: B
+    number: int
+    """Of the coder, among those of the bench."""
+
+    @property
+    def hooked(self) -> HookedCoder:
+        """The coder where it belongs in the model."""
+        return self.bench.coders[self.number]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.hooked.coder.widths
+
+
 @dataclass(frozen=True, eq=False)
 class Bench(_Once):
     """Coders of one language model that are measured together on one text, and what has been read once for all."""
@@ -67,22 +96,8 @@ class Bench(_Once):
         return self.once(("labelled", text.name), lambda: read_labelled(self.lm, self.coders, text, progress))
 
 
-@dataclass(frozen=True, eq=False)
-class Subject:
+class Subject(_OneOf[Bench]):
     """One coder on one text."""
-
-    bench: Bench
-    number: int
-    """Of the coder, among those of the bench."""
-
-    @property
-    def hooked(self) -> HookedCoder:
-        """The coder where it belongs in the language model."""
-        return self.bench.coders[self.number]
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return self.hooked.coder.widths
 
     def own(self, measure: MeasureAll[T], tokens: int, progress: Progress) -> T:
         """This coder's part of what is measured of all coders of the bench at once, on `tokens` tokens of the text."""
@@ -115,22 +130,8 @@ class KnownBench(_Once):
         return [KnownSubject(self, i) for i in range(len(self.coders))]
 
 
-@dataclass(frozen=True, eq=False)
-class KnownSubject:
+class KnownSubject(_OneOf[KnownBench]):
     """One coder of activations whose features are known."""
-
-    bench: KnownBench
-    number: int
-    """Of the coder, among those of the bench."""
-
-    @property
-    def hooked(self) -> HookedCoder:
-        """The coder."""
-        return self.bench.coders[self.number]
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return self.hooked.coder.widths
 
     def own(self, measure: MeasureKnown[T], progress: Progress) -> T:
         """This coder's part of what is measured of all coders of the bench at once."""
