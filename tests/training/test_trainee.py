@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from interpreted import DEVICE, fast, interpret
+from small_trainee import D_IN, D_OUT, D_SAE, WIDTHS, K, batch, make, normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from matryoshka.coder import kernels
@@ -22,33 +23,6 @@ from matryoshka.training.optim import Adam, Schedule, total_norm
 from matryoshka.training.plan import Plan, plan
 from matryoshka.training.recipe import CoderSection, Config, TrainingSection
 from matryoshka.training.trainee import Trainee
-
-READ, WRITE = Site.parse("0.mlp_in"), Site.parse("0.mlp_out")
-D_IN, D_OUT, D_SAE, K, WIDTHS = 12, 10, 96, 4, (8, 24, 96)
-
-
-def normal(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def batch(seed, rows=64, device="cpu"):
-    """Activations of which the written ones are a function of those read."""
-    x = normal(rows, D_IN, seed=seed) + 1
-    y = torch.tanh(x @ normal(D_IN, D_OUT, seed=999))
-    return Batch({READ: x.to(device), WRITE: y.to(device)}, torch.arange(rows))
-
-
-def make(activation="batchtopk", device="cpu", refresh=REFRESH, **training):
-    section = CoderSection(read=str(READ), write=str(WRITE), d_sae=D_SAE, k=K, activation=activation)
-    config = CoderConfig(
-        reads=(D_IN,), writes=(D_OUT,), d_sae=D_SAE, widths=WIDTHS, activation={"kind": activation, "k": K}
-    )
-    coder = SparseCoder(config).initialise(0, tied=False).to(device)
-    values = {"autocast": "off", "lr": 1e-2, "dead_after_tokens": 65, "warm_up": 2, **training}
-    one = Plan("coder", section, Wiring.of([READ], [WRITE]), config)
-    trainee = Trainee(one, coder, TrainingSection(**values), 30, refresh)
-    trainee.calibrate(batch(0, device=device))
-    return trainee
 
 
 @pytest.fixture
@@ -232,14 +206,14 @@ def test_the_dead_are_listed_now_and_then_and_leave_at_once():
     trainee = make()
     coder, counter = trainee.coder, trainee.dead.tokens_since_fired
     counter[[3, 5]] = 65
-    assert trainee.dead.part(coder, 0).subset.index.tolist() == [3, 5]
+    assert trainee.dead.listed_at(0).tolist() == [3, 5]
     counter[7] = 65
     counter[5] = 0
     for step in range(1, REFRESH):
-        part = trainee.dead.part(coder, step)
+        part = trainee.dead.part(coder, trainee.dead.listed_at(step))
         assert part.subset.index.tolist() == [3, 5]
-        assert part.still.tolist() == [True, False]
-    assert trainee.dead.part(coder, REFRESH).subset.index.tolist() == [3, 7]
+        assert part.now.tolist() == [True, False]
+    assert trainee.dead.listed_at(REFRESH).tolist() == [3, 7]
 
 
 def test_one_that_fires_again_no_longer_reconstructs_or_learns():
@@ -255,7 +229,7 @@ def test_one_that_fires_again_no_longer_reconstructs_or_learns():
 
 def test_without_dead_latents_there_is_no_such_term():
     trainee = make(dead_after_tokens=10**9)
-    assert trainee.dead.part(trainee.coder, 0) is None
+    assert trainee.dead.listed_at(0) is None
     trainee.step(batch(0), 0, measure=True)
     assert trainee.report(1)["aux"] == 0
 

@@ -12,14 +12,16 @@ from matryoshka.coder.latents import Latents
 REFRESH = 8
 """Steps between two listings of the dead. To list them the host has to know their number, and would wait for a GPU. A
 latent that fires in between is left out at once; one that dies waits for the next listing."""
+LEAST_LISTED = 256
+"""Latents in a GPU's list, which grows by powers of two: a graph of the step holds for one length."""
 
 
 class Dead(NamedTuple):
-    """The latents that were dead at the last listing."""
+    """The latents that are listed."""
 
     subset: Subset
-    still: Bool[Tensor, " dead"]
-    """Which of them are dead by now: the others take no part."""
+    now: Bool[Tensor, " listed"]
+    """Which of them are dead at this moment: the others take no part."""
 
 
 class DeadLatents(nn.Module):
@@ -48,12 +50,24 @@ class DeadLatents(nn.Module):
         fires = torch.where(latents.values > 0, 0, torch.iinfo(silent.dtype).max)
         silent.scatter_reduce_(0, latents.indices, fires, "amin")
 
-    def part(self, coder: SparseCoder, step: int) -> Dead | None:
-        """The dead of `coder` at the beginning of `step`; None if there are none."""
-        now = self.now
+    def listed_at(self, step: int) -> Int[Tensor, " listed"] | None:
+        """The dead of the last listing, which may be of this very `step`; None if there were none. On a GPU others
+        stand behind them, up to a length that seldom changes."""
         if step % self.refresh == 0:
-            self.listed.copy_(now)
+            self.listed.copy_(self.now)
             self._index = None
         if self._index is None:  # also after a resume
-            self._index = self.listed.nonzero().squeeze(1)
-        return Dead(coder.subset(self._index), now[self._index]) if len(self._index) else None
+            self._index = self._list()
+        return self._index if len(self._index) else None
+
+    def _list(self) -> Int[Tensor, " listed"]:
+        dead = self.listed.nonzero().squeeze(1)
+        if self.listed.device.type == "cpu" or not len(dead):
+            return dead
+        length = min(len(self.listed), max(LEAST_LISTED, 1 << (len(dead) - 1).bit_length()))
+        living = (~self.listed).nonzero().squeeze(1)
+        return torch.cat([dead, living[: length - len(dead)]])
+
+    def part(self, coder: SparseCoder, listed: Int[Tensor, " listed"]) -> Dead:
+        """Of `coder`, the latents of a list that `listed_at` gave."""
+        return Dead(coder.subset(listed), self.now[listed])

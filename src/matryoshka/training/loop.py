@@ -43,6 +43,8 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
         bar = stack.enter_context(ProgressBar(steps, start))
         rates = " and ".join(dict.fromkeys(f"{trainee.schedule.peak:g}" for trainee in trainees))
         bar.say(f"training: {steps:,} steps of {config.training.batch:,} tokens, peak learning rate {rates}")
+        for reason in dict.fromkeys(trainee.unfit for trainee in trainees if trainee.unfit):
+            bar.say(f"steps are launched kernel by kernel, not as one graph: {reason}")
         pace = _Pace(start)
         held_out: list[Record] = []
         for step in range(start, steps):

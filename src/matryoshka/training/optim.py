@@ -34,7 +34,7 @@ class Adam:
         }
 
     @torch.no_grad()
-    def step(self, lr: float) -> Float[Tensor, ""]:
+    def step(self, lr: float | Tensor) -> Float[Tensor, ""]:
         """Learn from the gradients and drop them; returns their norm before clipping."""
         taught = [p for p in self.parameters if p.grad is not None]
         states = [self.state[p] for p in taught]

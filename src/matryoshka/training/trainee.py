@@ -1,6 +1,7 @@
 """One coder in training: its optimiser, its counters, and what one step does to it."""
 
 import logging
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from matryoshka.coder.scaling import Scaling
 from matryoshka.coder.sparse import random_widths
 from matryoshka.data.stream import Batch
 from matryoshka.training.dead import REFRESH, Dead, DeadLatents
+from matryoshka.training.graphs import Clock, Graphs
 from matryoshka.training.optim import Adam, Schedule
 from matryoshka.training.plan import Plan
 from matryoshka.training.recipe import TrainingSection
@@ -27,6 +29,13 @@ class Terms(NamedTuple):
     reconstruction: Tensor
     aux: Tensor
     sparsity: Tensor
+
+
+class Form(NamedTuple):
+    """What steps differ in but for their numbers: on a GPU each form is a graph of its own."""
+
+    widths: tuple[int, ...]
+    measure: bool
 
 
 AVERAGED = (*Terms._fields, "gradient_norm")
@@ -57,6 +66,9 @@ class Trainee(nn.Module):
         self.register_buffer("bad_step", torch.tensor(-1, device=device))
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=_low_precision(section, device))
         self._measures: dict[str, Tensor] = {}
+        self._clock = Clock(device)
+        self.unfit = _unfit_for_graphs(plan, device)
+        self.graphs = Graphs(self._learn) if device.type == "cuda" and self.unfit is None else None
 
     def calibrate(self, batch: Batch) -> None:
         """Fix the scaling, and start the coder, from the first activations."""
@@ -71,22 +83,31 @@ class Trainee(nn.Module):
     def step(self, batch: Batch, step: int, measure: bool) -> None:
         """Learn from one batch. Its loss terms are added to `sums`; with `measure`, `report` will tell its FVU and
         L0."""
-        coder, (x, y) = self.coder, batch.of(self.plan.wiring)
-        dead = self.dead.part(coder, step) if self._aux_weight else None
+        x, y = batch.of(self.plan.wiring)
+        listed = self.dead.listed_at(step) if self._aux_weight else None
+        self._clock.set(step, self.schedule.rate(step))
+        learn = self._learn if self.graphs is None else self.graphs
+        learn(Form(self._widths(step), measure), x, y, listed)
+
+    def _learn(self, form: Form, x: Tensor, y: Tensor, listed: Tensor | None) -> None:
+        """The step as the device does it: it asks the host nothing, and all that stays is written in place."""
+        coder = self.coder
+        dead = None if listed is None else self.dead.part(coder, listed)
         with self.autocast:
-            forward = coder(self.scaling.x(x), self.scaling.y(y), self._widths(step))
+            forward = coder(self.scaling.x(x), self.scaling.y(y), form.widths)
             terms = self.loss(forward, dead)
         terms.loss.backward()
         if dead is not None:
             coder.add_gradients(dead.subset)
 
         coder.keep_gradients_on_the_sphere()
-        norm = self.optimiser.step(self.schedule.rate(step))
+        norm = self.optimiser.step(self._clock.rate)
         coder.normalise_rows()
 
-        self._count(forward, torch.stack([*terms, norm]).detach(), step)
-        if measure:
-            self._measures = self._measure(forward)
+        self._count(forward, torch.stack([*terms, norm]).detach())
+        if form.measure:
+            for name, value in self._measure(forward).items():
+                self._measures.setdefault(name, torch.empty_like(value)).copy_(value)
 
     def loss(self, forward: Forward, dead: Dead | None) -> Terms:
         """The convention's main term, plus the dead latents' term, plus the activation's own."""
@@ -95,8 +116,8 @@ class Trainee(nn.Module):
         aux = sparsity = reconstruction.new_zeros(())
         if dead is not None:
             k = section.aux_k or max(1, coder.config.d_out // 2)
-            r_hat = dead.subset.reconstruct(forward.x, dead.still, k)
-            aux = self._aux_weight * self.convention.aux(forward.residual, r_hat.to(aux.dtype)) * dead.still.any()
+            r_hat = dead.subset.reconstruct(forward.x, dead.now, k)
+            aux = self._aux_weight * self.convention.aux(forward.residual, r_hat.to(aux.dtype)) * dead.now.any()
         if (penalty := coder.activation.penalty(forward.selected)) is not None:
             sparsity = section.l0_coefficient * penalty
         return Terms(reconstruction + aux + sparsity, reconstruction, aux, sparsity)
@@ -110,14 +131,14 @@ class Trainee(nn.Module):
         return random_widths(len(widths), widths[-1], generator)
 
     @torch.no_grad()
-    def _count(self, forward: Forward, values: Tensor, step: int) -> None:
+    def _count(self, forward: Forward, values: Tensor) -> None:
         self.dead.count(forward.latents)
         self.coder.activation.revive(self.dead.now)
         self.sums += values
         # a NaN input could pass the selection unseen, so inputs are looked at too
         finite = values.isfinite().all() & forward.x.sum().isfinite()
         first = (self.bad_step < 0) & ~finite
-        self.bad_step.copy_(torch.where(first, step, self.bad_step))
+        self.bad_step.copy_(torch.where(first, self._clock.step, self.bad_step))
 
     @torch.no_grad()
     def _measure(self, forward: Forward) -> dict[str, Tensor]:
@@ -136,6 +157,19 @@ class Trainee(nn.Module):
         values["dead"] = self.dead.now.double().mean().item()
         self.sums.zero_()
         return values
+
+
+def _unfit_for_graphs(plan: Plan, device: torch.device) -> str | None:
+    """Why a GPU's steps cannot be graphs; None where they can, and on other devices."""
+    if device.type != "cuda":
+        return None
+    if not find_spec("triton"):
+        return "Triton is not installed"
+    if plan.section.random_widths:
+        return "random widths are other ones each time"
+    if plan.section.activation == "jumprelu":
+        return "a threshold lets through how many latents it will"
+    return None
 
 
 def _low_precision(section: TrainingSection, device: torch.device) -> bool:
