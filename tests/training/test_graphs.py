@@ -33,9 +33,10 @@ def test_on_a_cpu_there_are_no_graphs(values):
     assert trainee.unfit is None
 
 
-def pair(activation, **training) -> tuple[Trainee, Trainee]:
+def pair(activation, aside=False, **training) -> tuple[Trainee, Trainee]:
     """The same trainee twice: graphed, and launched by Python."""
-    graphed, eager = (make(activation, "cuda", autocast="bfloat16", **training) for _ in range(2))
+    stream = torch.cuda.Stream() if aside else None
+    graphed, eager = (make(activation, "cuda", stream=stream, autocast="bfloat16", **training) for _ in range(2))
     assert graphed.graphs is not None
     eager.graphs = None
     return graphed, eager
@@ -64,12 +65,16 @@ def test_a_graph_gives_the_same_bits(activation):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not GPU, reason="no GPU")
-def test_several_coders_share_the_memory_of_their_graphs():
-    trainees = [trainee for activation in ("topk", "batchtopk") for trainee in pair(activation)]
+@pytest.mark.parametrize("aside", [False, True])
+def test_several_coders_of_one_batch_do_not_disturb_one_another(aside):
+    """One after another in the same memory, or each in a stream of its own."""
+    trainees = [trainee for activation in ("topk", "batchtopk") for trainee in pair(activation, aside)]
     for step in range(12):
         data = batch(step, device="cuda")
         for trainee in trainees:
             trainee.step(data, step, measure=step == 11)
+        for trainee in trainees:
+            trainee.join()
     for graphed, eager in (trainees[:2], trainees[2:]):
         assert all(
             ours.equal(theirs) for ours, theirs in zip(state(graphed).values(), state(eager).values(), strict=True)

@@ -20,10 +20,13 @@ class Graphs:
     before; whatever else it allocates, the next graph overwrites.
     """
 
-    def __init__(self, work: Callable[..., None]) -> None:
-        self._work = work
+    def __init__(self, work: Callable[..., None], stream: torch.cuda.Stream | None = None) -> None:
+        """With `stream`, replays run there, beside those of others, and `join` has what follows wait for them."""
+        self._work, self._stream = work, stream
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._places: dict[Hashable, Tensor] = {}
+        # replays in a row leave nothing in their memory; those beside one another need one each
+        self._memory = None if stream is None else torch.cuda.graph_pool_handle()
 
     def __call__(self, form: Hashable, *inputs: Tensor | None) -> None:
         shapes = [_shape(inputs, x) for x in inputs]
@@ -32,10 +35,18 @@ class Graphs:
             self._graphs[key] = None
             self._work(form, *inputs)
             return
-        placed = [None if x is None else self._place(shape, x) for shape, x in zip(shapes, inputs, strict=True)]
-        if (graph := self._graphs[key]) is None:
-            graph = self._graphs[key] = self._captured(form, placed)
-        graph.replay()
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            placed = [None if x is None else self._place(shape, x) for shape, x in zip(shapes, inputs, strict=True)]
+            if (graph := self._graphs[key]) is None:
+                graph = self._graphs[key] = self._captured(form, placed)
+            graph.replay()
+
+    def join(self) -> None:
+        """Whatever is launched from now on comes after the replays so far."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
     def _place(self, shape: Hashable, x: Tensor) -> Tensor:
         """The numbers of `x`, where graphs read them."""
@@ -45,11 +56,9 @@ class Graphs:
 
     def _captured(self, form: Hashable, inputs: list[Tensor | None]) -> torch.cuda.CUDAGraph:
         graph, device = torch.cuda.CUDAGraph(), next(x.device for x in inputs if x is not None)
+        where = {"pool": self._memory or _memory(device), "stream": self._stream}  # cuBLAS' workspaces are a stream's
         # a thread that reads ahead goes on meanwhile, in a stream of its own
-        with (
-            torch.cuda.device(device),
-            torch.cuda.graph(graph, pool=_memory(device), capture_error_mode="thread_local"),
-        ):
+        with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local", **where):
             self._work(form, *inputs)
         return graph
 
@@ -62,7 +71,7 @@ def _shape(inputs: tuple[Tensor | None, ...], x: Tensor | None) -> Any:
 
 @cache
 def _memory(device: torch.device) -> Any:
-    """One pool for all graphs of a device: they are replayed one after another, and leave nothing in it."""
+    """One pool for all graphs of a device that are replayed one after another."""
     return torch.cuda.graph_pool_handle()
 
 

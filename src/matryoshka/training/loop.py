@@ -52,6 +52,8 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
             log, watch, save = (done % every == 0 or done == steps for every in intervals)
             for trainee in trainees:
                 trainee.step(batch, step, measure=log)
+            for trainee in trainees:
+                trainee.join()
             if log or watch:
                 _check_finite(session, run)
             if log:

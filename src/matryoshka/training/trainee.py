@@ -49,8 +49,15 @@ class Trainee(nn.Module):
     bad_step: Tensor
 
     def __init__(
-        self, plan: Plan, coder: SparseCoder, section: TrainingSection, steps: int, refresh: int = REFRESH
+        self,
+        plan: Plan,
+        coder: SparseCoder,
+        section: TrainingSection,
+        steps: int,
+        refresh: int = REFRESH,
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
+        """With `stream`, graphed steps run there beside those of other coders: `join` them."""
         super().__init__()
         self.plan, self.section = plan, section
         self.schedule = Schedule.of(section, steps, coder.config.d_in)
@@ -68,7 +75,7 @@ class Trainee(nn.Module):
         self._measures: dict[str, Tensor] = {}
         self._clock = Clock(device)
         self.unfit = _unfit_for_graphs(plan, device)
-        self.graphs = Graphs(self._learn) if device.type == "cuda" and self.unfit is None else None
+        self.graphs = Graphs(self._learn, stream) if device.type == "cuda" and self.unfit is None else None
 
     def calibrate(self, batch: Batch) -> None:
         """Fix the scaling, and start the coder, from the first activations."""
@@ -88,6 +95,11 @@ class Trainee(nn.Module):
         self._clock.set(step, self.schedule.rate(step))
         learn = self._learn if self.graphs is None else self.graphs
         learn(Form(self._widths(step), measure), x, y, listed)
+
+    def join(self) -> None:
+        """What follows on a GPU comes after the steps so far."""
+        if self.graphs is not None:
+            self.graphs.join()
 
     def _learn(self, form: Form, x: Tensor, y: Tensor, listed: Tensor | None) -> None:
         """The step as the device does it: it asks the host nothing, and all that stays is written in place."""
