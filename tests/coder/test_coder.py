@@ -255,23 +255,3 @@ def test_a_subset_of_a_coder_without_gradients_says_when_to_add_them():
     subset = coder.subset(torch.tensor([1]))
     with pytest.raises(RuntimeError, match="after the backward pass"):
         coder.add_gradients(subset)
-
-
-def test_the_projected_gradient_is_orthogonal_to_unit_rows():
-    coder = make().double()
-    coder.normalise_rows()
-    rows, gradient = coder.decoder_rows(), normal(32, 4, seed=1)
-    coder.W_dec.grad = gradient.clone()
-    coder.keep_gradients_on_the_sphere()
-    assert (coder.W_dec.grad * rows).sum(1).abs().max() < 1e-12
-    torch.testing.assert_close(coder.W_dec.grad, gradient - (gradient * rows).sum(1, keepdim=True) * rows)
-
-
-def test_normalised_rows_keep_their_direction():
-    coder = make()
-    with torch.no_grad():
-        coder.W_dec.copy_(normal(32, 4, seed=2))
-    rows = coder.decoder_rows().clone()
-    coder.normalise_rows()
-    torch.testing.assert_close(coder.decoder_rows().norm(dim=1), torch.ones(32))
-    torch.testing.assert_close(coder.decoder_rows(), torch.nn.functional.normalize(rows))

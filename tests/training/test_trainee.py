@@ -13,13 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from matryoshka.coder import kernels
 from matryoshka.coder.architecture import CoderConfig, TopKConfig
 from matryoshka.coder.coder import SparseCoder
+from matryoshka.coder.kernels.cpu import total_norm
 from matryoshka.coder.metrics import Meter
 from matryoshka.data.stream import Batch
 from matryoshka.lm.info import describe
 from matryoshka.lm.sites import Site, Wiring
 from matryoshka.training import checkpoint
 from matryoshka.training.dead import REFRESH
-from matryoshka.training.optim import Adam, Schedule, total_norm
+from matryoshka.training.optim import Adam, Schedule
 from matryoshka.training.plan import Plan, plan
 from matryoshka.training.recipe import CoderSection, Config, TrainingSection
 from matryoshka.training.trainee import Trainee
@@ -130,23 +131,12 @@ class Questions(TorchDispatchMode):
 
 @pytest.mark.parametrize(("activation", "asked"), [("topk", []), ("batchtopk", []), ("jumprelu", ["nonzero"])])
 def test_a_step_on_tritons_kernels_asks_nothing_but_how_many_exceed_a_threshold(activation, asked, on_triton):
-    """The dead are listed every few steps only, and the norm is asked for on a CPU only."""
+    """The dead are listed every few steps only."""
     trainee = make(activation, on_triton, autocast="bfloat16")
     trainee.step(batch(0, device=on_triton), 0, measure=False)
     with Questions() as questions:
         trainee.step(batch(1, device=on_triton), 1, measure=True)
-    assert questions.asked == asked + ["_local_scalar_dense"] * (on_triton == "cpu")
-
-
-def test_on_a_gpu_the_constraint_of_unit_rows_is_one_launch_each_way(on_triton, monkeypatch):
-    launches = []
-    monkeypatch.setattr(fast.launch, "run", lambda kernel, grid, *_, **__: launches.append((kernel.fn.__name__, grid)))
-    config = CoderConfig(reads=(D_IN,), writes=(D_OUT,), d_sae=600, widths=(600,), activation={"kind": "relu"})
-    coder = SparseCoder(config).to(on_triton)
-    coder.W_dec.grad = torch.ones_like(coder.W_dec)
-    coder.keep_gradients_on_the_sphere()
-    coder.normalise_rows()
-    assert launches == [("_project_rows", (600,)), ("_normalise_rows", (600,))]
+    assert questions.asked == asked
 
 
 def test_gradients_lie_in_memory_as_their_weights_do(monkeypatch):

@@ -154,6 +154,11 @@ class SparseCoder(nn.Module):
         """The nested prefixes, ascending to d_sae."""
         return self.config.widths
 
+    @property
+    def unit_rows(self) -> tuple[nn.Parameter, ...]:
+        """The weights whose rows keep norm 1 in training, so that a latent's value is how much it writes."""
+        return (self.W_dec,)
+
     def decoder_rows(self, features: Int[Tensor, " n"] | None = None) -> Float[Tensor, "n d_out"]:
         """What one unit of each of these latents (default: of all) adds to the reconstruction; without a gradient."""
         rows = self.W_dec.detach()
@@ -183,17 +188,6 @@ class SparseCoder(nn.Module):
         wholes = (_gradient(self.W_enc).T, _gradient(self.b_enc), _gradient(self.W_dec))
         for whole, part in zip(wholes, parts, strict=True):
             whole[subset.index] += _gradient(part)
-
-    @torch.no_grad()
-    def keep_gradients_on_the_sphere(self) -> None:
-        """Remove from W_dec's gradient what would change its rows' norms: the part parallel to each (unit) row."""
-        if self.W_dec.grad is not None:
-            operations(self.W_dec).project_rows_(self.W_dec.grad, self.W_dec)
-
-    @torch.no_grad()
-    def normalise_rows(self) -> None:
-        """Bring decoder rows back to norm 1; to be called AFTER the optimiser's step, which leaves the sphere."""
-        operations(self.W_dec).normalise_rows_(self.W_dec)
 
     # --- on disk
 

@@ -7,23 +7,25 @@ from typing import Literal, NamedTuple, Self
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
+from matryoshka.coder.kernels import Taught, operations
 from matryoshka.training import automatic
 from matryoshka.training.recipe import TrainingSection
 
-DOT_LIMIT = 2**30
-"""Numbers in one dot product: BLAS counts them in 32 bits."""
-
 
 class Adam:
-    """Adam (Kingma & Ba 2015), torch's fused version, with the norm of all gradients clipped on the way.
+    """Adam (Kingma & Ba 2015), with the norm of all gradients clipped on the way. The rows of `unit_rows` stay on the
+    unit sphere: what would change their norms is taken out of the gradients, and what rounding and finite steps change
+    is divided out.
 
     `state` holds each parameter's `step`, `exp_avg` and `exp_avg_sq`, from the start.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], section: TrainingSection) -> None:
-        self.parameters, self.betas, self.largest_norm = list(parameters), section.betas, section.clip
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], section: TrainingSection, unit_rows: Iterable[nn.Parameter] = ()
+    ) -> None:
+        self.parameters, self.unit_rows = list(parameters), set(unit_rows)
+        self.betas, self.largest_norm = section.betas, section.clip
         self.state = {
             p: {
                 "step": torch.zeros((), device=p.device),
@@ -34,46 +36,23 @@ class Adam:
         }
 
     @torch.no_grad()
-    def step(self, lr: float | Tensor) -> Float[Tensor, ""]:
-        """Learn from the gradients and drop them; returns their norm before clipping."""
-        taught = [p for p in self.parameters if p.grad is not None]
-        states = [self.state[p] for p in taught]
-        gradients = [_rows_first(p.grad) for p in taught if p.grad is not None]
-        norm = total_norm(gradients)
-        divisor = (norm / self.largest_norm).clamp(min=1)
-        divides = divisor.device.type != "cpu" or divisor > 1  # a GPU is not waited for
-        adam(
-            [_rows_first(p) for p in taught],
-            gradients,
-            [_rows_first(state["exp_avg"]) for state in states],
-            [_rows_first(state["exp_avg_sq"]) for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=True,
-            # divided while they are read: no pass of its own over the gradients
-            grad_scale=divisor if divides else None,
-            amsgrad=False,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            lr=lr,
-            weight_decay=0,
-            eps=1e-8,
-            maximize=False,
-        )
-        for p in taught:
+    def step(self, lr: float | Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Learn from the gradients and drop them; returns their norm before clipping. On a GPU `lr` may be a tensor
+        there, so that a graph of the step follows it."""
+        taught = [self._taught(p, p.grad) for p in self.parameters if p.grad is not None]
+        norm = operations(taught[0].parameter).adam_(taught, lr, self.betas, self.largest_norm)
+        for p in self.parameters:
             p.grad = None
         return norm
 
-
-def total_norm(gradients: Iterable[Tensor], dot_limit: int = DOT_LIMIT) -> Float[Tensor, ""]:
-    """√Σ g² of them all; by dot products of at most `dot_limit` numbers, which on a CPU read memory twice as fast as
-    norms do."""
-    parts = [part for gradient in gradients for part in gradient.flatten().split(dot_limit)]
-    return torch.stack([part.dot(part) for part in parts]).sum().sqrt()
+    def _taught(self, p: nn.Parameter, gradient: Tensor) -> Taught:
+        state = self.state[p]
+        mean, square = _rows_first(state["exp_avg"]), _rows_first(state["exp_avg_sq"])
+        return Taught(_rows_first(p), _rows_first(gradient), mean, square, state["step"], p in self.unit_rows)
 
 
 def _rows_first(x: Tensor) -> Tensor:
-    """The same numbers as they lie in memory: on a CPU fused Adam takes twice as long over transposed ones."""
+    """The same numbers as they lie in memory: fused Adam takes twice as long over transposed ones, kernels refuse."""
     return x if x.is_contiguous() else x.T
 
 

@@ -64,7 +64,7 @@ class Trainee(nn.Module):
         self.coder = coder.train()
         device = coder.device
         self.scaling = Scaling(coder.config).to(device, coder.dtype)
-        self.optimiser = Adam(coder.parameters(), section)
+        self.optimiser = Adam(coder.parameters(), section, coder.unit_rows)
         self.convention = CONVENTIONS[section.loss]
         weight = section.aux_coefficient
         self._aux_weight = self.convention.aux_coefficient if weight is None else weight
@@ -112,9 +112,7 @@ class Trainee(nn.Module):
         if dead is not None:
             coder.add_gradients(dead.subset)
 
-        coder.keep_gradients_on_the_sphere()
         norm = self.optimiser.step(self._clock.rate)
-        coder.normalise_rows()
 
         self._count(forward, torch.stack([*terms, norm]).detach())
         if form.measure:

@@ -9,6 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from matryoshka.coder.kernels import Taught
 from matryoshka.coder.kernels import triton as fast
 from matryoshka.coder.kernels.triton import launch
 
@@ -22,21 +23,30 @@ TYPES = {
 compiled = set()
 
 
+def kind(path, value, constants, attributes):
+    """The type of an argument, specialised on alignment and on ones as Triton's launcher does."""
+    if isinstance(value, tuple):
+        return tuple(kind((*path, i), part, constants, attributes) for i, part in enumerate(value))
+    if isinstance(value, float):
+        return "fp32"
+    if isinstance(value, int) and value == 1:
+        constants[path] = 1
+        return "constexpr"
+    if isinstance(value, torch.Tensor) or value % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    if isinstance(value, torch.Tensor):
+        value.zero_()  # positions read by later steps
+        return f"*{TYPES[value.dtype]}"
+    return "i32" if value < 2**31 else "i64"
+
+
 def compile_launch(kernel, grid, *args, **constants):
-    """In place of a launch: compile it as Triton's launcher would, specialised on alignment and on ones."""
+    """In place of a launch: compile it."""
     options = {"num_warps": constants.pop("num_warps", 4)}
-    signature, attributes = {}, {}
+    names, attributes, signature = tuple(constants), {}, {}
     for i, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
-        if isinstance(value, torch.Tensor):
-            value.zero_()  # positions read by later steps
-            signature[name] = f"*{TYPES[value.dtype]}"
-        elif value == 1:
-            constants[name] = 1
-        else:
-            signature[name] = "i32" if value < 2**31 else "i64"
-        if isinstance(value, torch.Tensor) or value % 16 == 0:
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    signature |= dict.fromkeys(constants, "constexpr")
+        signature[name] = kind((i,), value, constants, attributes)
+    signature |= dict.fromkeys(names, "constexpr")
     source = ASTSource(kernel, signature, constants, attributes)
     if str(source.hash()) not in compiled:
         compiled.add(str(source.hash()))
@@ -59,8 +69,10 @@ def main():
             rings = torch.zeros(5, 64, d)
             fast.prefix_errors_(rings, table)
             fast.suffix_sums_(rings, torch.ones(5))
-            fast.project_rows_(table.clone(), table)
-            fast.normalise_rows_(table)
+    for d in 2304, 60_000, 7:  # whole rows, and one in several pieces
+        shapes = ((16, d), True), ((16, d), False), ((d,), False)
+        taught = [Taught(*torch.zeros(4, *shape), torch.zeros(()), unit_rows) for shape, unit_rows in shapes]
+        fast.adam_(taught, 1e-3, (0.9, 0.999), 1.0)
 
 
 if __name__ == "__main__":

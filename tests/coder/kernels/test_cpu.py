@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matryoshka.coder.kernels import cpu, operations, reference
+from matryoshka.coder.kernels import Taught, cpu, operations, reference
 
 FLOATS = st.sampled_from([torch.bfloat16, torch.float32, torch.float64])
 CHECK = settings(max_examples=60)
@@ -165,6 +165,41 @@ def test_rows_of_all_blocks_are_projected_and_normalised():
     cpu.project_rows_(gradient, rows)
     reference.project_rows_(expected_gradient, rows)
     torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_projected_rows_are_orthogonal_and_normalised_ones_keep_their_direction():
+    rows, gradient = normal(32, 4, seed=0, dtype=torch.float64), normal(32, 4, seed=1, dtype=torch.float64)
+    units, projected = rows.clone(), gradient.clone()
+    reference.normalise_rows_(units)
+    reference.project_rows_(projected, units)
+    torch.testing.assert_close(units, torch.nn.functional.normalize(rows))
+    assert (projected * units).sum(1).abs().max() < 1e-12
+    torch.testing.assert_close(projected, gradient - (gradient * units).sum(1, keepdim=True) * units)
+
+
+@pytest.mark.parametrize("largest_norm", [1e-2, 1e6])
+def test_adam_is_that_of_torch_on_projected_and_clipped_gradients(largest_norm):
+    rows, gradient = normal(40, 6, seed=0), normal(40, 6, seed=1)
+    reference.normalise_rows_(rows)
+    plain, free = torch.nn.Parameter(rows.clone()), torch.nn.Parameter(rows.clone())
+    adam = torch.optim.Adam([plain, free], lr=1e-2)
+    taught = [
+        [
+            Taught(rows.clone(), gradient, *torch.zeros(2, 40, 6), torch.zeros(()), unit_rows)
+            for unit_rows in (True, False)
+        ]
+        for _ in range(2)
+    ]
+    for step in range(3):
+        plain.grad, free.grad = gradient - (gradient * plain).sum(1, keepdim=True) * plain, gradient.clone()
+        norm = torch.nn.utils.clip_grad_norm_([plain, free], largest_norm)
+        adam.step()
+        with torch.no_grad():
+            plain /= plain.norm(dim=1, keepdim=True)
+        for version, weights in zip((cpu, reference), taught, strict=True):
+            weights = [one._replace(gradient=gradient.clone()) for one in weights]
+            torch.testing.assert_close(version.adam_(weights, 1e-2, (0.9, 0.999), largest_norm), norm)
+            torch.testing.assert_close([one.parameter for one in weights], [plain, free], msg=f"step {step}")
 
 
 def test_a_cpu_tensor_is_dispatched_to_the_fast_operations():

@@ -14,16 +14,20 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from interpreted import DEVICE, GPU, fast, interpret
 
-from matryoshka.coder.kernels import reference
+from matryoshka.coder.kernels import Taught, reference
 
 if fast is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from matryoshka.coder.kernels.triton import launch, selection, sums
+from matryoshka.coder.kernels.triton import launch, selection, sums, weights
 
 BLOCKS = [
     (selection, {"TOPK_ROUNDS": 4, "TOPK_MAX_GROUPS": 8, "BLOCK": 64, "PROGRAMS": 2, "TILE": 128}),
-    (sums, {"DOTS_COLUMNS": 16, "PIECE": 4, "BAG_ROWS": 2, "BAG_COLUMNS": 16, "ELEMENTS": 32, "ROW_COLUMNS": 16}),
+    (sums, {"DOTS_COLUMNS": 16, "PIECE": 4, "BAG_ROWS": 2, "BAG_COLUMNS": 16, "ELEMENTS": 32}),
+    (
+        weights,
+        {"MEASURED": 32, "MEASURED_ROWS": 2, "MEASURED_COLUMNS": 8, "LEARNED": 16, "ROW_COLUMNS": 16, "SUMMED": 4},
+    ),
 ]
 REAL_BLOCKS = [(module, {name: getattr(module, name) for name in blocks}) for module, blocks in BLOCKS]
 TABLES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -193,26 +197,91 @@ def test_suffix_sums(m, batch, d, data):
     torch.testing.assert_close(errors, expected)
 
 
-@examples(15)
-@given(TABLES, TABLES, st.integers(1, 4), SIZES, st.data())
-def test_rows_are_projected(dtype, row_dtype, n, d, data):
-    x = data.draw(random_tensors(n, d, dtype=dtype)).contiguous()
-    unit = torch.nn.functional.normalize(data.draw(random_tensors(n, d)), dim=1).to(row_dtype)
-    expected = x.float()
-    reference.project_rows_(expected, unit.float())
-    fast.project_rows_(x, unit)
-    torch.testing.assert_close(x, expected.to(dtype))
+@st.composite
+def taught_weights(draw):
+    """A matrix of unit rows, in registers as a whole or in pieces, and other weights, early and late in training. Its
+    first row is zeros, one has no gradient."""
+    rows, d = draw(st.integers(1, 7)), draw(SIZES)
+    shapes = draw(st.lists(st.sampled_from([(1,), (16,), (33,), (5, 9)]), max_size=3))
+    shapes.insert(draw(st.integers(0, len(shapes))), (rows, d))
+    step, generator = draw(st.sampled_from([0, 1, 999])), torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    taught = []
+    for shape in shapes:
+        parameter, gradient, mean, square = torch.randn(4, *shape, generator=generator)
+        if unit_rows := shape == (rows, d):
+            parameter = torch.nn.functional.normalize(parameter, dim=1)
+            parameter[0] = 0
+            gradient[draw(st.integers(0, rows - 1))] = 0
+        moments = (mean, square.square()) if step else (torch.zeros_like(mean), torch.zeros_like(square))
+        tensors = (x.contiguous().to(DEVICE) for x in (parameter, gradient, *moments, torch.tensor(float(step))))
+        taught.append(Taught(*tensors, unit_rows))
+    return taught
 
 
-@examples(15)
-@given(TABLES, st.integers(1, 4), SIZES, st.data())
-def test_rows_are_normalised_and_zeros_stay(dtype, n, d, data):
-    x = data.draw(random_tensors(n, d, dtype=dtype)).contiguous()
-    x[0] = 0
-    expected = x.float()
-    reference.normalise_rows_(expected)
-    fast.normalise_rows_(x)
-    torch.testing.assert_close(x, expected.to(dtype))
+def copies(taught, dtype=torch.float32):
+    return [Taught(*(x.to(dtype, copy=True) for x in one[:4]), one.step.clone(), one.unit_rows) for one in taught]
+
+
+@examples(60)
+@given(taught_weights(), st.sampled_from([1e-3, 1e6]), st.sampled_from([(0.9, 0.999), (0.0, 0.99)]), st.booleans())
+def test_adam(taught, largest_norm, betas, rate_on_device):
+    exact, again = copies(taught, torch.float64), copies(taught)
+    lr = torch.tensor(1e-2, device=DEVICE) if rate_on_device else 1e-2
+    norm = fast.adam_(taught, lr, betas, largest_norm)
+    torch.testing.assert_close(norm, reference.adam_(exact, 1e-2, betas, largest_norm).float())
+    for ours, theirs in zip(taught, exact, strict=True):
+        for name in ("parameter", "exp_avg", "exp_avg_sq", "step"):
+            close = {"rtol": 1e-5, "atol": 1e-6, "check_dtype": False, "msg": name}
+            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), **close)
+    assert norm.equal(fast.adam_(again, lr, betas, largest_norm))
+    for ours, same in zip(taught, again, strict=True):
+        assert all(a.equal(b) for a, b in zip(ours[:5], same[:5], strict=True))
+
+
+def test_adam_leaves_rows_of_zeros_without_a_gradient_as_they_are():
+    parameter, gradient, *moments = torch.zeros(4, 3, 5, device=DEVICE)
+    fast.adam_([Taught(parameter, gradient, *moments, torch.zeros((), device=DEVICE), True)], 1e-2, (0.9, 0.999), 1.0)
+    assert not parameter.any()
+
+
+def test_adam_knows_the_norm_of_what_is_left_of_nearly_parallel_gradients():
+    rows, others = torch.randn(2, 6, 40, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    parameter = torch.nn.functional.normalize(rows, dim=1)
+    taught = [
+        Taught(parameter, 1e5 * parameter + others, *torch.zeros(2, 6, 40).to(DEVICE), torch.zeros(()).to(DEVICE), True)
+    ]
+    exact = copies(taught, torch.float64)
+    norm, expected = (
+        operations.adam_(x, 1e-2, (0.9, 0.999), 1.0) for operations, x in ((fast, taught), (reference, exact))
+    )
+    torch.testing.assert_close(norm, expected.float(), rtol=1e-6, atol=0)
+
+
+def test_adam_shows_a_gradient_that_is_not_finite():
+    parameter, gradient, *moments = torch.ones(4, 2, 5, device=DEVICE)
+    gradient[1, 2] = torch.nan
+    norm = fast.adam_(
+        [Taught(parameter, gradient, *moments, torch.zeros((), device=DEVICE), False)], 1e-2, (0.9, 0.999), 1.0
+    )
+    assert norm.isnan()
+    assert parameter.isnan().all(), "all are divided by the norm"
+
+
+def test_adam_is_five_launches_and_reads_the_weights_twice(monkeypatch):
+    """Whatever the number of weights without unit rows."""
+    launches = []
+    monkeypatch.setattr(launch, "run", lambda kernel, grid, *_, **__: launches.append((kernel.fn.__name__, grid)))
+    shapes = ((600, 12), True), ((600, 10), False), ((600,), False), ((10,), False)
+    taught = [Taught(*torch.ones(4, *shape), torch.zeros(()), unit_rows) for shape, unit_rows in shapes]
+    fast.adam_(taught, torch.tensor(1e-2), (0.9, 0.999), 1.0)
+    blocks = [sum(-(-n // size) for n in (6000, 600, 10)) for size in (weights.MEASURED, weights.LEARNED)]
+    assert launches == [
+        ("_measure", (blocks[0],)),
+        ("_measure_rows", (300,)),
+        ("_settle", (1,)),
+        ("_learn", (blocks[1],)),
+        ("_learn_rows", (600,)),
+    ]
 
 
 def test_what_is_overwritten_must_be_contiguous():
@@ -221,10 +290,9 @@ def test_what_is_overwritten_must_be_contiguous():
         fast.prefix_errors_(rings, rings[0])
     with pytest.raises(ValueError, match="contiguous"):
         fast.suffix_sums_(rings, torch.ones(2, device=DEVICE))
+    one = Taught(*torch.zeros(4, 3, 8, device=DEVICE)[..., ::2], torch.zeros((), device=DEVICE), False)
     with pytest.raises(ValueError, match="contiguous"):
-        fast.project_rows_(rings[0], rings[1])
-    with pytest.raises(ValueError, match="contiguous"):
-        fast.normalise_rows_(rings[0])
+        fast.adam_([one], 1e-2, (0.9, 0.999), 1.0)
 
 
 def test_float64_is_left_to_the_reference():
@@ -236,9 +304,10 @@ def test_float64_is_left_to_the_reference():
     assert fast.bags(x, i, x[0, :3], offsets_of([1, 2])).equal(reference.bags(x, i, x[0, :3], offsets_of([1, 2])))
     ours, theirs = x.clone(), x.clone()
     for operations, each in (fast, ours), (reference, theirs):
-        operations.normalise_rows_(each[:2])
-        operations.project_rows_(each[2:], each[:2])
+        one = Taught(each[:2], each[2:], *torch.zeros_like(each).split(2), torch.zeros((), device=DEVICE), True)
+        operations.adam_([one], 1e-2, (0.9, 0.999), 1.0)
     assert ours.equal(theirs)
+    assert not ours[:2].equal(x[:2])
 
 
 def test_every_kernel_compiles_for_an_h100(tmp_path):
@@ -246,8 +315,8 @@ def test_every_kernel_compiles_for_an_h100(tmp_path):
     program = [sys.executable, str(Path(__file__).with_name("compile_triton.py"))]
     run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
-    everything = {**vars(selection), **vars(sums)}
-    kernels = {name for name, value in everything.items() if hasattr(value, "fn") and name != "_keep_largest"}
+    everything = {**vars(selection), **vars(sums), **vars(weights)}
+    kernels = {name for name, value in everything.items() if hasattr(value, "fn")} - {"_keep_largest", "_moved"}
     assert {line.split()[0] for line in run.stdout.splitlines()} == kernels
 
 
@@ -283,10 +352,33 @@ def test_at_the_sizes_of_a_training_step(dtype):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not GPU, reason="no GPU")
+@pytest.mark.parametrize("d", [2304, 9216])
+@pytest.mark.usefixtures("real_blocks")
+def test_adam_at_the_sizes_of_a_training_step(d):
+    """Rows as a whole, and rows in pieces that are read again."""
+    d_sae = 65536 * 2304 // d
+    shapes = ((d_sae, d), True), ((d_sae, d), False), ((d_sae,), False), ((d,), False)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    ours = []
+    for shape, unit_rows in shapes:
+        p, g, mean, square = (torch.randn(*shape, device=DEVICE, generator=generator) for _ in range(4))
+        if unit_rows:
+            reference.normalise_rows_(p)
+        ours.append(Taught(p, g, mean, square.square_(), torch.tensor(9.0, device=DEVICE), unit_rows))
+    theirs = copies(ours)
+    norms = [operations.adam_(x, 1e-3, (0.9, 0.999), 1.0) for operations, x in ((fast, ours), (reference, theirs))]
+    torch.testing.assert_close(*norms)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close((a.parameter, *a[2:5]), (b.parameter, *b[2:5]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="no GPU")
 @pytest.mark.usefixtures("real_blocks")
 def test_a_cuda_graph_captures_all_of_it():
     """Capture fails at the first host sync."""
     pre, x = torch.randn(256, 4096, device=DEVICE).bfloat16(), torch.randn(256, 768, device=DEVICE)
+    lr = torch.tensor(1e-2, device=DEVICE)
 
     def step():
         selected = fast.topk(pre, 16)
@@ -297,9 +389,9 @@ def test_a_cuda_graph_captures_all_of_it():
         rings = bags[:512].view(2, 256, 768).clone()
         errors = fast.prefix_errors_(rings, x)
         fast.suffix_sums_(rings, errors.rsqrt())
-        fast.normalise_rows_(rings[0])
-        fast.project_rows_(rings[1], rings[0])
-        return selected.sort(dim=1).values, positions, bags, errors, rings
+        one = Taught(rings[0], rings[1], *torch.zeros_like(rings), x.new_zeros(()), True)
+        norm = fast.adam_([one], lr, (0.9, 0.999), 1.0)
+        return selected.sort(dim=1).values, positions, bags, errors, rings, norm
 
     step()
     graph = torch.cuda.CUDAGraph()
@@ -307,5 +399,6 @@ def test_a_cuda_graph_captures_all_of_it():
         captured = step()
     pre.copy_(torch.randn_like(pre))
     x.copy_(torch.randn_like(x))
+    lr.fill_(3e-3)
     graph.replay()
     assert all(a.equal(b) for a, b in zip(captured, step(), strict=True))

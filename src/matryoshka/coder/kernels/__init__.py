@@ -1,15 +1,16 @@
-"""What a sparse coder does with its few active entries and its rows, in three versions with the same functions.
+"""What a sparse coder does with its few active entries, and a step of its weights, in three versions with the same
+functions.
 
 `reference` says what each function does and is the oracle; `cpu` and `triton` are fast, and say only what is theirs
 alone. Nothing in them knows autograd. `operations` is the one place that chooses; `using` chooses for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Protocol, cast, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,6 +21,22 @@ Entries = Int[Tensor, " entries"]
 Values = Float[Tensor, " entries"]
 Table = Float[Tensor, "n d"]
 Rings = Float[Tensor, "prefix batch d"]
+
+ADAM_EPSILON = 1e-8
+"""What is added to the root of the second moment."""
+
+
+class Taught(NamedTuple):
+    """A weight and what moves it. The first four are of one shape, and contiguous."""
+
+    parameter: Tensor
+    gradient: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: Float[Tensor, ""]
+    """Steps so far, on the device."""
+    unit_rows: bool
+    """Whether each row has norm 1, and is to keep it."""
 
 
 @runtime_checkable
@@ -35,8 +52,9 @@ class Operations(Protocol):
     def bags(self, table: Tensor, rows: Tensor, weights: Tensor, offsets: Tensor) -> Tensor: ...
     def prefix_errors_(self, rings: Tensor, target: Tensor) -> Tensor: ...
     def suffix_sums_(self, errors: Tensor, weights: Tensor) -> None: ...
-    def project_rows_(self, x: Tensor, rows: Tensor) -> None: ...
-    def normalise_rows_(self, rows: Tensor) -> None: ...
+    def adam_(
+        self, taught: Sequence[Taught], lr: float | Tensor, betas: tuple[float, float], largest_norm: float
+    ) -> Tensor: ...
 
 
 _chosen: list[Operations] = []

@@ -8,6 +8,7 @@ Sums and inner products are the two halves of `embedding_bag`. Entries that come
 once from memory, and activations from the cache.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from matryoshka.coder.kernels import Entries, Inputs, Pre, Rings, Table, Values, reference
+from matryoshka.coder.kernels import Entries, Inputs, Pre, Rings, Table, Taught, Values, reference
 
 ROW_GROUP = 8
 """Entries in a group where each row selects for itself, in as many stages as its length allows."""
@@ -26,6 +27,8 @@ BATCH_GROUP = 2**BATCH_GROUP_BITS
 """Entries in a group where the batch selects as a whole: larger, for it has no further stages."""
 ROW_BLOCK = 512
 """Rows of weights worked on at once, so that they come from the cache the second time."""
+DOT_LIMIT = 2**30
+"""Numbers in one dot product: BLAS counts them in 32 bits."""
 CODES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers of as many bytes as a float: positive ones are ordered alike."""
 
@@ -104,6 +107,28 @@ def suffix_sums_(errors: Rings, weights: Float[Tensor, " prefix"]) -> None:
     errors[-1].mul_(last)
     for r, weight in reversed(list(enumerate(lower))):
         torch.add(errors[r + 1], errors[r], alpha=weight, out=errors[r])
+
+
+def adam_(
+    taught: Sequence[Taught], lr: float | Float[Tensor, ""], betas: tuple[float, float], largest_norm: float
+) -> Float[Tensor, ""]:
+    for one in taught:
+        if one.unit_rows:
+            project_rows_(one.gradient, one.parameter)
+    norm = total_norm([one.gradient for one in taught])
+    divisor = (norm / largest_norm).float()
+    reference.fused_adam_(taught, lr, betas, divisor if divisor > 1 else None)
+    for one in taught:
+        if one.unit_rows:
+            normalise_rows_(one.parameter)
+    return norm
+
+
+def total_norm(gradients: Sequence[Tensor], dot_limit: int = DOT_LIMIT) -> Float[Tensor, ""]:
+    """√Σ g² of them all; by dot products of at most `dot_limit` numbers, which read memory twice as fast as norms
+    do."""
+    parts = [part for gradient in gradients for part in gradient.flatten().split(dot_limit)]
+    return torch.stack([part.dot(part) for part in parts]).sum().sqrt()
 
 
 def project_rows_(x: Table, rows: Table) -> None:

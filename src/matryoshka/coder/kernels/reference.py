@@ -1,11 +1,14 @@
 """The operations in plain torch, on any device: the oracle of the fast modules, which select without sorting all, and
 their fallback."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.optim.adam import adam
 
-from matryoshka.coder.kernels import Entries, Inputs, Pre, Rings, Table, Values
+from matryoshka.coder.kernels import ADAM_EPSILON, Entries, Inputs, Pre, Rings, Table, Taught, Values
 
 
 def product(inputs: Inputs, W: Float[Tensor, "d_in d_sae"], b: Float[Tensor, " d_sae"]) -> Pre:
@@ -63,6 +66,38 @@ def suffix_sums_(errors: Rings, weights: Float[Tensor, " prefix"]) -> None:
     hold them."""
     errors.mul_(weights[:, None, None])
     errors.copy_(errors.flip(0).cumsum(0).flip(0))
+
+
+def adam_(
+    taught: Sequence[Taught], lr: float | Float[Tensor, ""], betas: tuple[float, float], largest_norm: float
+) -> Float[Tensor, ""]:
+    """A step of Adam (Kingma & Ba 2015), with unit rows kept on their sphere and the norm of all gradients clipped;
+    returns that norm. What the gradients hold afterwards is not said."""
+    for one in taught:
+        if one.unit_rows:
+            project_rows_(one.gradient, one.parameter)
+    norms = [torch.linalg.vector_norm(one.gradient) for one in taught]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    fused_adam_(taught, lr, betas, (norm / largest_norm).clamp(min=1).float())  # it takes no other divisor
+    for one in taught:
+        if one.unit_rows:
+            normalise_rows_(one.parameter)
+    return norm
+
+
+def fused_adam_(
+    taught: Sequence[Taught],
+    lr: float | Float[Tensor, ""],
+    betas: tuple[float, float],
+    divisor: Float[Tensor, ""] | None,
+) -> None:
+    """Torch's fused Adam, which divides gradients by `divisor` while it reads them: no pass of its own over them."""
+    parameters, gradients, means, squares, steps, _ = map(list, zip(*taught, strict=True))
+    beta1, beta2 = betas
+    adam(
+        parameters, gradients, means, squares, [], steps, fused=True, grad_scale=divisor, amsgrad=False, beta1=beta1,
+        beta2=beta2, lr=lr, weight_decay=0, eps=ADAM_EPSILON, maximize=False,
+    )  # fmt: skip
 
 
 def project_rows_(x: Table, rows: Table) -> None:

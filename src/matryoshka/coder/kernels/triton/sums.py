@@ -1,4 +1,4 @@
-"""Inner products, sums of weighted rows, the errors of prefixes, and the constraint of unit rows.
+"""Inner products, sums of weighted rows, and the errors of prefixes.
 
 dots: tiles of [entries, columns], accumulated over the columns.
 
@@ -7,8 +7,6 @@ piece is written to the result, further ones to a spare buffer that a second ker
 bits every time. How many spare pieces there can be depends on the shapes only.
 
 prefix_errors_, suffix_sums_: one read and one write of everything.
-
-project_rows_, normalise_rows_: a program a row, which comes from the cache the second time that it is read.
 """
 
 from typing import no_type_check
@@ -27,7 +25,6 @@ PIECE = 64  # entries; a longer bag than this is shared by several programs
 # four rows in flight; 2 warps of 16 bytes a thread span 512 bfloat16, so that a column's sum stays within a thread
 BAG_ROWS, BAG_COLUMNS, BAG_WARPS = 4, 512, 2
 ELEMENTS = 2048  # of each prefix in a program of prefix_errors_ and suffix_sums_: 16 for each of 128 threads
-ROW_COLUMNS = 1024  # of a row at once, in project_rows_ and normalise_rows_: 8 for each of 128 threads
 
 
 @triton.jit
@@ -176,54 +173,6 @@ def suffix_sums_(errors: Rings, weights: Float[Tensor, " prefix"]) -> None:
     numel = errors[0].numel()
     grid = (triton.cdiv(numel, ELEMENTS),)
     launch.run(_suffix_sums, grid, errors, weights.contiguous(), numel, M=len(errors), ELEMENTS=ELEMENTS)
-
-
-@triton.jit
-@no_type_check
-def _project_rows(x, rows, d, COLUMNS: tl.constexpr):
-    first = tl.program_id(0).to(tl.int64) * d
-    products = tl.zeros([COLUMNS], tl.float32)
-    for start in range(0, d, COLUMNS):
-        column = start + tl.arange(0, COLUMNS)
-        here = tl.load(x + first + column, mask=column < d, other=0).to(tl.float32)
-        products += here * tl.load(rows + first + column, mask=column < d, other=0).to(tl.float32)
-    parallel = tl.sum(products)
-    for start in range(0, d, COLUMNS):
-        column = start + tl.arange(0, COLUMNS)
-        here = tl.load(x + first + column, mask=column < d).to(tl.float32)
-        row = tl.load(rows + first + column, mask=column < d).to(tl.float32)
-        tl.store(x + first + column, here - parallel * row, mask=column < d)
-
-
-def project_rows_(x: Table, rows: Table) -> None:
-    if torch.float64 in (x.dtype, rows.dtype):
-        return reference.project_rows_(x, rows)
-    launch.check_contiguous(x)
-    launch.run(_project_rows, (len(x),), x, rows.contiguous(), x.shape[1], COLUMNS=ROW_COLUMNS)
-
-
-@triton.jit
-@no_type_check
-def _normalise_rows(rows, d, COLUMNS: tl.constexpr, TINY: tl.constexpr):
-    first = tl.program_id(0).to(tl.int64) * d
-    squares = tl.zeros([COLUMNS], tl.float32)
-    for start in range(0, d, COLUMNS):
-        column = start + tl.arange(0, COLUMNS)
-        here = tl.load(rows + first + column, mask=column < d, other=0).to(tl.float32)
-        squares += here * here
-    norm = tl.maximum(tl.sqrt_rn(tl.sum(squares)), TINY)
-    for start in range(0, d, COLUMNS):
-        column = start + tl.arange(0, COLUMNS)
-        here = tl.load(rows + first + column, mask=column < d).to(tl.float32)
-        tl.store(rows + first + column, here / norm, mask=column < d)
-
-
-def normalise_rows_(rows: Table) -> None:
-    if rows.dtype == torch.float64:
-        return reference.normalise_rows_(rows)
-    launch.check_contiguous(rows)
-    tiny = torch.finfo(torch.float32).tiny
-    launch.run(_normalise_rows, (len(rows),), rows, rows.shape[1], COLUMNS=ROW_COLUMNS, TINY=tiny)
 
 
 def _with_contiguous_rows(x: Tensor) -> Tensor:
