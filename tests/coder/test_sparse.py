@@ -79,7 +79,7 @@ def test_what_learns_alone_learns_as_with_the_others(learns):
         return pre_activations(*parts, selected._replace(values=selected.values.bfloat16())).values.square().sum()
 
     def errors(values, W_dec, target):
-        return nested_errors(selected._replace(values=values), W_dec, target, (4, 24))[0].sum()
+        return nested_errors(selected._replace(values=values), W_dec, target, (4, 24))[1]
 
     for loss, parts in (
         (encoded, [normal(6, 5, seed=1), normal(5, 24, seed=2), normal(24, seed=3)]),
@@ -98,36 +98,47 @@ def test_nested_errors_and_their_gradients_are_the_dense_formula_of_every_prefix
     batch, dtype, d_sae = latents.pattern.batch, latents.values.dtype, latents.d_sae
     widths = tuple(sorted({*data.draw(st.sets(st.integers(1, d_sae), max_size=5)), d_sae}))
     W_dec, target = normal(d_sae, d_out, seed=1, dtype=dtype), normal(batch, d_out, seed=2, dtype=dtype)
-    upstream = normal(len(widths), seed=3, dtype=dtype)
 
     dense = leaves(latents.values, W_dec, target)
     full = latents._replace(values=dense[0]).dense()
     y_hat = torch.stack([full[:, :n] @ dense[1][:n] for n in widths])
     expected = (dense[2] - y_hat).square().sum(-1).mean(-1)
-    theirs = torch.autograd.grad((expected * upstream).sum(), dense)
+    theirs = torch.autograd.grad(-3 * expected.sum(), dense)
 
-    ours = leaves(latents.values, W_dec, target)
-    errors, residual = nested_errors(latents._replace(values=ours[0]), *ours[1:], widths)
-    close([errors, residual], [expected, (dense[2] - y_hat[-1]).detach()])
-    close(torch.autograd.grad((errors * upstream).sum(), ours), theirs)
+    for prefixes in (widths, torch.tensor(widths)):
+        ours = leaves(latents.values, W_dec, target)
+        errors, total, excess = nested_errors(latents._replace(values=ours[0]), *ours[1:], prefixes)
+        close([errors, total, excess], [expected.detach(), expected.sum(), (y_hat[-1] - dense[2]).detach()])
+        close(torch.autograd.grad(-3 * total, ours), theirs)
 
 
 def test_errors_and_reconstructions_agree():
     latents = from_mask(normal(20, 64, seed=0).relu(), torch.arange(0, 20 * 64, 3))
     W_dec, target, widths = normal(64, 5, seed=1), normal(20, 5, seed=2), (4, 16, 64)
-    errors, residual = nested_errors(latents, W_dec, target, widths)
+    errors, total, excess = nested_errors(latents, W_dec, target, widths)
     left = target - nested_decode(latents, W_dec, widths)
     torch.testing.assert_close(errors, left.square().sum(-1).mean(-1))
-    torch.testing.assert_close(residual, left[-1])
+    torch.testing.assert_close(total, errors.sum())
+    torch.testing.assert_close(excess, -left[-1])
+
+
+def test_a_single_prefix_has_no_gradient():
+    """What the latents learn from is added up before anybody can weight it."""
+    latents, W_dec = from_mask(normal(4, 8, seed=0), torch.arange(0, 32, 2)), normal(8, 3, seed=1).requires_grad_()
+    errors, total, excess = nested_errors(latents, W_dec, normal(4, 3, seed=2), (2, 8))
+    assert total.requires_grad
+    for alone in (errors[0], errors.sum(), excess.square().sum()):
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            alone.backward()
 
 
 def test_a_second_backward_pass_is_refused_not_wrong():
     latents = from_mask(normal(4, 8, seed=0), torch.arange(0, 32, 2))
     W_dec = normal(8, 3, seed=1).requires_grad_()
-    errors, _ = nested_errors(latents, W_dec, normal(4, 3, seed=2), (2, 8))
-    errors.sum().backward(retain_graph=True)
+    _, total, _ = nested_errors(latents, W_dec, normal(4, 3, seed=2), (2, 8))
+    total.backward(retain_graph=True)
     with pytest.raises((RuntimeError, AttributeError)):
-        errors.sum().backward()
+        total.backward()
 
 
 def test_selection_in_bfloat16_loses_almost_nothing():

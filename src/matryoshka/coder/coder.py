@@ -25,7 +25,7 @@ from matryoshka.coder.kernels import Inputs, Pre, Values, operations
 from matryoshka.coder.latents import Latents
 from matryoshka.coder.losses import Errors, Prefixes, Target
 from matryoshka.coder.nonlinearity import build
-from matryoshka.coder.sparse import nested_decode, nested_errors, pre_activations
+from matryoshka.coder.sparse import Widths, nested_decode, nested_errors, pre_activations
 from matryoshka.errors import MatryoshkaError
 
 
@@ -38,11 +38,18 @@ class Forward(NamedTuple):
     """The pattern with pre-activations as values."""
     latents: Latents
     errors: Errors
-    """‖y − ŷ_m‖² of every prefix, mean over the batch."""
-    residual: Target
-    """y − ŷ of the whole dictionary, without a gradient."""
+    """‖y − ŷ_m‖² of every prefix, mean over the batch; without a gradient."""
+    total_error: Float[Tensor, ""]
+    """Their sum, which teaches."""
+    excess: Target
+    """ŷ − y of the whole dictionary, without a gradient; the backward pass overwrites it."""
     bias: Float[Tensor, " d_out"]
     """What is written where no latent is active."""
+
+    @property
+    def residual(self) -> Target:
+        """y − ŷ of the whole dictionary, without a gradient; to be asked for before the backward pass."""
+        return self.excess.neg()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,15 +118,17 @@ class SparseCoder(nn.Module):
     def _select(self, x: Inputs) -> Latents:
         return pre_activations(x, self.W_enc, self.b_enc, self.activation.select(self._pre(x)))
 
-    def forward(self, x: Inputs, y: Target, widths: Sequence[int] | None = None) -> Forward:
+    def forward(self, x: Inputs, y: Target, widths: Widths | None = None) -> Forward:
         """The training pass; the prefixes of `widths` (default: the coder's own) are its errors."""
         selected = self._select(x)
         latents = self.activation.activate(selected)
-        errors, residual = self.errors(latents, x, y, widths or self.widths)
-        return Forward(x, y, selected, latents, errors, residual, self.b_dec)
+        errors = self.errors(latents, x, y, self.widths if widths is None else widths)
+        return Forward(x, y, selected, latents, *errors, self.b_dec)
 
-    def errors(self, latents: Latents, x: Inputs, y: Target, widths: Sequence[int]) -> tuple[Errors, Target]:
-        """`Forward.errors` and `Forward.residual` of these latents."""
+    def errors(
+        self, latents: Latents, x: Inputs, y: Target, widths: Widths
+    ) -> tuple[Errors, Float[Tensor, ""], Target]:
+        """`Forward.errors`, `Forward.total_error` and `Forward.excess` of these latents."""
         return nested_errors(latents, self.W_dec, self.to_explain(x, y), widths)
 
     def encode(self, x: Inputs) -> Latents:

@@ -4,7 +4,7 @@
 
     pre_activations   z_e = ⟨x[row_e], W_enc[:, latent_e]⟩ + b_enc[latent_e] for every entry e of a pattern
     nested_decode     ŷ_m = Σ_{j < n_m} latents_j W_dec[j] for every prefix n_m of `widths`
-    nested_errors     ‖y − ŷ_m‖² of every prefix
+    nested_errors     ‖y − ŷ_m‖² of every prefix, and their sum, which teaches
 
 A step costs one dense product, the one that *selects* (it may be of low precision and has no gradient); all else
 touches k entries a row. Both weights learn latent by latent: ∂W[j] is a weighted sum of the rows on which j is active,
@@ -16,19 +16,22 @@ cumulative sum: M prefixes cost what one costs, forward and backward.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from matryoshka.coder.kernels import Entries, Inputs, operations
+from matryoshka.coder.kernels import Inputs, operations
+from matryoshka.coder.kernels.reference import ring_of
 from matryoshka.coder.latents import Latents, Pattern
 from matryoshka.coder.losses import Errors, Prefixes, Target
 
 Rows = Float[Tensor, "d_sae d_out"]
+Widths = Sequence[int] | Int[Tensor, " prefix"]
 
 
 def random_widths(m: int, d_sae: int, generator: torch.Generator) -> tuple[int, ...]:
@@ -56,12 +59,24 @@ def nested_decode(latents: Latents, W_dec: Rows, widths: Sequence[int]) -> Prefi
     return _RingSums.apply(latents.values, W_dec, latents.pattern, tuple(widths)).cumsum(0)
 
 
-def nested_errors(latents: Latents, W_dec: Rows, target: Target, widths: Sequence[int]) -> tuple[Errors, Target]:
-    """‖target − ŷ_m‖², mean over the batch, for every prefix m, ŷ as `nested_decode` gives it; and target − ŷ_M. Made
-    for training: the reconstructions are not kept beside their errors, and the second result has no gradient."""
-    rings = _RingSums.apply(latents.values, W_dec, latents.pattern, tuple(widths))
-    sums, residual = _PrefixErrors.apply(rings, target)
-    return sums / len(target), residual
+def nested_errors(
+    latents: Latents, W_dec: Rows, target: Target, widths: Widths
+) -> tuple[Errors, Float[Tensor, ""], Target]:
+    """‖target − ŷ_m‖², mean over the batch, for every prefix m, ŷ as `nested_decode` gives it; their sum; and what is
+    too much, ŷ_M − target, for as long as there was no backward pass.
+
+    Only the sum has a gradient: with one weight for all prefixes, what each latent learns from is known before the
+    weight is. The last of `widths` is d_sae. They may be a tensor, where they change from step to step.
+    """
+    if not isinstance(widths, Tensor):
+        widths = _on_device(tuple(widths), target.device)
+    return _NestedErrors.apply(latents.values, W_dec, target, latents.pattern, widths)
+
+
+@cache
+def _on_device(widths: tuple[int, ...], device: torch.device) -> Int[Tensor, " prefix"]:
+    """Sent once: a GPU would be waited for every time, and a captured step reads what it has read before."""
+    return torch.tensor(widths, device=device)
 
 
 class _PreActivations(Function):
@@ -98,7 +113,7 @@ class _RingSums(Function):
         ctx.save_for_backward(values, W_dec)
         ctx.pattern, ctx.widths = pattern, widths
         ops, bags = operations(W_dec), len(widths) * pattern.batch
-        order, offsets = ops.group(_ring(pattern.indices, widths) * pattern.batch + pattern.rows, bags)
+        order, offsets = ops.group(ring_of(pattern.indices, widths) * pattern.batch + pattern.rows, bags)
         sums = ops.bags(W_dec, pattern.indices[order], values[order], offsets)
         return sums.view(len(widths), pattern.batch, W_dec.shape[1])
 
@@ -108,7 +123,7 @@ class _RingSums(Function):
         (grad,), (values, W_dec), pattern = grad_outputs, ctx.saved_tensors, ctx.pattern
         ops, by = operations(W_dec), pattern.by_latent
         grad = grad.reshape(-1, W_dec.shape[1])
-        rows = _ring(by.indices, ctx.widths) * pattern.batch + by.rows
+        rows = ring_of(by.indices, ctx.widths) * pattern.batch + by.rows
         of_values = of_W = None
         if ctx.needs_input_grad[0]:
             sorted_grad = ops.dots(grad, W_dec, rows, by.indices)
@@ -118,30 +133,24 @@ class _RingSums(Function):
         return of_values, of_W, None, None
 
 
-def _ring(indices: Entries, widths: Sequence[int]) -> Entries:
-    """The ring of each latent. Compared number by number: a tensor of widths would have to be sent to the device."""
-    ring = torch.zeros_like(indices)
-    for width in widths[:-1]:
-        ring += indices >= width
-    return ring
-
-
-class _PrefixErrors(Function):
-    """Σ ‖target − ŷ‖² of every prefix, and what the last one leaves of the target (without a gradient). Consumes
-    `rings`: the errors are kept in their place."""
-
+class _NestedErrors(Function):
     @staticmethod
-    def forward(ctx: Any, rings: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        sums = operations(rings).prefix_errors_(rings, target)
-        residual = rings[-1].neg()
-        ctx.errors = rings
-        ctx.mark_non_differentiable(residual)
-        return sums, residual
+    def forward(
+        ctx: Any, values: Tensor, W_dec: Tensor, target: Tensor, pattern: Pattern, widths: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows = pattern.indices, pattern.rows, pattern.offsets
+        sums, left = operations(W_dec).prefix_errors(W_dec, values, *rows, target, widths)
+        ctx.save_for_backward(values, W_dec)
+        ctx.pattern, ctx.widths, ctx.left = pattern, widths, left
+        errors, excess = sums / len(target), left[-1]
+        ctx.mark_non_differentiable(errors, excess)
+        return errors, errors.sum(), excess
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        errors = ctx.errors
-        del ctx.errors  # overwritten below, so there is no second backward pass
-        operations(errors).suffix_sums_(errors, 2 * grad_outputs[0])
-        return errors, errors[0].neg() if ctx.needs_input_grad[1] else None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (values, W_dec), pattern, left = ctx.saved_tensors, ctx.pattern, ctx.left
+        del ctx.left  # may be overwritten below, so there is no second backward pass
+        scale = 2 * (grad_outputs[1] / pattern.batch)
+        by = pattern.by_latent
+        return *operations(W_dec).prefix_gradients(left, scale, W_dec, values, by, ctx.widths), None, None

@@ -122,7 +122,7 @@ class Trainee(nn.Module):
     def loss(self, forward: Forward, dead: Dead | None) -> Terms:
         """The convention's main term, plus the dead latents' term, plus the activation's own."""
         coder, section = self.coder, self.section
-        reconstruction = self.convention.reconstruction(forward.errors, forward.y, forward.bias)
+        reconstruction = self.convention.reconstruction(forward.errors, forward.total_error, forward.y, forward.bias)
         aux = sparsity = reconstruction.new_zeros(())
         if dead is not None:
             k = section.aux_k or max(1, coder.config.d_out // 2)
@@ -132,13 +132,15 @@ class Trainee(nn.Module):
             sparsity = section.l0_coefficient * penalty
         return Terms(reconstruction + aux + sparsity, reconstruction, aux, sparsity)
 
-    def _widths(self, step: int) -> tuple[int, ...]:
-        widths = self.coder.widths
+    def _widths(self, step: int) -> Tensor | None:
+        """Where a step draws its widths: a tensor, since they change from step to step."""
         if not self.plan.section.random_widths:
-            return widths
+            return None
+        widths = self.coder.widths
         # from (seed, step) alone, so that a resumed run draws the same
         generator = torch.Generator().manual_seed(self.plan.section.seed * 1_000_003 + step)
-        return random_widths(len(widths), widths[-1], generator)
+        drawn = random_widths(len(widths), widths[-1], generator)
+        return torch.tensor(drawn).to(self.coder.device, non_blocking=True)
 
     @torch.no_grad()
     def _count(self, forward: Forward, values: Tensor) -> None:

@@ -66,9 +66,10 @@ def main():
             table = torch.zeros(64, d, dtype=dtype)
             fast.dots(table, table, i, i)
             fast.bags(table, i, torch.zeros(len(i)), torch.tensor([0, len(i)]))
-            rings = torch.zeros(5, 64, d)
-            fast.prefix_errors_(rings, table)
-            fast.suffix_sums_(rings, torch.ones(5))
+            for m in 5, 1:
+                by, widths = (i, i, i, torch.tensor([0, len(i)])), torch.arange(1, m + 1)
+                _, left = fast.prefix_errors(table, torch.zeros(len(i)), i, i, torch.arange(65), table, widths)
+                fast.prefix_gradients(left, torch.ones(()), table, torch.zeros(len(i)), by, widths)
     for d in 2304, 60_000, 7:  # whole rows, and one in several pieces
         shapes = ((16, d), True), ((16, d), False), ((d,), False)
         taught = [Taught(*torch.zeros(4, *shape), torch.zeros(()), unit_rows) for shape, unit_rows in shapes]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nested import nested
 
 from matryoshka.coder.kernels import Taught, cpu, operations, reference
 
@@ -136,21 +137,22 @@ def test_bags_are_weighted_sums_and_empty_ones_zero(case):
 
 
 @CHECK
-@given(shape=st.tuples(st.integers(1, 6), st.integers(1, 20), st.integers(1, 9)), seed=st.integers(0, 99))
-def test_prefix_errors_and_their_gradient(shape, seed):
-    ours, theirs = (normal(*shape, seed=seed, dtype=torch.float64) for _ in range(2))
-    target, weights = normal(*shape[1:], seed=seed + 1, dtype=torch.float64), normal(shape[0], seed=2).double()
-    sums = cpu.prefix_errors_(ours, target)
-    torch.testing.assert_close(sums, reference.prefix_errors_(theirs, target))
-    torch.testing.assert_close(ours, theirs)
-    cpu.suffix_sums_(ours, weights)
-    reference.suffix_sums_(theirs, weights)
-    torch.testing.assert_close(ours, theirs)
+@given(cases=nested())
+def test_prefix_errors_and_their_gradients(cases):
+    W_dec, values, pattern, target, widths, scale = cases
+    rows = pattern.indices, pattern.rows, pattern.offsets
+    found = []
+    for module in (cpu, reference):
+        sums, left = module.prefix_errors(W_dec, values, *rows, target, widths)
+        excess = left[-1].clone()
+        found.append([sums, excess, *module.prefix_gradients(left, scale, W_dec, values, pattern.by_latent, widths)])
+    torch.testing.assert_close(*found)
 
 
 def test_prefix_errors_in_float32_add_up_in_float64():
-    rings = torch.full((1, 40_000, 16), 1.1)
-    sums = cpu.prefix_errors_(rings, torch.zeros(40_000, 16))
+    none, offsets = torch.zeros(0, dtype=torch.int64), torch.zeros(40_001, dtype=torch.int64)
+    target = torch.full((40_000, 16), 1.1)
+    sums, _ = cpu.prefix_errors(target[:1], torch.zeros(0), none, none, offsets, target, torch.tensor([1]))
     assert sums.item() == pytest.approx(40_000 * 16 * 1.1**2, rel=1e-6)
 
 

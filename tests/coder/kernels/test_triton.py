@@ -13,21 +13,23 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from interpreted import DEVICE, GPU, fast, interpret
+from nested import nested
 
 from matryoshka.coder.kernels import Taught, reference
 
 if fast is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from matryoshka.coder.kernels.triton import launch, selection, sums, weights
+from matryoshka.coder.kernels.triton import launch, prefixes, selection, sums, weights
 
 BLOCKS = [
     (selection, {"TOPK_ROUNDS": 4, "TOPK_MAX_GROUPS": 8, "BLOCK": 64, "PROGRAMS": 2, "TILE": 128}),
-    (sums, {"DOTS_COLUMNS": 16, "PIECE": 4, "BAG_ROWS": 2, "BAG_COLUMNS": 16, "ELEMENTS": 32}),
+    (sums, {"DOTS_COLUMNS": 16, "PIECE": 4, "BAG_ROWS": 2, "BAG_COLUMNS": 16}),
     (
         weights,
         {"MEASURED": 32, "MEASURED_ROWS": 2, "MEASURED_COLUMNS": 8, "LEARNED": 16, "ROW_COLUMNS": 16, "SUMMED": 4},
     ),
+    (prefixes, {"ROWS": 2, "COLUMNS": 16, "ERRORS": 64}),
 ]
 REAL_BLOCKS = [(module, {name: getattr(module, name) for name in blocks}) for module, blocks in BLOCKS]
 TABLES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -169,32 +171,27 @@ def test_bags_share_a_long_bag_among_programs_and_give_the_same_bits(monkeypatch
     table, weights = torch.randn(50, 20, device=DEVICE), torch.randn(203, device=DEVICE)
     rows, offsets = torch.arange(203, device=DEVICE) % 50, offsets_of([0, 0, 201, 0, 2])
     grids, run = [], launch.run
+    borders = 202 // 4
     monkeypatch.setattr(launch, "run", lambda kernel, grid, *a, **k: (grids.append(grid), run(kernel, grid, *a, **k)))
     found = fast.bags(table, rows, weights, offsets)
-    assert grids == [(5 + 203 // 4, 2), (203 // 4, 2)]
+    assert grids == [(5 + borders, 2), (borders, 2)]
     assert found.equal(fast.bags(table, rows, weights, offsets))
     torch.testing.assert_close(found, reference.bags(table, rows, weights, offsets), rtol=1e-4, atol=1e-5)
 
 
-@examples(15)
-@given(st.integers(1, 5), st.integers(1, 4), SIZES, TABLES, st.data())
-def test_prefix_errors(m, batch, d, dtype, data):
-    rings = data.draw(random_tensors(m, batch, d)).contiguous()
-    target = data.draw(random_tensors(batch, d, dtype=dtype))
-    expected_rings = rings.clone()
-    expected = reference.prefix_errors_(expected_rings, target.float())
-    torch.testing.assert_close(fast.prefix_errors_(rings, target), expected)
-    torch.testing.assert_close(rings, expected_rings)
+def prefixes_by(operations, case):
+    """(sums, what is left, the gradients)"""
+    W_dec, values, pattern, target, widths, scale = case
+    sums, left = operations.prefix_errors(W_dec, values, pattern.indices, pattern.rows, pattern.offsets, target, widths)
+    return sums, left, *operations.prefix_gradients(left, scale, W_dec, values, pattern.by_latent, widths)
 
 
-@examples(15)
-@given(st.integers(1, 5), st.integers(1, 4), SIZES, st.data())
-def test_suffix_sums(m, batch, d, data):
-    errors, weights = data.draw(random_tensors(m, batch, d)).contiguous(), data.draw(random_tensors(m))
-    expected = errors.clone()
-    reference.suffix_sums_(expected, weights)
-    fast.suffix_sums_(errors, weights)
-    torch.testing.assert_close(errors, expected)
+@examples(60)
+@given(nested(torch.float32, DEVICE))
+def test_prefix_errors_and_their_gradients(case):
+    found = prefixes_by(fast, case)
+    torch.testing.assert_close(found, prefixes_by(reference, case), rtol=1e-5, atol=1e-4)
+    assert all(a.equal(b) for a, b in zip(found, prefixes_by(fast, case), strict=True))  # to the last bit
 
 
 @st.composite
@@ -285,11 +282,6 @@ def test_adam_is_five_launches_and_reads_the_weights_twice(monkeypatch):
 
 
 def test_what_is_overwritten_must_be_contiguous():
-    rings = torch.zeros(2, 3, 8, device=DEVICE)[..., ::2]
-    with pytest.raises(ValueError, match="contiguous"):
-        fast.prefix_errors_(rings, rings[0])
-    with pytest.raises(ValueError, match="contiguous"):
-        fast.suffix_sums_(rings, torch.ones(2, device=DEVICE))
     one = Taught(*torch.zeros(4, 3, 8, device=DEVICE)[..., ::2], torch.zeros((), device=DEVICE), False)
     with pytest.raises(ValueError, match="contiguous"):
         fast.adam_([one], 1e-2, (0.9, 0.999), 1.0)
@@ -315,8 +307,9 @@ def test_every_kernel_compiles_for_an_h100(tmp_path):
     program = [sys.executable, str(Path(__file__).with_name("compile_triton.py"))]
     run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
-    everything = {**vars(selection), **vars(sums), **vars(weights)}
-    kernels = {name for name, value in everything.items() if hasattr(value, "fn")} - {"_keep_largest", "_moved"}
+    everything = {**vars(selection), **vars(sums), **vars(prefixes), **vars(weights)}
+    parts = {"_keep_largest", "_bag_at", "piece_of", "_moved"}  # of kernels
+    kernels = {name for name, value in everything.items() if hasattr(value, "fn")} - parts
     assert {line.split()[0] for line in run.stdout.splitlines()} == kernels
 
 
@@ -379,6 +372,7 @@ def test_a_cuda_graph_captures_all_of_it():
     """Capture fails at the first host sync."""
     pre, x = torch.randn(256, 4096, device=DEVICE).bfloat16(), torch.randn(256, 768, device=DEVICE)
     lr = torch.tensor(1e-2, device=DEVICE)
+    widths = torch.tensor([512, 4096], device=DEVICE)
 
     def step():
         selected = fast.topk(pre, 16)
@@ -386,12 +380,13 @@ def test_a_cuda_graph_captures_all_of_it():
         order, offsets = fast.group(positions % 4096, 4096)
         i, j = (positions // 4096)[order], (positions % 4096)[order]
         bags = fast.bags(x, i, fast.dots(x, x, i, j % 256), offsets)
-        rings = bags[:512].view(2, 256, 768).clone()
-        errors = fast.prefix_errors_(rings, x)
-        fast.suffix_sums_(rings, errors.rsqrt())
-        one = Taught(rings[0], rings[1], *torch.zeros_like(rings), x.new_zeros(()), True)
+        rows, starts = positions // 4096, torch.arange(257, device=DEVICE) * 16
+        errors, left = fast.prefix_errors(bags, x[rows, 0], positions % 4096, rows, starts, x, widths)
+        by = order, i, j, offsets
+        gradients = fast.prefix_gradients(left, errors[0].rsqrt(), bags, x[rows, 0], by, widths)
+        one = Taught(left[0], left[1], *torch.zeros_like(left), x.new_zeros(()), True)
         norm = fast.adam_([one], lr, (0.9, 0.999), 1.0)
-        return selected.sort(dim=1).values, positions, bags, errors, rings, norm
+        return selected.sort(dim=1).values, positions, bags, errors, left, norm, *gradients
 
     step()
     graph = torch.cuda.CUDAGraph()

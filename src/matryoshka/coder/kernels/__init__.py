@@ -21,6 +21,8 @@ Entries = Int[Tensor, " entries"]
 Values = Float[Tensor, " entries"]
 Table = Float[Tensor, "n d"]
 Rings = Float[Tensor, "prefix batch d"]
+Transposed = tuple[Entries, Entries, Entries, Int[Tensor, " n_plus_1"]]
+"""`latents.ByLatent`: order, rows, indices, offsets."""
 
 ADAM_EPSILON = 1e-8
 """What is added to the root of the second moment."""
@@ -50,8 +52,19 @@ class Operations(Protocol):
     def group(self, keys: Tensor, n: int) -> tuple[Tensor, Tensor]: ...
     def dots(self, a: Tensor, b: Tensor, i: Tensor, j: Tensor) -> Tensor: ...
     def bags(self, table: Tensor, rows: Tensor, weights: Tensor, offsets: Tensor) -> Tensor: ...
-    def prefix_errors_(self, rings: Tensor, target: Tensor) -> Tensor: ...
-    def suffix_sums_(self, errors: Tensor, weights: Tensor) -> None: ...
+    def prefix_errors(
+        self,
+        W_dec: Tensor,
+        values: Tensor,
+        indices: Tensor,
+        rows: Tensor,
+        offsets: Tensor,
+        target: Tensor,
+        widths: Tensor,
+    ) -> tuple[Tensor, Tensor]: ...
+    def prefix_gradients(
+        self, left: Tensor, scale: Tensor, W_dec: Tensor, values: Tensor, by: Transposed, widths: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
     def adam_(
         self, taught: Sequence[Taught], lr: float | Tensor, betas: tuple[float, float], largest_norm: float
     ) -> Tensor: ...

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from matryoshka.coder.kernels import Entries, Inputs, Pre, Rings, Table, Taught, Values, reference
+from matryoshka.coder.kernels import Entries, Inputs, Pre, Rings, Table, Taught, Transposed, Values, reference
 
 ROW_GROUP = 8
 """Entries in a group where each row selects for itself, in as many stages as its length allows."""
@@ -95,18 +95,30 @@ def bags(table: Table, rows: Entries, weights: Values, offsets: Int[Tensor, " ba
     return F.embedding_bag(rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
-def prefix_errors_(rings: Rings, target: Float[Tensor, "batch d"]) -> Float[Tensor, " prefix"]:
-    rings[0].sub_(target)
-    for below, above in pairwise(rings):
+def prefix_errors(
+    W_dec: Table, values: Values, indices: Entries, rows: Entries, offsets: Int[Tensor, " batch_plus_1"],
+    target: Float[Tensor, "batch d"], widths: Int[Tensor, " prefix"],
+) -> tuple[Float[Tensor, " prefix"], Rings]:  # fmt: skip
+    """What is left are the errors of each prefix: they are added up when their weight is known, in the same pass."""
+    order, offsets = group(reference.ring_of(indices, widths) * len(target) + rows, len(widths) * len(target))
+    errors = bags(W_dec, indices[order], values[order], offsets).view(len(widths), *target.shape)
+    errors[0].sub_(target)
+    for below, above in pairwise(errors):
         above.add_(below)
-    return torch.linalg.vector_norm(rings, dim=2).double().square_().sum(1).to(rings.dtype)
+    return torch.linalg.vector_norm(errors, dim=2).double().square_().sum(1).to(errors.dtype), errors
 
 
-def suffix_sums_(errors: Rings, weights: Float[Tensor, " prefix"]) -> None:
-    *lower, last = weights.tolist()
-    errors[-1].mul_(last)
-    for r, weight in reversed(list(enumerate(lower))):
-        torch.add(errors[r + 1], errors[r], alpha=weight, out=errors[r])
+def prefix_gradients(
+    left: Rings, scale: Float[Tensor, ""], W_dec: Table, values: Values, by: Transposed, widths: Int[Tensor, " prefix"]
+) -> tuple[Values, Table, Float[Tensor, "batch d"]]:
+    order, rows, indices, offsets = by
+    weight = scale.item()
+    left[-1].mul_(weight)
+    for above, here in pairwise(reversed([*left])):
+        torch.add(above, here, alpha=weight, out=here)
+    planes, at = left.flatten(0, 1), reference.ring_of(indices, widths) * left.shape[1] + rows
+    of_values = torch.empty_like(values).scatter_(0, order, dots(planes, W_dec, at, indices))
+    return of_values, bags(planes, at, values[order], offsets), left[0].neg()
 
 
 def adam_(

@@ -1,14 +1,14 @@
 """The operations in plain torch, on any device: the oracle of the fast modules, which select without sorting all, and
 their fallback."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.optim.adam import adam
 
-from matryoshka.coder.kernels import ADAM_EPSILON, Entries, Inputs, Pre, Rings, Table, Taught, Values
+from matryoshka.coder.kernels import ADAM_EPSILON, Entries, Inputs, Pre, Rings, Table, Taught, Transposed, Values
 
 
 def product(inputs: Inputs, W: Float[Tensor, "d_in d_sae"], b: Float[Tensor, " d_sae"]) -> Pre:
@@ -54,18 +54,37 @@ def bags(table: Table, rows: Entries, weights: Values, offsets: Int[Tensor, " ba
     return sums.index_add_(0, bag, weights[:, None] * table[rows])
 
 
-def prefix_errors_(rings: Rings, target: Float[Tensor, "batch d"]) -> Float[Tensor, " prefix"]:
-    """Σ (ŷ − target)² of each prefix; `rings` become ŷ − target, ŷ their prefix sums."""
-    torch.cumsum(rings, 0, out=rings)
-    rings.sub_(target)
-    return rings.square().sum((1, 2))
+def ring_of(indices: Entries, widths: Iterable[int | Tensor]) -> Entries:
+    """The ring of each latent. Compared number by number, on whatever device the latents are."""
+    ring = torch.zeros_like(indices)
+    for width in [*widths][:-1]:
+        ring += indices >= width
+    return ring
 
 
-def suffix_sums_(errors: Rings, weights: Float[Tensor, " prefix"]) -> None:
-    """`errors[r]` becomes Σ_{m ≥ r} weights[m] · errors[m]: what the latents of ring r learn from all prefixes that
-    hold them."""
-    errors.mul_(weights[:, None, None])
-    errors.copy_(errors.flip(0).cumsum(0).flip(0))
+def prefix_errors(
+    W_dec: Table, values: Values, indices: Entries, rows: Entries, offsets: Int[Tensor, " batch_plus_1"],
+    target: Float[Tensor, "batch d"], widths: Int[Tensor, " prefix"],
+) -> tuple[Float[Tensor, " prefix"], Rings]:  # fmt: skip
+    """Σ (ŷ_m − target)² of every prefix m, ŷ_m the weighted sum of those rows of W_dec that lie within it, entries
+    row by row in any order; and Σ_{m ≥ r} (ŷ_m − target) for every ring r, from which its latents learn: what is left
+    for `prefix_gradients`. Other versions may leave something else there, but for the last plane."""
+    batch, d = target.shape
+    errors = W_dec.new_zeros(len(widths) * batch, d)
+    errors.index_add_(0, ring_of(indices, widths) * batch + rows, values[:, None] * W_dec[indices])
+    errors = errors.view(len(widths), batch, d).cumsum(0).sub_(target)
+    return errors.square().sum((1, 2)), errors.flip(0).cumsum(0).flip(0)
+
+
+def prefix_gradients(
+    left: Rings, scale: Float[Tensor, ""], W_dec: Table, values: Values, by: Transposed, widths: Int[Tensor, " prefix"]
+) -> tuple[Values, Table, Float[Tensor, "batch d"]]:
+    """`scale` times the half gradients of the sum of all that `prefix_errors` has added up, to values, W_dec and
+    target. It may overwrite `left`."""
+    order, rows, indices, offsets = by
+    planes, at = left.flatten(0, 1), ring_of(indices, widths) * left.shape[1] + rows
+    of_values = torch.empty_like(values).scatter_(0, order, dots(planes, W_dec, at, indices))
+    return scale * of_values, scale * bags(planes, at, values[order], offsets), -scale * left[0]
 
 
 def adam_(

@@ -11,13 +11,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from matryoshka.coder.kernels import Entries, reference
-from matryoshka.coder.kernels.triton import selection, sums, weights
+from matryoshka.coder.kernels.triton import prefixes, selection, sums, weights
 
 product = reference.product
 topk, batch_topk = selection.topk, selection.batch_topk
 nonzero = reference.nonzero  # the size of its result depends on the data: the host waits for it in any case
 dots, bags = sums.dots, sums.bags
-prefix_errors_, suffix_sums_ = sums.prefix_errors_, sums.suffix_sums_
+prefix_errors, prefix_gradients = prefixes.prefix_errors, prefixes.prefix_gradients
 adam_ = weights.adam_
 
 

@@ -1,12 +1,11 @@
-"""Inner products, sums of weighted rows, and the errors of prefixes.
+"""Inner products and sums of weighted rows.
 
 dots: tiles of [entries, columns], accumulated over the columns.
 
-bags: a program for each piece of at most PIECE entries of a bag, so that a long bag keeps nobody waiting. A bag's first
-piece is written to the result, further ones to a spare buffer that a second kernel adds in order: no atomics, the same
-bits every time. How many spare pieces there can be depends on the shapes only.
-
-prefix_errors_, suffix_sums_: one read and one write of everything.
+bags: a program for each piece of at most PIECE entries of a bag, so that a long bag keeps nobody waiting. A border lies
+after every PIECE entries, whatever bags they are of; where a bag goes on behind it, a piece begins. A bag's first piece
+is written to the result, further ones to a spare buffer, a slot for each border, that a second kernel adds in order: no
+atomics, the same bits every time, and no size that depends on data.
 """
 
 from typing import no_type_check
@@ -17,14 +16,13 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from matryoshka.coder.kernels import Entries, Rings, Table, Values, reference
+from matryoshka.coder.kernels import Entries, Table, Values, reference
 from matryoshka.coder.kernels.triton import launch
 
 DOTS_ENTRIES, DOTS_COLUMNS = 8, 256  # a warp reads a row's 256 bfloat16 in one instruction of 16 bytes a thread
 PIECE = 64  # entries; a longer bag than this is shared by several programs
 # four rows in flight; 2 warps of 16 bytes a thread span 512 bfloat16, so that a column's sum stays within a thread
 BAG_ROWS, BAG_COLUMNS, BAG_WARPS = 4, 512, 2
-ELEMENTS = 2048  # of each prefix in a program of prefix_errors_ and suffix_sums_: 16 for each of 128 threads
 
 
 @triton.jit
@@ -47,7 +45,7 @@ def dots(a: Table, b: Float[Tensor, "m d"], i: Entries, j: Entries) -> Values:
     """Neighbours that share a row read it from the cache: order entries by the table that does not fit there."""
     if torch.float64 in (a.dtype, b.dtype):
         return reference.dots(a, b, i, j)
-    a, b = _with_contiguous_rows(a), _with_contiguous_rows(b)
+    a, b = with_contiguous_rows(a), with_contiguous_rows(b)
     out = torch.empty(len(i), dtype=torch.float32, device=a.device)
     grid = (triton.cdiv(len(i), DOTS_ENTRIES),)
     strides = a.stride(0), b.stride(0)
@@ -58,25 +56,54 @@ def dots(a: Table, b: Float[Tensor, "m d"], i: Entries, j: Entries) -> Values:
 
 @triton.jit
 @no_type_check
-def _bags(
-    table, rows, weights, offsets, spare_bags, spare_ends, out, spare, bags, d, stride,
-    PIECE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Programs 0 … bags − 1 sum the first piece of a bag, the others a spare piece each."""
-    program = tl.program_id(0).to(tl.int64)
+def _bag_at(offsets, bags, entry):
+    """The bag that holds an entry."""
+    low = entry * 0
+    high = low + bags
+    while high - low > 1:
+        middle = (low + high) // 2
+        before = tl.load(offsets + middle) <= entry
+        low = tl.where(before, middle, low)
+        high = tl.where(before, high, middle)
+    return low
+
+
+@triton.jit
+@no_type_check
+def piece_of(program, offsets, out, spare, bags, d, PIECE: tl.constexpr):
+    """(bag, first entry, end, where its sum is to be written) of a program's piece. Programs 0 … bags − 1 have the
+    first piece of each bag, the others whatever of a bag begins before a border and goes on behind it: bag −1 if none
+    does."""
     if program < bags:
         bag = program
-        piece = program * 0
+        begin = tl.load(offsets + bag)
         target = out + bag * d
     else:
         slot = program - bags
-        bag = tl.load(spare_bags + slot)
-        if bag == bags:  # fewer spare pieces than there could be
-            return
-        piece = 1 + slot - tl.load(spare_ends + bag - 1, mask=bag > 0, other=0)
+        begin = (slot + 1) * PIECE
+        bag = _bag_at(offsets, bags, begin)
+        if tl.load(offsets + bag) == begin:
+            bag = slot * 0 - 1
         target = spare + slot * d
-    begin = tl.load(offsets + bag) + piece * PIECE
-    end = tl.minimum(begin + PIECE, tl.load(offsets + bag + 1))
+    border = (begin // PIECE + 1) * PIECE
+    end = tl.minimum(border, tl.load(offsets + bag + 1, mask=bag >= 0, other=0))
+    return bag, begin, end, target
+
+
+def spare_pieces(entries: int) -> int:
+    """How many borders of pieces lie within so many entries."""
+    return max(0, entries - 1) // PIECE
+
+
+@triton.jit
+@no_type_check
+def _bags(
+    table, rows, weights, offsets, out, spare, bags, d, stride,
+    PIECE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    bag, begin, end, target = piece_of(tl.program_id(0).to(tl.int64), offsets, out, spare, bags, d, PIECE)
+    if bag < 0:
+        return
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([COLUMNS], tl.float32)
     for start in range(begin, end, ROWS):
@@ -91,15 +118,13 @@ def _bags(
 
 @triton.jit
 @no_type_check
-def _bags_add_spare(spare_bags, spare_ends, out, spare, bags, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _add_spare(offsets, out, spare, bags, d, PIECE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The program of a bag's first spare piece adds them all to the bag."""
     first = tl.program_id(0).to(tl.int64)
-    bag = tl.load(spare_bags + first)
-    if bag == bags:
+    bag = _bag_at(offsets, bags, (first + 1) * PIECE)
+    if first != tl.load(offsets + bag) // PIECE:  # also where the bag begins at the border
         return
-    if first != tl.load(spare_ends + bag - 1, mask=bag > 0, other=0):
-        return
-    last = tl.load(spare_ends + bag)
+    last = (tl.load(offsets + bag + 1) - 1) // PIECE
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.load(out + bag * d + column, mask=column < d, other=0)
     for start in range(first, last, ROWS):
@@ -109,71 +134,28 @@ def _bags_add_spare(spare_bags, spare_ends, out, spare, bags, d, ROWS: tl.conste
     tl.store(out + bag * d + column, total, mask=column < d)
 
 
+def add_spare(offsets: Int[Tensor, " bags_plus_1"], out: Table, spare: Float[Tensor, "spares d"]) -> None:
+    """Add to each bag of `out` its pieces in `spare`."""
+    (bags, d), sizes = out.shape, {"ROWS": BAG_ROWS, "COLUMNS": BAG_COLUMNS, "num_warps": BAG_WARPS}
+    grid = len(spare), triton.cdiv(d, BAG_COLUMNS)
+    launch.run(_add_spare, grid, offsets, out, spare, bags, d, PIECE=PIECE, **sizes)
+
+
 def bags(table: Table, rows: Entries, weights: Values, offsets: Int[Tensor, " bags_plus_1"]) -> Float[Tensor, "bags d"]:
     if table.dtype == torch.float64:
         return reference.bags(table, rows, weights, offsets)
-    table = _with_contiguous_rows(table)
-    count, d = len(offsets) - 1, table.shape[1]
-    spares = len(rows) // PIECE  # a bag has (length − 1) // PIECE pieces beyond its first
-    spare_ends = ((offsets.diff() - 1).clamp(min=0) // PIECE).cumsum(0)
-    spare_bags = torch.searchsorted(spare_ends, torch.arange(spares, device=rows.device), right=True)
+    table, offsets = with_contiguous_rows(table), offsets.contiguous()
+    count, d, spares = len(offsets) - 1, table.shape[1], spare_pieces(len(rows))
     out = torch.empty(count, d, dtype=torch.float32, device=table.device)
     spare = out.new_empty(spares, d)
-    columns = triton.cdiv(d, BAG_COLUMNS)
-    sizes = {"ROWS": BAG_ROWS, "COLUMNS": BAG_COLUMNS, "num_warps": BAG_WARPS}
-    shared = spare_bags, spare_ends, out, spare, count, d
-    entries = table, rows.contiguous(), weights.contiguous(), offsets.contiguous()
-    launch.run(_bags, (count + spares, columns), *entries, *shared, table.stride(0), PIECE=PIECE, **sizes)
-    launch.run(_bags_add_spare, (spares, columns), *shared, **sizes)
+    grid = count + spares, triton.cdiv(d, BAG_COLUMNS)
+    sizes = {"PIECE": PIECE, "ROWS": BAG_ROWS, "COLUMNS": BAG_COLUMNS, "num_warps": BAG_WARPS}
+    entries = table, rows.contiguous(), weights.contiguous(), offsets
+    launch.run(_bags, grid, *entries, out, spare, count, d, table.stride(0), **sizes)
+    add_spare(offsets, out, spare)
     return out
 
 
-@triton.jit
-@no_type_check
-def _prefix_errors(rings, target, sums, numel, M: tl.constexpr, ELEMENTS: tl.constexpr):
-    program = tl.program_id(0).to(tl.int64)
-    at = program * ELEMENTS + tl.arange(0, ELEMENTS)
-    mask = at < numel
-    error = -tl.load(target + at, mask=mask, other=0).to(tl.float32)
-    for m in tl.static_range(M):
-        error += tl.load(rings + at, mask=mask, other=0).to(tl.float32)
-        tl.store(rings + at, error, mask=mask)
-        tl.store(sums + m * tl.num_programs(0) + program, tl.sum(error * error))
-        rings += numel
-
-
-def prefix_errors_(rings: Rings, target: Float[Tensor, "batch d"]) -> Float[Tensor, " prefix"]:
-    if rings.dtype == torch.float64:
-        return reference.prefix_errors_(rings, target)
-    launch.check_contiguous(rings)
-    target, grid = target.contiguous(), (triton.cdiv(target.numel(), ELEMENTS),)
-    sums = torch.empty(len(rings), *grid, dtype=torch.float32, device=rings.device)
-    launch.run(_prefix_errors, grid, rings, target, sums, target.numel(), M=len(rings), ELEMENTS=ELEMENTS)
-    return sums.sum(1, dtype=torch.float64).to(rings.dtype)
-
-
-@triton.jit
-@no_type_check
-def _suffix_sums(errors, weights, numel, M: tl.constexpr, ELEMENTS: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
-    mask = at < numel
-    plane = tl.cast(numel, tl.int64)
-    total = tl.zeros([ELEMENTS], tl.float32)
-    for i in tl.static_range(M):
-        m = M - 1 - i
-        here = errors + m * plane + at
-        total += tl.load(weights + m).to(tl.float32) * tl.load(here, mask=mask, other=0).to(tl.float32)
-        tl.store(here, total, mask=mask)
-
-
-def suffix_sums_(errors: Rings, weights: Float[Tensor, " prefix"]) -> None:
-    if errors.dtype == torch.float64:
-        return reference.suffix_sums_(errors, weights)
-    launch.check_contiguous(errors)
-    numel = errors[0].numel()
-    grid = (triton.cdiv(numel, ELEMENTS),)
-    launch.run(_suffix_sums, grid, errors, weights.contiguous(), numel, M=len(errors), ELEMENTS=ELEMENTS)
-
-
-def _with_contiguous_rows(x: Tensor) -> Tensor:
+def with_contiguous_rows(x: Tensor) -> Tensor:
+    """`x`, or a copy whose rows lie in memory one number after another."""
     return x if x.stride(1) == 1 else x.contiguous()
