@@ -9,7 +9,7 @@ from matryoshka.coder.latents import Pattern
 @st.composite
 def nested(draw, dtype=torch.float64, device="cpu"):
     """(W_dec, values, pattern, target, widths, scale): no latent twice on a row, entries of a row in any order."""
-    batch, d_sae, d = draw(st.integers(1, 9)), draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    batch, d_sae, d = draw(st.integers(1, 9)), draw(st.integers(1, 20)), draw(st.integers(1, 40))
     widths = (*sorted(draw(st.sets(st.integers(1, d_sae - 1), max_size=7))), d_sae) if d_sae > 1 else (1,)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
 

@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from interpreted import DEVICE, GPU, fast, interpret
 from nested import nested
 
+from matryoshka.coder import kernels
 from matryoshka.coder.kernels import Taught, reference
+from matryoshka.coder.latents import Pattern, from_mask
+from matryoshka.coder.sparse import nested_errors
 
 if fast is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -29,7 +32,7 @@ BLOCKS = [
         weights,
         {"MEASURED": 32, "MEASURED_ROWS": 2, "MEASURED_COLUMNS": 8, "LEARNED": 16, "ROW_COLUMNS": 16, "SUMMED": 4},
     ),
-    (prefixes, {"ROWS": 2, "COLUMNS": 16, "ERRORS": 64}),
+    (prefixes, {"ROWS": 2, "COLUMNS": 16, "ERRORS": 64, "PAIRS": 2, "PAIR_COLUMNS": 32, "ENTRIES": 32, "LATENTS": 4}),
 ]
 REAL_BLOCKS = [(module, {name: getattr(module, name) for name in blocks}) for module, blocks in BLOCKS]
 TABLES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -186,12 +189,36 @@ def prefixes_by(operations, case):
     return sums, left, *operations.prefix_gradients(left, scale, W_dec, values, pattern.by_latent, widths)
 
 
-@examples(60)
+@examples(15)
 @given(nested(torch.float32, DEVICE))
 def test_prefix_errors_and_their_gradients(case):
     found = prefixes_by(fast, case)
     torch.testing.assert_close(found, prefixes_by(reference, case), rtol=1e-5, atol=1e-4)
-    assert all(a.equal(b) for a, b in zip(found, prefixes_by(fast, case), strict=True))  # to the last bit
+
+
+def test_nested_errors_learn_as_the_dense_formula_does_and_give_the_same_bits():
+    """Of a latent on all rows (a long one), of empty rings, of a row without entries."""
+    batch, d_sae, d, widths = 11, 14, 19, (3, 4, 8, 14)
+    generator = torch.Generator().manual_seed(0)
+    pre, W_dec, target = (
+        torch.randn(*shape, generator=generator) for shape in ((batch, d_sae), (d_sae, d), (batch, d))
+    )
+    active = pre > 0.3
+    active[:, 5], active[:, 3], active[4] = True, False, False
+    exact = [x.double().requires_grad_() for x in (pre, W_dec, target)]
+    y_hat = torch.stack([(exact[0] * active)[:, :n] @ exact[1][:n] for n in widths])
+    expected = (exact[2] - y_hat).square().sum(-1).mean(-1)
+    theirs = torch.autograd.grad(0.7 * expected.sum(), exact)
+    runs = []
+    with kernels.using(fast):
+        for _ in range(2):
+            ours = [x.to(DEVICE).requires_grad_() for x in (pre, W_dec, target)]
+            latents = from_mask(ours[0], active.flatten().nonzero().squeeze(1).to(DEVICE))
+            errors, total, excess = nested_errors(latents, *ours[1:], widths)
+            runs.append([errors, excess, *torch.autograd.grad(0.7 * total, ours)])
+    assert all(a.equal(b) for a, b in zip(*runs, strict=True))
+    for a, b in zip(runs[0], [expected, y_hat[-1] - exact[2], *theirs], strict=True):
+        torch.testing.assert_close(a.cpu().double(), b, rtol=1e-5, atol=1e-5, check_stride=False)
 
 
 @st.composite
@@ -294,6 +321,8 @@ def test_float64_is_left_to_the_reference():
     assert fast.batch_topk(x, 9).equal(reference.batch_topk(x, 9))
     assert fast.dots(x, x, i, i).equal(reference.dots(x, x, i, i))
     assert fast.bags(x, i, x[0, :3], offsets_of([1, 2])).equal(reference.bags(x, i, x[0, :3], offsets_of([1, 2])))
+    case = x, x[0, :3], Pattern(i, offsets_of([1, 2]), 4), x[:2], torch.tensor([2, 4], device=DEVICE), x[0, 0]
+    assert all(a.equal(b) for a, b in zip(prefixes_by(fast, case), prefixes_by(reference, case), strict=True))
     ours, theirs = x.clone(), x.clone()
     for operations, each in (fast, ours), (reference, theirs):
         one = Taught(each[:2], each[2:], *torch.zeros_like(each).split(2), torch.zeros((), device=DEVICE), True)
@@ -308,7 +337,7 @@ def test_every_kernel_compiles_for_an_h100(tmp_path):
     run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
     everything = {**vars(selection), **vars(sums), **vars(prefixes), **vars(weights)}
-    parts = {"_keep_largest", "_bag_at", "piece_of", "_moved"}  # of kernels
+    parts = {"_keep_largest", "_bag_at", "_piece_of", "_moved"}  # of kernels
     kernels = {name for name, value in everything.items() if hasattr(value, "fn")} - parts
     assert {line.split()[0] for line in run.stdout.splitlines()} == kernels
 
@@ -341,6 +370,9 @@ def test_at_the_sizes_of_a_training_step(dtype):
     torch.testing.assert_close(fast.dots(x, weight, i, j), reference.dots(x.float(), weight.float(), i, j), **close)
     expected = reference.bags(x.float(), i, values.float(), offsets)
     torch.testing.assert_close(fast.bags(x, i, values, offsets), expected, **close)
+    latents, widths = from_mask(pre.float(), positions), torch.tensor([d_sae // 16, d_sae // 4, d_sae], device=DEVICE)
+    case = weight.float() / d**0.5, latents.values, latents.pattern, x.float(), widths, torch.tensor(0.1, device=DEVICE)
+    torch.testing.assert_close(prefixes_by(fast, case), prefixes_by(reference, case), **close)
 
 
 @pytest.mark.gpu

@@ -3,9 +3,10 @@
 prefix_errors: a program for a row of the batch and a block of columns has the errors of all prefixes in registers. An
 entry is added to every prefix that holds its latent, so entries may come in any order and each weight is read once.
 
-prefix_gradients: a program for a piece of a latent's entries (see `sums`) and a block of columns. All entries of a
-latent read one plane, and a block of columns of a plane stays in the cache, for the programs of a block start one after
-another. An entry's gradient is a sum over the blocks.
+prefix_gradients: a program for PIECE entries in a row, ordered by latent, whatever latents they are of, and a block of
+columns; so all programs have the same to do. A latent's sum is written where its entries end or the piece does; as for
+bags, what goes on from an earlier piece is spare. A block of columns of a plane stays in the cache, for the programs of
+a block start one after another. An entry's own gradient is a sum over the blocks.
 """
 
 from typing import no_type_check
@@ -19,8 +20,12 @@ from torch import Tensor
 from matryoshka.coder.kernels import Entries, Rings, Table, Transposed, Values, reference
 from matryoshka.coder.kernels.triton import launch, sums
 
-ROWS, COLUMNS, WARPS = 4, 512, 2  # as for bags: four rows in flight, 16 bytes a thread
+ROWS, COLUMNS, WARPS = 4, 512, 2  # of prefix_errors, as for bags: four rows in flight, 16 bytes a thread
 ERRORS = 4096  # of all prefixes together in a program of prefix_errors: 64 for each of 64 threads
+# of prefix_gradients: two rows of two tables in flight, in one warp, which adds up products without waiting for others
+PAIRS, PAIR_COLUMNS = 2, 512
+ENTRIES = 1024  # in a program that looks up where they are
+LATENTS = 16  # that a program sees whether they are empty
 
 
 @triton.jit
@@ -75,30 +80,64 @@ def prefix_errors(
 
 @triton.jit
 @no_type_check
-def _prefix_gradients(
-    left, scale, W_dec, values, order, rows, offsets, widths, of_values, out, spare, bags, entries, d, stride, plane,
-    M: tl.constexpr, PIECE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    latent, begin, end, target = sums.piece_of(tl.program_id(0).to(tl.int64), offsets, out, spare, bags, d, PIECE)
-    if latent < 0:
-        return
+def _plane_rows(
+    values, order, rows, indices, widths, at, sorted_values, entries, batch, M: tl.constexpr, SIZE: tl.constexpr
+):
+    """Of entries by latent: their row of all planes, and their value."""
+    entry = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    inside = entry < entries
+    latent = tl.load(indices + entry, mask=inside, other=0)
+    row = tl.load(rows + entry, mask=inside, other=0).to(tl.int64)
     for m in tl.static_range(M - 1):
-        left += tl.where(latent >= tl.load(widths + m), plane, 0).to(tl.int64)  # to the plane of its ring
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    weights = tl.load(W_dec + latent * stride + column, mask=column < d, other=0).to(tl.float32)
-    of_values += tl.program_id(1).to(tl.int64) * entries
+        row += tl.where(latent >= tl.load(widths + m), batch, 0)
+    tl.store(at + entry, row, mask=inside)
+    value = tl.load(values + tl.load(order + entry, mask=inside, other=0), mask=inside, other=0)
+    tl.store(sorted_values + entry, value.to(tl.float32), mask=inside)
+
+
+@triton.jit
+@no_type_check
+def _prefix_gradients(
+    left, scale, W_dec, at, values, order, indices, offsets, of_values, out, spare, entries, d_sae, d, stride,
+    PIECE: tl.constexpr, PAIRS: tl.constexpr, LATENTS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Programs have PIECE entries each; further ones LATENTS each, whose empty ones they set to zero."""
+    piece = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    pieces = tl.cdiv(entries, PIECE)
+    if piece >= pieces:
+        latents = (piece - pieces) * LATENTS + tl.arange(0, LATENTS)
+        begin = tl.load(offsets + latents, mask=latents < d_sae, other=0)
+        empty = (begin == tl.load(offsets + latents + 1, mask=latents < d_sae, other=0)) & (latents < d_sae)
+        here = out + latents[:, None] * d + column[None, :]
+        tl.store(here, tl.zeros([LATENTS, COLUMNS], tl.float32), mask=empty[:, None] & (column < d)[None, :])
+        return
+    begin = piece * PIECE
     by = tl.load(scale).to(tl.float32)
-    total = tl.zeros([1, COLUMNS], tl.float32)
-    for start in range(begin, end, ROWS):
-        entry = start + tl.arange(0, ROWS)
-        row = tl.load(rows + entry, mask=entry < end, other=0).to(tl.int64)
-        place = tl.load(order + entry, mask=entry < end, other=0)
-        value = tl.load(values + place, mask=entry < end, other=0).to(tl.float32)
-        inside = (entry < end)[:, None] & (column < d)
-        errors = tl.load(left + row[:, None] * d + column, mask=inside, other=0)
-        total += tl.sum(value[:, None] * errors, 0)[None, :]
-        tl.store(of_values + place, by * tl.sum(errors * weights, 1), mask=entry < end)
-    tl.store(target + column, by * total, mask=column < d)
+    begun = tl.load(indices + begin - 1, mask=begin > 0, other=-1)  # if this latent goes on, the piece is a spare one
+    of_values += tl.program_id(1).to(tl.int64) * entries
+    total = tl.zeros([COLUMNS], tl.float32)
+    for start in range(0, PIECE, PAIRS):
+        first = begin + start
+        behind = tl.load(indices + first + PAIRS, mask=first + PAIRS < tl.minimum(begin + PIECE, entries), other=-1)
+        latents, places, factors, errors, weights = (), (), (), (), ()
+        for i in tl.static_range(PAIRS):  # all loads before the first store, which they could not overtake
+            inside = first + i < entries
+            latents += (tl.load(indices + first + i, mask=inside, other=-1).to(tl.int64),)
+            places += (tl.load(order + first + i, mask=inside, other=0),)
+            factors += (by * tl.load(values + first + i, mask=inside, other=0),)
+            row = tl.load(at + first + i, mask=inside, other=0)
+            here = (column < d) & (latents[i] + 0 * column >= 0)  # the interpreter spreads no single truth value
+            errors += (tl.load(left + row * d + column, mask=here, other=0),)
+            weights += (tl.load(W_dec + latents[i] * stride + column, mask=here, other=0).to(tl.float32),)
+        latents += (behind.to(tl.int64),)
+        for i in tl.static_range(PAIRS):
+            tl.store(of_values + places[i], by * tl.sum(errors[i] * weights[i]), mask=first + i < entries)
+            total += factors[i] * errors[i]
+            ends = tl.where(latents[i] != latents[i + 1], latents[i], -1) + 0 * column >= 0
+            target = tl.where(latents[i] == begun, spare + (piece - 1) * d, out + latents[i] * d)
+            tl.store(target + column, total, mask=(column < d) & ends)
+            total = tl.where(ends, 0.0, total)
 
 
 def prefix_gradients(
@@ -107,14 +146,16 @@ def prefix_gradients(
     if left.dtype == torch.float64:
         return reference.prefix_gradients(left, scale, W_dec, values, by, widths)
     launch.check_contiguous(left)
-    W_dec, (order, rows, _, offsets), (d_sae, d) = sums.with_contiguous_rows(W_dec), by, W_dec.shape
-    spares, columns = sums.spare_pieces(len(rows)), triton.cdiv(d, COLUMNS)
-    out, spare = left.new_empty(d_sae, d), left.new_empty(spares, d)
-    of_values = left.new_empty(columns, len(rows))
-    entries = values.contiguous(), order.contiguous(), rows.contiguous(), offsets.contiguous(), widths.contiguous()
-    sizes = {"PIECE": sums.PIECE, "ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": WARPS}
-    shared = left, scale, W_dec, *entries, of_values, out, spare
-    counts = d_sae, len(rows), d, W_dec.stride(0), left[0].numel()
-    launch.run(_prefix_gradients, (d_sae + spares, columns), *shared, *counts, M=len(widths), **sizes)
-    sums.add_spare(entries[3], out, spare)
+    W_dec, (order, rows, indices, offsets) = sums.with_contiguous_rows(W_dec), (part.contiguous() for part in by)
+    (M, batch, d), d_sae, entries = left.shape, len(W_dec), len(rows)
+    at, sorted_values = torch.empty_like(rows), left.new_empty(entries)
+    grid, parts = (triton.cdiv(entries, ENTRIES),), (values.contiguous(), order, rows, indices, widths.contiguous())
+    launch.run(_plane_rows, grid, *parts, at, sorted_values, entries, batch, M=M, SIZE=ENTRIES)
+    out, spare = left.new_empty(d_sae, d), left.new_empty(sums.spare_pieces(entries), d)
+    grid = triton.cdiv(entries, sums.PIECE) + triton.cdiv(d_sae, LATENTS), triton.cdiv(d, PAIR_COLUMNS)
+    of_values = left.new_empty(grid[1], entries)
+    tables, parts = (left, scale, W_dec), (at, sorted_values, order, indices, offsets, of_values, out, spare)
+    sizes = {"PIECE": sums.PIECE, "PAIRS": PAIRS, "LATENTS": LATENTS, "COLUMNS": PAIR_COLUMNS, "num_warps": 1}
+    launch.run(_prefix_gradients, grid, *tables, *parts, entries, d_sae, d, W_dec.stride(0), **sizes)
+    sums.add_spare(offsets, out, spare)
     return of_values.sum(0), out, left[0] * -scale

@@ -70,7 +70,7 @@ def _bag_at(offsets, bags, entry):
 
 @triton.jit
 @no_type_check
-def piece_of(program, offsets, out, spare, bags, d, PIECE: tl.constexpr):
+def _piece_of(program, offsets, out, spare, bags, d, PIECE: tl.constexpr):
     """(bag, first entry, end, where its sum is to be written) of a program's piece. Programs 0 … bags − 1 have the
     first piece of each bag, the others whatever of a bag begins before a border and goes on behind it: bag −1 if none
     does."""
@@ -101,7 +101,7 @@ def _bags(
     table, rows, weights, offsets, out, spare, bags, d, stride,
     PIECE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    bag, begin, end, target = piece_of(tl.program_id(0).to(tl.int64), offsets, out, spare, bags, d, PIECE)
+    bag, begin, end, target = _piece_of(tl.program_id(0).to(tl.int64), offsets, out, spare, bags, d, PIECE)
     if bag < 0:
         return
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
