@@ -231,3 +231,26 @@ def test_a_gpu_report_goes_on_after_a_failure_and_stops_at_its_budget(tmp_path: 
     assert failed == "copy: one that fails: RuntimeError: this card cannot"
     assert late.startswith("copy: one that is too long: ")
     assert late.endswith(" s of 60 s are left")
+
+
+def test_steps_are_timed_as_they_are_taken_and_then_launched_by_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_steps
+    from gpu_clock import Pace
+    from harness import Size
+
+    launched = []
+
+    class Graphed(gpu_steps.Bench):
+        """Where there are graphs."""
+
+        def __init__(self, case: gpu_steps.Case, rows: torch.Tensor) -> None:
+            super().__init__(case, rows)
+            for trainee in self.trainees:
+                trainee.graphs = lambda *inputs, learn=trainee._learn: (launched.append("graph"), learn(*inputs))
+
+    monkeypatch.setattr(gpu_steps, "Bench", Graphed)
+    size = Size(16, 64, 4, 32)
+    case, rows = gpu_steps.Case("two", "matryoshka", size, coders=2), gpu_steps.make_rows([size], "cpu")[16]
+    graph, eager = gpu_steps.measure_steps(case, rows, Pace(1, 0.001))
+    assert (graph["mode"], eager["mode"]) == ("graph", "eager")
+    assert len(launched) == 2 * (gpu_steps.WARM_UP + 2 + graph["ms"]["calls"]), "of each coder, and none afterwards"
