@@ -118,7 +118,7 @@ class Process:
         self.name = contender.name
         self.log = setting.data / f"{contender.name}.log"
         job = new_job(contender, setting.device, setting.threads, STEPS)
-        files = ["paced", str(_activations(setting.data, contender.size))]
+        files = ["paced", str(_activations(setting.data, contender.size, setting.device))]
         self.process = launch(contender, job, files, setting.peers, self.log, tuned)
         self._answer()
 
@@ -270,10 +270,10 @@ def environment(peer: str, folder: Path) -> Path:
     return python
 
 
-def _activations(folder: Path, size: Size) -> Path:
+def _activations(folder: Path, size: Size, device: str) -> Path:
     file = folder / f"{size.d}-{size.batch}.safetensors"
     if not file.exists():
-        activations.write(file, BATCHES * size.batch, size.d)
+        activations.write(file, BATCHES * size.batch, size.d, device)
     return file
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from activations import synthetic
-from harness import BATCHES, Size, available_threads
+from harness import BATCHES, Contender, Size, available_threads, new_job
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
+from job import Job
 from ours import SITE, new_trainee
-from worker import Job
 
 from matryoshka.data.stream import Batch
 from matryoshka.training.allocator import keep_freed_memory
@@ -55,8 +55,8 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()
     size = Size(768, given.d_sae, 32, given.batch)
-    job = Job(given.architecture, False, size.d, size.d_sae, size.k, size.batch, size.widths, "cpu",
-              available_threads(), "")  # fmt: skip
+    contender = Contender(given.architecture, "ours.py", given.architecture, size)
+    job = Job(**new_job(contender, "cpu", available_threads(), steps=10_000))
     batches = synthetic(BATCHES * size.batch, size.d).split(size.batch)
     trainee = new_trainee(job)
     positions = torch.arange(size.batch)

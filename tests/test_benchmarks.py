@@ -2,6 +2,7 @@
 race's judge says what our own measures say, and probes of all letters at once are absorption's own."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,72 @@ def test_words_are_read_where_they_stand(tmp_path: Path) -> None:
     again = read_words(lm, words, "alone", [0, 1], file)
     assert torch.equal(again.word, rows.word)
     assert torch.equal(again.layers[1], rows.layers[1])
+
+
+def test_the_gpu_report_measures_every_part_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    """Tiny, on a CPU, where there are neither graphs nor FP8."""
+    from gpu_report import main
+
+    main(["--device", "cpu", "--tiny", "--out", str(tmp_path / "report")])
+    [file] = (tmp_path / "report").glob("*-gpu.json")
+    results, table = json.loads(file.read_text()), file.with_suffix(".md").read_text()
+    assert [row["dtype"] for row in results["floor"]] == ["bfloat16"] * 3
+    steps = {(row["case"], row["d_sae"]): row for row in results["steps"]}
+    for size in (128, 96, 64):
+        for case in ("matryoshka", "topk", "one prefix", "10 % dead"):
+            assert (case, size) in steps
+        assert steps["matryoshka", size]["dead"] == 0
+        assert steps["10 % dead", size]["dead"] == pytest.approx(0.1, abs=0.02), "they stay so"
+    assert steps["6 coders", 64]["ms"]["median"] > 2 * steps["matryoshka", 64]["ms"]["median"]
+    for kernels in results["kernels"]:
+        assert kernels["ms"] >= sum(kernel["ms"] for kernel in kernels["kernels"]) > 0
+    for text in results["text"]:
+        assert text["chunks"] >= 1
+        rates = text["tokens_per_second"]
+        assert 0 < rates["end to end"] < 1.5 * min(rates["language model alone"], rates["coder alone"])
+    assert all(line.startswith("peers: ") for line in results["left_out"])
+    assert all(name in table for name in ("## Floor", "| 6 coders | eager |", "tiny Gemma-2", "## Left out"))
+
+
+def test_a_gpu_report_goes_on_after_a_failure_and_stops_at_its_budget(tmp_path: Path) -> None:
+    from gpu_report import Measurement, Report
+
+    def copies(rate: float) -> dict[str, float]:
+        return {"bytes": 2**30, "terabytes_per_second": rate}
+
+    def fails() -> Iterator[dict[str, float]]:
+        yield copies(1.0)
+        raise RuntimeError("this card cannot")
+
+    report = Report("a command", "cpu", tmp_path, budget=60)
+    report.take(Measurement("copy", "one that fails", 1, fails))
+    report.take(Measurement("copy", "one that is too long", 100, lambda: [copies(2.0)]))
+    report.take(Measurement("copy", "one that works", 1, lambda: [copies(3.0)]))
+    assert json.loads(report.file.read_text())["copy"] == [copies(1.0), copies(3.0)]
+    failed, late = report.results["left_out"]
+    assert failed == "copy: one that fails: RuntimeError: this card cannot"
+    assert late.startswith("copy: one that is too long: ")
+    assert late.endswith(" s of 60 s are left")
+
+
+def test_steps_are_timed_as_they_are_taken_and_then_launched_by_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_steps
+    from gpu_clock import Pace
+    from harness import Size
+
+    launched = []
+
+    class Graphed(gpu_steps.Bench):
+        """Where there are graphs."""
+
+        def __init__(self, case: gpu_steps.Case, rows: torch.Tensor) -> None:
+            super().__init__(case, rows)
+            for trainee in self.trainees:
+                trainee.graphs = lambda *inputs, learn=trainee._learn: (launched.append("graph"), learn(*inputs))
+
+    monkeypatch.setattr(gpu_steps, "Bench", Graphed)
+    size = Size(16, 64, 4, 32)
+    case, rows = gpu_steps.Case("two", "matryoshka", size, coders=2), gpu_steps.make_rows([size], "cpu")[16]
+    graph, eager = gpu_steps.measure_steps(case, rows, Pace(1, 0.001))
+    assert (graph["mode"], eager["mode"]) == ("graph", "eager")
+    assert len(launched) == 2 * (gpu_steps.WARM_UP + 2 + graph["ms"]["calls"]), "of each coder, and none afterwards"

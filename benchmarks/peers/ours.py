@@ -23,8 +23,8 @@ from matryoshka.training.trainee import Trainee
 SITE = Site("resid_post", 0)
 
 
-def new_trainee(job: Job) -> Trainee:
-    """A coder in training with our defaults; a site is only a name here."""
+def planned(job: Job) -> tuple[Plan, Config]:
+    """A coder with our defaults, and the configuration of its training; a site is only a name here."""
     widths = job.widths if job.architecture == "matryoshka" else [job.d_sae]
     activation = "batchtopk" if job.architecture == "matryoshka" else job.architecture
     coder = {"read": str(SITE), "d_sae": job.d_sae, "k": job.k, "widths": widths, "activation": activation}
@@ -37,8 +37,13 @@ def new_trainee(job: Job) -> Trainee:
         widths=tuple(widths),
         activation=config.coder.nonlinearity,
     )
-    plan = Plan("coder", config.coder, Wiring.of([SITE], [SITE]), sizes)
-    start = SparseCoder(sizes).initialise(job.seed, tied=True)
+    return Plan("coder", config.coder, Wiring.of([SITE], [SITE]), sizes), config
+
+
+def new_trainee(job: Job) -> Trainee:
+    """That coder, initialised, in training."""
+    plan, config = planned(job)
+    start = SparseCoder(plan.coder).initialise(job.seed, tied=True)
     return Trainee(plan, start.to(job.device), config.training, config.steps)
 
 
