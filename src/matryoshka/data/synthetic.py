@@ -173,6 +173,11 @@ class SyntheticChunks:
         self.model, self.rows = model, rows
         self.keep = RowFilter(None, {})
 
+    @property
+    def device(self) -> torch.device:
+        """The features'."""
+        return self.model.device
+
     def __len__(self) -> int:
         return sys.maxsize
 
@@ -184,4 +189,4 @@ class SyntheticChunks:
             start, end = end, end + len(samples.x)
             x[start:end] = samples.x
         positions = torch.arange(self.rows, device=self.model.device) + index * self.rows
-        return Chunk({SITE: x}, positions, RowCounts(read=self.rows))
+        return Chunk({SITE: x}, positions, torch.arange(self.rows), RowCounts(read=self.rows))
