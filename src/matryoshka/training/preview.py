@@ -14,7 +14,7 @@ import torch
 
 from matryoshka.data.documents import documents
 from matryoshka.data.sections import SyntheticConfig
-from matryoshka.data.synthetic import ENTRIES, SyntheticInfo
+from matryoshka.data.synthetic import SyntheticInfo, training_entries
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import cache_dir, refuse_unwritable
 from matryoshka.lm.info import ModelInfo, shape
@@ -124,7 +124,7 @@ class Upstream(NamedTuple):
 
 def upstream(config: Config, info: Info, plans: Sequence[Plan]) -> Upstream:
     """Of the language model up to the last site that is read, or of known features."""
-    return _drawing(info.config) if isinstance(info, SyntheticInfo) else _reading(config, info, plans)
+    return _drawing(config, info.config) if isinstance(info, SyntheticInfo) else _reading(config, info, plans)
 
 
 def _reading(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Upstream:
@@ -141,11 +141,12 @@ def _reading(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Upstream
     return Upstream(items, itemsize, 2 * depth * (lm.parameters - info.d_vocab * info.d_model))
 
 
-def _drawing(synthetic: SyntheticConfig) -> Upstream:
+def _drawing(config: Config, synthetic: SyntheticConfig) -> Upstream:
+    entries = training_entries(resolve_device(config.model.device))
     known = synthetic.features * (2 * synthetic.dimension + 3 * synthetic.factors + 8) * FLOAT
     items = [
         Item("known features", known, f"{synthetic.features:,} directions and loadings; twice while they are made"),
-        Item("their samples", 8 * ENTRIES * FLOAT, "drawn at once"),
+        Item("their samples", 8 * entries * FLOAT, "drawn at once"),
     ]
     return Upstream(items, FLOAT, 2 * DRAWING * synthetic.features * synthetic.factors)
 
