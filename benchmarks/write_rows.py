@@ -50,7 +50,7 @@ def stored_rows(folder: Path, model: str, site: str, rows: int) -> dict[str, Any
         where = Site.parse(site)
         train, held_out = (LiveChunks(lm, tokens.windows(split), [where], CHUNK) for split in ("train", "held_out"))
         held_out.keep = train.keep
-        first = train.chunk(SEED, 0, 0).activations[where]
+        first = next(_activations(train, where))
         scale = (first.shape[1] / first.double().square().sum(1).mean()).sqrt().item()
         index = {"model": Path(model).name, "site": site, "d": first.shape[1], "scale": scale, "text": tokens.hash}
         index["train"] = _write(new / "train.f32", _activations(train, where), scale, rows, update)
@@ -62,7 +62,8 @@ def stored_rows(folder: Path, model: str, site: str, rows: int) -> dict[str, Any
 
 def _activations(chunks: LiveChunks, site: Site) -> Iterator[Tensor]:
     for index in range(len(chunks)):
-        yield chunks.chunk(SEED, 0, index).activations[site]
+        chunk = chunks.chunk(SEED, 0, index)
+        yield chunk.activations[site][chunk.rows]
 
 
 def _write(file: Path, chunks: Iterator[Tensor], scale: float, rows: int, update: Any) -> int:

@@ -12,7 +12,7 @@ from matryoshka.data.rowfilter import RowCounts, RowFilter, refuse_not_finite
 from matryoshka.data.stream import ActivationStream, Batch, Chunk, LiveChunks
 from matryoshka.data.tokens import Tokens
 from matryoshka.errors import MatryoshkaError
-from matryoshka.lm.model import LanguageModel
+from matryoshka.lm.model import LanguageModel, load
 from matryoshka.lm.sites import Site, Wiring
 
 READ, WRITE = Site("mlp_in", 1), Site("mlp_out", 1)
@@ -22,14 +22,16 @@ class Rows:
     """Chunks of numbered rows: a stream needs no language model."""
 
     def __init__(self, chunks: int, rows: int) -> None:
-        self.chunks, self.rows, self.keep = chunks, rows, RowFilter(None, {})
+        self.chunks, self.rows, self.keep, self.device = chunks, rows, RowFilter(None, {}), torch.device("cpu")
 
     def __len__(self) -> int:
         return self.chunks
 
     def chunk(self, seed: int, epoch: int, index: int) -> Chunk:
         positions = torch.arange(self.rows) + (epoch * self.chunks + index) * self.rows
-        return Chunk({READ: positions[:, None].float()}, positions, RowCounts(self.rows + 1, 1, 0))
+        return Chunk(
+            {READ: positions[:, None].float()}, positions, torch.arange(self.rows), RowCounts(self.rows + 1, 1)
+        )
 
 
 def take(stream: ActivationStream, n: int) -> list[Batch]:
@@ -118,11 +120,13 @@ def test_windows_are_permuted_over_the_whole_text_anew_each_epoch(live: LiveChun
 def test_bos_and_sinks_are_left_out_and_counted(lm: LanguageModel, tokens: Tokens, live: LiveChunks) -> None:
     chunk = live.chunk(0, 0, 0)
     windows = tokens.windows("train")
-    numbers, places = chunk.positions // 64, chunk.positions % 64
+    kept = chunk.positions[chunk.rows]
+    numbers, places = kept // 64, kept % 64
     ids = torch.from_numpy(windows[numbers.numpy()])[torch.arange(len(places)), places]
     assert (ids != lm.bos).all()
     assert (places != 0).all()
-    assert chunk.counts.left_out == live.per_chunk * 64 - len(chunk.positions) >= live.per_chunk
+    assert chunk.counts.read == len(chunk.positions) == live.per_chunk * 64
+    assert chunk.counts.left_out == len(chunk.positions) - len(chunk.rows) >= live.per_chunk
 
 
 def test_a_massive_norm_is_a_sink(lm: LanguageModel, tokens: Tokens) -> None:
@@ -226,6 +230,59 @@ def test_the_rule_does_not_depend_on_how_many_windows_are_read_at_once(lm: Langu
     windows = tokens.windows("train")
     rules = [LiveChunks(lm, windows, [READ], 2048, lm_batch).keep.largest for lm_batch in (1, 5, 64)]
     assert rules[0] == rules[1] == rules[2]
+
+
+@pytest.mark.parametrize("lm_batch", [1, 5, 64])
+def test_a_chunk_does_not_depend_on_how_many_windows_are_read_at_once(
+    lm: LanguageModel, tokens: Tokens, live: LiveChunks, lm_batch: int
+) -> None:
+    at_once = LiveChunks(lm, tokens.windows("train"), [READ, WRITE], 2048, lm_batch)
+    ours, theirs = live.chunk(0, 0, 1), at_once.chunk(0, 0, 1)
+    assert ours.rows.equal(theirs.rows)
+    assert ours.positions.equal(theirs.positions)
+    assert ours.counts == theirs.counts
+    for site in (READ, WRITE):
+        torch.testing.assert_close(ours.activations[site], theirs.activations[site], rtol=1e-4, atol=1e-4)
+
+
+def test_rows_that_do_not_count_stay_in_the_chunk_and_come_into_no_batch(lm: LanguageModel, tokens: Tokens) -> None:
+    live = LiveChunks(lm, tokens.windows("train"), [READ], chunk_rows=2048)
+    chunk = live.chunk(0, 0, 0)
+    stream = ActivationStream(live, 31, seed=0)
+    seen = torch.cat([batch.positions for batch in take(stream, len(chunk.rows) // 31)])
+    assert len(chunk.rows) < len(chunk.positions) == 2048
+    assert set(seen.tolist()) <= set(chunk.positions[chunk.rows].tolist())
+    assert len(seen.unique()) == len(seen)
+
+
+def test_norms_are_those_of_the_rows_in_float32_whatever_the_dtype(lm: LanguageModel, tokens: Tokens) -> None:
+    x = lm.read(torch.from_numpy(tokens.windows("train")[:4]), [READ])[READ]
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        rule = RowFilter.of(None, {READ: x.to(dtype)})
+        assert rule.largest[READ] == 10 * x.to(dtype).float().norm(dim=-1)[:, 1:].median().item()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_reading_ahead_on_a_gpu_gives_the_same_batches_and_holds_on_to_no_memory(tokens: Tokens) -> None:
+    read = load("bundled", dtype="float32", device="cuda")
+    live = LiveChunks(read, tokens.windows("train"), [READ, WRITE], chunk_rows=32_768, lm_batch=256)
+    expected = [
+        (batch.positions, batch.activations[READ].sum(0)) for batch in take(ActivationStream(live, 4096, 0), 99)
+    ]
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    stream = ActivationStream(live, 4096, seed=0, ahead=True)
+    work = torch.randn(4096, 4096, device="cuda")
+    got = []
+    for batch in itertools.islice(stream, len(expected)):
+        got.append((batch.positions, batch.activations[READ].sum(0)))
+        for _ in range(20):
+            work = (work @ work).tanh()  # the GPU is behind: it gathers a batch long after the host asked for it
+    stream.close()
+    for a, b in zip(itertools.chain(*got), itertools.chain(*expected), strict=True):
+        assert a.equal(b)
+    assert torch.cuda.memory_reserved() <= 1.3 * torch.cuda.max_memory_allocated() + 2**26
 
 
 def test_a_cache_keeps_the_rule_that_it_was_written_by(live: LiveChunks, tmp_path: Path) -> None:

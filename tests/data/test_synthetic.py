@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from matryoshka.data import synthetic
 from matryoshka.data.forest import Forest
 from matryoshka.data.sections import SyntheticConfig
 from matryoshka.data.stream import ActivationStream, Batch
@@ -16,6 +17,7 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.files import cache_dir
 
 CPU = torch.device("cpu")
+WITH_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SAMPLES = 40_000
 SMALL = SyntheticConfig(
     features=120, dimension=24, trees=4, branching=3, depth=2, p_max=0.4, p_min=0.02, factors=5, orthogonal_steps=5
@@ -28,9 +30,11 @@ def small(**values: object) -> SyntheticConfig:
     return SyntheticConfig.build({**SMALL.model_dump(), **values})
 
 
-def drawn(config: SyntheticConfig, count: int = SAMPLES) -> tuple[Samples, Forest]:
-    model = SyntheticModel(config, CPU)
-    parts = list(model.draw(count, HELD_OUT))
+def drawn(
+    config: SyntheticConfig, count: int = SAMPLES, entries: int = synthetic.ENTRIES, device: torch.device = CPU
+) -> tuple[Samples, Forest]:
+    model = SyntheticModel(config, device)
+    parts = list(model.draw(count, HELD_OUT, entries=entries))
     starts = itertools.accumulate((len(part.x) for part in parts), initial=0)
     rows = torch.cat([part.rows + start for part, start in zip(parts, starts, strict=False)])
     x, features, magnitudes = (
@@ -63,9 +67,19 @@ def test_frequencies_follow_zipfs_law_from_the_most_frequent_to_the_rarest(fores
     torch.testing.assert_close(forest.frequencies.double(), 0.02 + slope * (expected - expected[-1]))
 
 
-def test_what_stands_alone_is_on_as_often_as_the_law_says() -> None:
+@pytest.mark.parametrize(
+    ("device", "entries"),
+    [
+        ("cpu", synthetic.ENTRIES),
+        ("cpu", 2**12),
+        pytest.param("cuda", synthetic.GPU_ENTRIES, marks=[pytest.mark.gpu, WITH_GPU]),
+    ],
+)
+def test_what_stands_alone_is_on_as_often_as_the_law_says_however_much_is_drawn_at_once(
+    device: str, entries: int
+) -> None:
     config = small(trees=0, deviation_mean=0.0, deviation_spread=0.0)
-    samples, forest = drawn(config)
+    samples, forest = drawn(config, entries=entries, device=torch.device(device))
     often = torch.bincount(samples.features, minlength=120) / SAMPLES
     error = (forest.frequencies * (1 - forest.frequencies) / SAMPLES).sqrt()
     deviations = (often - forest.frequencies) / error
@@ -153,6 +167,18 @@ def test_directions_are_made_nearly_orthogonal_once_and_kept(tmp_path: Path, mon
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(MatryoshkaError, match=rf"{file.name}: damaged"):
         overlap(small(orthogonal_steps=200, orthogonal_lr=1e-2))
+
+
+def test_training_on_a_gpu_draws_in_large_parts_and_a_cpu_as_measures_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert synthetic.training_entries(CPU) == synthetic.ENTRIES
+    assert synthetic.training_entries(torch.device("cuda:0")) == synthetic.GPU_ENTRIES
+    chunks = SyntheticChunks(SyntheticModel(SMALL, CPU), 300)
+    as_measured = torch.cat([part.x for part in chunks.model.draw(300, TRAIN, 0, 0, 7)])
+    assert chunks.chunk(0, 0, 7).activations[SITE].equal(as_measured)
+    monkeypatch.setattr(synthetic, "training_entries", lambda device: 100 * 96)
+    in_parts = torch.cat([part.x for part in chunks.model.draw(300, TRAIN, 0, 0, 7, entries=100 * 96)])
+    assert chunks.chunk(0, 0, 7).activations[SITE].equal(in_parts)
+    assert not in_parts.equal(as_measured), "the parts are what random numbers are drawn for"
 
 
 def test_samples_depend_on_their_seeds_alone() -> None:

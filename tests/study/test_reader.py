@@ -9,7 +9,16 @@ from matryoshka.data.tokens import Tokens, Windows
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site, Wiring
-from matryoshka.study.reader import READ_BATCH, batches, predicting, read, sequences, spread_windows
+from matryoshka.study.reader import (
+    GPU_READ_TOKENS,
+    READ_BATCH,
+    batches,
+    predicting,
+    read,
+    read_batch,
+    sequences,
+    spread_windows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +55,13 @@ def test_coders_of_different_sites_and_filters_share_one_pass_and_each_sees_its_
             assert len({int(rows.kept(hooked).sum()) for hooked in coders[1:]}) == 2, "each has its own filter"
     assert np.array_equal(np.concatenate(seen), numbers)
     assert len(passes) == -(-len(numbers) // READ_BATCH)
+
+
+@pytest.mark.parametrize("context", [2, 128, 511, 512, 8192])
+def test_on_a_gpu_a_pass_is_of_tokens_enough_and_on_a_cpu_of_few_windows(context: int) -> None:
+    assert read_batch(torch.device("cpu"), context) == READ_BATCH
+    on_gpu = read_batch(torch.device("cuda:0"), context)
+    assert on_gpu == READ_BATCH if context > 512 else on_gpu * context <= GPU_READ_TOKENS < (on_gpu + 1) * context
 
 
 def test_several_sites_stand_side_by_side(lm: LanguageModel, windows: Windows) -> None:

@@ -240,6 +240,7 @@ EXAMPLES: dict[str, list[Any]] = {
     "training.aux_k": [7, None],
     "text.source": ["tests", "bundled"],
     "activations.cache": ["somewhere", None],
+    "activations.lm_batch": [12, "auto"],
     "name": ["12", "a name", None],
     "model.revision": ["1e5", None],
     "log.wandb": ["007", None],

@@ -68,8 +68,8 @@ def write(
         for index in range(count):
             chunk = live.chunk(seed, 0, index)
             file = new / f"chunk_{index}.safetensors"
-            tensors = {str(site): x.contiguous() for site, x in chunk.activations.items()}
-            save_file({**tensors, "positions": chunk.positions.contiguous()}, file)
+            tensors = {str(site): x[chunk.rows] for site, x in chunk.activations.items()}
+            save_file({**tensors, "positions": chunk.positions[chunk.rows]}, file)
             shards.append({"file": file.name, "sha256": checksum(file), **chunk.counts._asdict()})
             progress(index + 1)
         index = {
@@ -128,4 +128,5 @@ class CachedChunks:
         except (OSError, SafetensorError) as error:
             raise MatryoshkaError(f"{file}: missing or damaged ({error})") from None
         self._proved.add(number)
-        return Chunk(activations, positions, RowCounts(shard.read, shard.left_out, shard.not_finite))
+        counts = RowCounts(shard.read, shard.left_out, shard.not_finite)
+        return Chunk(activations, positions, torch.arange(len(positions)), counts)

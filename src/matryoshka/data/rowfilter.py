@@ -89,7 +89,7 @@ class RowFilter:
             by_place &= tokens != self.bos
         keep, finite = by_place.clone(), torch.ones_like(by_place)
         for site, largest in self.largest.items():
-            norms = activations[site].float().norm(dim=-1)
+            norms = _norms(activations[site])
             keep &= norms <= largest  # a comparison with NaN is False
             finite &= norms.isfinite()
         return Sorted(keep, by_place & ~finite)
@@ -105,8 +105,13 @@ def refuse_not_finite(counts: RowCounts, sites: Iterable[Site], lm: LanguageMode
         )
 
 
+def _norms(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+    """In float32, without a copy of x in it."""
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+
+
 def _median(site: Site, x: Float[Tensor, "batch position d"]) -> float:
-    norms = x.float().norm(dim=-1)
+    norms = _norms(x)
     finite = norms[norms.isfinite()]
     if not len(finite):
         raise MatryoshkaError(f"site {site}: all activations on the first windows are NaN or Inf; try another dtype")

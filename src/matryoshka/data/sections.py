@@ -6,7 +6,7 @@ They are all of this room that flags and recipes need, so nothing heavy is impor
 import hashlib
 import math
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -58,8 +58,9 @@ class ActivationConfig(Section):
 
     chunk: Annotated[int, Field(ge=1)] = 131_072
     """Tokens read at once and shuffled together before they are cut into batches. Memory grows with it."""
-    lm_batch: Annotated[int, Field(ge=1)] = 16
-    """Windows in one forward pass of the language model."""
+    lm_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Windows in one forward pass of the language model. auto: 16 on a CPU; on a GPU as many as make 65,536 tokens, or
+    an eighth of the memory that the model leaves free."""
     cache: Path | None = None
     """Folder of activations on disk: written first if it is not there, then trained from."""
 

@@ -10,8 +10,8 @@ The state is four numbers (seed, epoch, chunk, batch): everything else follows f
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -48,15 +48,17 @@ def side_by_side(activations: Mapping[Site, Float[Tensor, "rows _"]], sites: Seq
 
 
 class Chunk(NamedTuple):
-    """Many rows in the order of their tokens, and how many tokens were read for it and left out."""
+    """Many tokens in their order, which of them count, and what became of the others."""
 
-    activations: dict[Site, Float[Tensor, "rows d"]]
-    positions: Int[Tensor, " rows"]
+    activations: dict[Site, Float[Tensor, "read d"]]
+    positions: Int[Tensor, " read"]
+    rows: Int[Tensor, " rows"]
+    """Places of the rows that count in `activations` and `positions`, ascending; on the CPU."""
     counts: RowCounts
 
 
 Ordered = tuple[Chunk, Int[Tensor, " rows"]]
-"""A chunk, and the order in which its rows are taken."""
+"""A chunk, and the order in which its rows are taken: places in it, on its device."""
 
 
 @runtime_checkable
@@ -64,7 +66,12 @@ class Chunks(Protocol):
     """Where chunks come from: a live model, a disk cache, a test's own tensors."""
 
     keep: RowFilter
-    """Which rows are in them."""
+    """Which rows of them count."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        ...
 
     def __len__(self) -> int:
         """Chunks in an epoch."""
@@ -99,6 +106,11 @@ class LiveChunks:
         self.per_chunk = min(len(windows), max(1, chunk_rows // windows.context))
         self.keep = RowFilter.measure(lm, windows, self.sites)
 
+    @property
+    def device(self) -> torch.device:
+        """The language model's."""
+        return self.lm.device
+
     def __len__(self) -> int:
         return len(self.windows) // self.per_chunk
 
@@ -106,24 +118,33 @@ class LiveChunks:
         """The windows at places index · per_chunk … of the epoch's permutation, run through the model."""
         order = permutation(len(self.windows), seed, epoch)
         numbers = order[index * self.per_chunk : (index + 1) * self.per_chunk].sort().values
-        size, n, not_finite = len(numbers) * self.windows.context, 0, 0
-        # filled in place: no second copy of the chunk ever exists
-        like = {"dtype": self.lm.dtype, "device": self.lm.device}
-        rows = {site: torch.empty(size, self.lm.info.check(site), **like) for site in self.sites}
-        positions = torch.empty(size, dtype=torch.int64, device=self.lm.device)
-        for part in numbers.split(self.lm_batch):
-            tokens = torch.from_numpy(self.windows[part.numpy()]).to(self.lm.device)
-            read = self.lm.read(tokens, self.sites)
-            keep, bad = self.keep.sort(tokens, read)
-            end, not_finite = n + int(keep.sum()), not_finite + int(bad.sum())
+        device, context = self.device, self.windows.context
+        tokens = on_device(torch.from_numpy(self.windows[numbers.numpy()]), device)
+        # filled in place, and rows that do not count stay where they are: no second copy of the chunk ever exists, and
+        # the host need not know their number before the last pass
+        buffers = {
+            site: torch.empty(*tokens.shape, self.lm.info.check(site), dtype=self.lm.dtype, device=device)
+            for site in self.sites
+        }
+        sorts = torch.empty(2, *tokens.shape, dtype=torch.bool, device=device)
+        for start in range(0, len(numbers), self.lm_batch):
+            part = slice(start, start + self.lm_batch)
+            read = self.lm.read(tokens[part], self.sites)
+            for sort, of_part in zip(sorts, self.keep.sort(tokens[part], read), strict=True):
+                sort[part] = of_part
             for site in self.sites:
-                rows[site][n:end] = read[site][keep]
-            place = part[:, None] * self.windows.context + torch.arange(self.windows.context)
-            positions[n:end] = place.to(keep.device)[keep]
-            n = end
-        counts = RowCounts(size, size - n - not_finite, not_finite)
+                buffers[site][part] = read[site]
+        keep, not_finite = sorts.cpu().flatten(1)  # the one question to the device
+        rows, bad = keep.nonzero().squeeze(1), int(not_finite.sum())
+        counts = RowCounts(len(keep), len(keep) - len(rows) - bad, bad)
         refuse_not_finite(counts, self.sites, self.lm)
-        return Chunk({site: buffer[:n] for site, buffer in rows.items()}, positions[:n], counts)
+        positions = on_device((numbers[:, None] * context + torch.arange(context)).flatten(), device)
+        return Chunk({site: buffer.flatten(0, 1) for site, buffer in buffers.items()}, positions, rows, counts)
+
+
+def on_device(numbers: Int[Tensor, "*n"], device: torch.device) -> Int[Tensor, "*n"]:
+    """The CPU's `numbers` there; the host does not wait for a GPU to have them."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
 
 
 @cache
@@ -132,19 +153,28 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _aside(device: torch.device, make: Callable[[int, int], Ordered], epoch: int, index: int) -> Ordered:
-    """`make(epoch, index)` in a thread; on a GPU in a CUDA stream of its own, or it would queue behind training.
+def _aside(make: Callable[[], Ordered], device: torch.device, left: torch.cuda.Event | None) -> Ordered:
+    """`make()` in a thread; on a GPU in a CUDA stream of its own, or it would queue behind training. Its caller need
+    not wait for anything.
 
-    The stream first waits for what training has queued, which may still read the memory of the chunk before the last.
+    `left`: training has queued the last reading of the chunk before; once it is there, that chunk's memory is free.
     """
-    if device.type != "cuda":
-        return make(epoch, index)
+    if left is None:
+        return make()
+    left.synchronize()
     aside = _stream(device)
-    aside.wait_stream(torch.cuda.default_stream(device))
     with torch.cuda.stream(aside):
-        made = make(epoch, index)
+        made = make()
         aside.synchronize()
     return made
+
+
+def _lend(chunk: Chunk, order: Int[Tensor, " rows"]) -> None:
+    """Have torch keep memory that the reading stream made until the training stream, too, is done with it: the next
+    chunk, being made already, could otherwise be written over the last batch before the GPU has gathered it."""
+    for tensor in (*chunk.activations.values(), chunk.positions, order):
+        if tensor.device.type == "cuda":
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
 
 class ActivationStream(Iterator[Batch]):
@@ -162,7 +192,7 @@ class ActivationStream(Iterator[Batch]):
         self.counts = RowCounts()
         self._current: Ordered | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="activations") if ahead else None
-        self._next: tuple[tuple[int, int], Future[Ordered]] | None = None
+        self._next: tuple[tuple[int, int], Callable[[], Ordered]] | None = None
 
     def __next__(self) -> Batch:
         if self._current is None:
@@ -204,21 +234,33 @@ class ActivationStream(Iterator[Batch]):
 
     def _make(self, epoch: int, index: int) -> Ordered:
         chunk = self.chunks.chunk(self.seed, epoch, index)
-        if len(chunk.positions) < self.batch:
+        if len(chunk.rows) < self.batch:
             raise MatryoshkaError(
-                f"a chunk of activations has {len(chunk.positions)} rows, fewer than training.batch = {self.batch}"
+                f"a chunk of activations has {len(chunk.rows)} rows, fewer than training.batch = {self.batch}"
                 " (bring more text, or lower training.batch)"
             )
-        order = permutation(len(chunk.positions), self.seed, epoch, index, 1)
-        return chunk, order.to(chunk.positions.device)
+        order = chunk.rows[permutation(len(chunk.rows), self.seed, epoch, index, 1)]
+        return chunk, on_device(order, self.chunks.device)
+
+    def _start(self, epoch: int, index: int) -> Callable[[], Ordered]:
+        """What gives the chunk there: it is being made already if reading ahead."""
+        make, device = partial(self._make, epoch, index), self.chunks.device
+        if self._thread is None:
+            return make
+        left = None
+        if device.type == "cuda":
+            left = torch.cuda.Event()
+            left.record(torch.cuda.current_stream(device))
+        return self._thread.submit(_aside, make, device, left).result
 
     def _begin(self) -> Ordered:
         """The chunk at the current place; the one after it is started if reading ahead."""
         place = (self.epoch, self.index)
-        made = self._next[1].result() if self._next and self._next[0] == place else self._make(*place)
+        made = (self._next[1] if self._next and self._next[0] == place else self._start(*place))()
         if self._thread is not None:
+            _lend(*made)
             after = self._after(*place)
-            self._next = (after, self._thread.submit(_aside, made[0].positions.device, self._make, *after))
+            self._next = (after, self._start(*after))
         if self.next_batch == 0:  # a resumed chunk was counted when it was begun
             self.counts = self.counts.plus(made[0].counts)
         return made

@@ -37,10 +37,19 @@ SITE = Site("resid_post", 0)
 """The only place that a synthetic model has."""
 ENTRIES = 2**22
 """Features of samples that are looked at at once: they stay near the processor."""
+GPU_ENTRIES = 2**27
+"""The same for training on a GPU, where a part costs some 100 launches and nine questions whatever its size: of 16,384
+features 24 thousand samples, not 744. Measures take the smaller parts there too: these are the blocks of their
+intervals."""
 GROUP = 32
 """Features that share a bound of how likely they are on: neighbours, so nearly as frequent as one another."""
 TRAIN, HELD_OUT = 1, 2
 """The splits: samples of one never come in another."""
+
+
+def training_entries(device: torch.device) -> int:
+    """Features of training samples that are looked at at once."""
+    return GPU_ENTRIES if device.type == "cuda" else ENTRIES
 
 
 class SyntheticInfo(NamedTuple):
@@ -75,6 +84,10 @@ class _On(NamedTuple):
     features: Int[Tensor, " entries"]
     magnitudes: Float[Tensor, " entries"]
 
+    def at(self, entries: Int[Tensor, " some"]) -> "_On":
+        """These of them."""
+        return _On(*(values[entries] for values in self))
+
 
 class SyntheticModel:
     """Draws activations of a forest of features."""
@@ -92,26 +105,24 @@ class SyntheticModel:
         never = torch.tensor([0.0] * config.factors + [-math.inf], device=device)
         missing = -len(self._tops) % GROUP
         self._top_drives = torch.cat([self._drives[self._tops], never.expand(missing, -1)])
-        self._at_once = max(1, ENTRIES // len(self._top_drives))
 
-    def draw(self, count: int, *seeds: int) -> Iterator[Samples]:
-        """`count` samples in a few parts, the same ones for the same `seeds` on the same kind of device."""
-        generator = seeded(self.device, self.config.seed, *seeds)
-        for start in range(0, count, self._at_once):
-            yield self._part(min(self._at_once, count - start), generator)
+    def draw(self, count: int, *seeds: int, entries: int = ENTRIES) -> Iterator[Samples]:
+        """`count` samples in a few parts, of some `entries` features of samples each; the same ones for the same
+        `seeds` and `entries` on the same kind of device."""
+        generator, at_once = seeded(self.device, self.config.seed, *seeds), max(1, entries // len(self._top_drives))
+        for start in range(0, count, at_once):
+            yield self._part(min(at_once, count - start), generator)
 
     def _part(self, rows: int, generator: torch.Generator) -> Samples:
         common = F.pad(self._normal(generator, rows, self.config.factors), (0, 1), value=1.0)
         on = self._top(common, generator)
         levels = [on]
-        inside = on.features < self.config.trees
-        above = _On(*(values[inside] for values in on))
+        above = on.at((on.features < self.config.trees).nonzero().squeeze(1))
         for _ in range(self.config.depth if self.config.trees else 0):
             above = self._children(above, common, generator)
             levels.append(above)
         entries = _On(*(torch.cat(values) for values in zip(*levels, strict=True)))
-        order = entries.rows.argsort(stable=True)
-        in_order = _On(*(values[order] for values in entries))
+        in_order = entries.at(entries.rows.argsort(stable=True))
         return Samples(self._activations(in_order, rows), *in_order)
 
     def _normal(self, generator: torch.Generator, *shape: int) -> Tensor:
@@ -129,8 +140,7 @@ class SyntheticModel:
         rows, column = fired // len(self._top_drives), fired % len(self._top_drives)
         features = self._tops[column]
         magnitudes = self._magnitudes(features, generator)
-        on = magnitudes > 0
-        return _On(rows[on], features[on], magnitudes[on])
+        return _On(rows, features, magnitudes).at((magnitudes > 0).nonzero().squeeze(1))
 
     def _magnitudes(self, features: Int[Tensor, "*n"], generator: torch.Generator) -> Float[Tensor, "*n"]:
         noise = self._normal(generator, *features.shape)
@@ -173,6 +183,11 @@ class SyntheticChunks:
         self.model, self.rows = model, rows
         self.keep = RowFilter(None, {})
 
+    @property
+    def device(self) -> torch.device:
+        """The features'."""
+        return self.model.device
+
     def __len__(self) -> int:
         return sys.maxsize
 
@@ -180,8 +195,9 @@ class SyntheticChunks:
         """The samples of this number; nothing is left out."""
         x = torch.empty(self.rows, self.model.config.dimension, device=self.model.device)
         end = 0  # filled in place: no second copy of the chunk ever exists
-        for samples in self.model.draw(self.rows, TRAIN, seed, epoch, index):
+        entries = training_entries(self.device)
+        for samples in self.model.draw(self.rows, TRAIN, seed, epoch, index, entries=entries):
             start, end = end, end + len(samples.x)
             x[start:end] = samples.x
         positions = torch.arange(self.rows, device=self.model.device) + index * self.rows
-        return Chunk({SITE: x}, positions, RowCounts(read=self.rows))
+        return Chunk({SITE: x}, positions, torch.arange(self.rows), RowCounts(read=self.rows))

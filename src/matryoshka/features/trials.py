@@ -27,7 +27,7 @@ from matryoshka.features.store import FeatureStore
 from matryoshka.lm.model import LanguageModel
 from matryoshka.progress import Progress, silent
 from matryoshka.study.hooked import HookedCoder
-from matryoshka.study.reader import READ_BATCH, read, sequences
+from matryoshka.study.reader import read, read_batch, sequences
 
 LENGTH = 32
 """Tokens of a context."""
@@ -119,7 +119,7 @@ def firing(
     row_of = np.full(hooked.coder.config.d_sae, -1)
     row_of[list(features)] = np.arange(len(features))
     fires = np.zeros((len(features), *tokens.shape), bool)
-    for rows in read(lm, sequences(tokens, READ_BATCH), [hooked]):
+    for rows in read(lm, sequences(tokens, read_batch(lm.device, tokens.shape[1])), [hooked]):
         latents = rows.latents(hooked)
         feature = row_of[latents.indices.cpu().numpy()]
         chosen = (latents.values > 0).cpu().numpy() & (feature >= 0)

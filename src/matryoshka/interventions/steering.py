@@ -22,7 +22,7 @@ from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.vocabulary import pieces
 from matryoshka.progress import Progress, silent
 from matryoshka.study.hooked import HookedCoder
-from matryoshka.study.reader import READ_BATCH, batches, read, spread_windows
+from matryoshka.study.reader import batches, read, read_batch, spread_windows
 
 RARE = 16
 """So many times the text is read for a feature that does not fire at first."""
@@ -73,7 +73,7 @@ def measure_unit(
     for count in (tokens, RARE * tokens):
         numbers = spread_windows(windows, count)
         maximum, done, sought = 0, 0, len(numbers) * windows.context
-        for rows in read(lm, batches(windows, numbers, READ_BATCH), [hooked]):
+        for rows in read(lm, batches(windows, numbers, read_batch(lm.device, windows.context)), [hooked]):
             maximum = max([maximum, *activations(rows.latents(hooked), chosen)[:, 0].tolist()])
             progress(done := done + len(rows.tokens), len(numbers))
         if maximum > 0:

@@ -103,8 +103,17 @@ class Shape(NamedTuple):
 
     parameters: int
     n_heads: int
+    d_model: int
     d_mlp: int
     bytes_a_parameter: int
+    scores: bool
+    """Attention's scores of a whole window are held: this family's kernel does not do without them."""
+
+    def bytes_a_token(self, context: int, itemsize: int) -> int:
+        """What a forward pass over windows of `context` tokens holds for each at most, logits apart: the tensors of one
+        block, of numbers of `itemsize` bytes, and scores in float32 before and after their softmax."""
+        scores = 2 * self.n_heads * context * torch.float32.itemsize if self.scores else 0
+        return (6 * self.d_model + 3 * self.d_mlp) * itemsize + scores
 
 
 def shape(info: ModelInfo) -> Shape:
@@ -117,7 +126,14 @@ def shape(info: ModelInfo) -> Shape:
     widths = [max(p.shape) for p in blocks[0].get_submodule(info.family.mlp).parameters()]
     own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     count = sum(parameter.numel() for parameter in model.parameters())
-    return Shape(count, text.num_attention_heads, max(widths), own.itemsize)
+    return Shape(
+        parameters=count,
+        n_heads=text.num_attention_heads,
+        d_model=info.d_model,
+        d_mlp=max(widths),
+        bytes_a_parameter=own.itemsize,
+        scores=info.family.attention_implementation == "eager",
+    )
 
 
 def _local_folder(name: str) -> Path | None:

@@ -25,6 +25,8 @@ from matryoshka.study.hooked import HookedCoder
 
 READ_BATCH = 16
 """Windows at once where activations are all that is asked for."""
+GPU_READ_TOKENS = 2**13
+"""The same on a GPU in tokens, at least: what coders make of so many rows is no more than a large step of training."""
 LOGIT_BATCH = 4
 """Windows at once where logits are needed: 4 × 128 tokens × 256k vocabulary entries are 0.5 GB in float32."""
 
@@ -39,6 +41,11 @@ class Text(NamedTuple):
     """Of each sequence: a window's number within its split."""
     asked: Bool[np.ndarray, "batch position"] | None = None
     """The positions that are asked for, padding never among them; None: all."""
+
+
+def read_batch(device: torch.device, context: int) -> int:
+    """Windows of `context` tokens at once on this device, where activations are all that is asked for."""
+    return max(READ_BATCH, GPU_READ_TOKENS // context) if device.type == "cuda" else READ_BATCH
 
 
 def batches(windows: Windows, numbers: Int[np.ndarray, " n"], size: int) -> Iterator[Text]:

@@ -34,7 +34,7 @@ from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
 from matryoshka.progress import Progress, silent
 from matryoshka.study.hooked import HookedCoder
-from matryoshka.study.reader import READ_BATCH, Rows, batches, read
+from matryoshka.study.reader import Rows, batches, read, read_batch
 from matryoshka.study.recording import HEAD, LEFT_OUT, NOT_FINITE, Head, Recording, read_head
 
 logger = logging.getLogger("matryoshka")
@@ -143,6 +143,11 @@ class _Job(NamedTuple):
     coders: Sequence[HookedCoder]
     columns: Sequence[ExtraColumn]
 
+    @property
+    def batch(self) -> int:
+        """Windows at once."""
+        return read_batch(self.lm.device, self.windows.context)
+
     def head(self) -> Head:
         """Of the recording that is asked for."""
         of = {
@@ -155,7 +160,7 @@ class _Job(NamedTuple):
 
     def fill(self, recorder: Recorder, progress: Progress) -> None:
         """Read and record the windows that are not in it yet."""
-        texts = batches(self.windows, self.numbers[recorder.windows :], READ_BATCH)
+        texts = batches(self.windows, self.numbers[recorder.windows :], self.batch)
         for rows in read(self.lm, texts, self.coders, [site for column in self.columns for site in column.sites]):
             made = {
                 hooked.key: CoderRows(
@@ -216,7 +221,7 @@ def record(
     MatryoshkaError where the disk has no room, and where more than a few rows are NaN or Inf.
     """
     job = _Job(lm, windows, numbers, coders, columns)
-    whole, share = job.head(), job._replace(numbers=_shares(numbers, world.size)[world.rank])
+    whole, share = job.head(), job._replace(numbers=_shares(numbers, job.batch, world.size)[world.rank])
     folders = [folder.with_name(f".{folder.name}-{rank}-of-{world.size}") for rank in range(world.size)]
     own = folder if world.size == 1 else folders[world.rank]
     present = read_head(folder)
@@ -238,10 +243,10 @@ def record(
             refuse_not_finite(recording.of(hooked).row_counts, hooked.wiring.sites, lm)
 
 
-def _shares(numbers: Int[np.ndarray, " windows"], of: int) -> list[Int[np.ndarray, " _"]]:
+def _shares(numbers: Int[np.ndarray, " windows"], batch: int, of: int) -> list[Int[np.ndarray, " _"]]:
     """The windows in as many parts, of whole batches, in the same order."""
-    count = -(-len(numbers) // READ_BATCH)
-    ends = [part * count // of * READ_BATCH for part in range(1, of)]
+    count = -(-len(numbers) // batch)
+    ends = [part * count // of * batch for part in range(1, of)]
     return np.split(numbers, np.minimum(ends, len(numbers)))
 
 

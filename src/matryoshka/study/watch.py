@@ -10,7 +10,7 @@ from matryoshka.data.synthetic import HELD_OUT, SyntheticModel
 from matryoshka.data.tokens import Windows
 from matryoshka.lm.model import LanguageModel
 from matryoshka.study.hooked import HookedCoder
-from matryoshka.study.reader import READ_BATCH, batches, read, spread_windows
+from matryoshka.study.reader import batches, read, read_batch, spread_windows
 
 HeldOut = tuple[LanguageModel, Windows] | SyntheticModel
 """What training never sees: a text's windows and who reads them, or who draws fresh samples."""
@@ -34,7 +34,7 @@ def activation_metrics(
     Of a coder that writes several sites, `fvu` is the mean over them and `fvu_of_sites` each one's.
     """
     meters = [Meter(hooked.coder.config).to(lm.device) for hooked in coders]
-    texts = batches(windows, spread_windows(windows, tokens), READ_BATCH)
+    texts = batches(windows, spread_windows(windows, tokens), read_batch(lm.device, windows.context))
     for rows in read(lm, texts, coders):
         for hooked, meter in zip(coders, meters, strict=True):
             x, latents = rows.x(hooked), rows.latents(hooked)

@@ -16,7 +16,7 @@ from matryoshka.lm.info import ModelInfo
 from matryoshka.lm.sites import Site, Wiring
 from matryoshka.training.optim import peak_rate
 from matryoshka.training.recipe import CoderSection, Config
-from matryoshka.training.supply import Info, described
+from matryoshka.training.supply import Info, described, lm_batch
 
 LONGEST_LABEL = 120
 """Characters: it is the name of a folder, and of files beside which others have longer ones."""
@@ -85,8 +85,8 @@ def check(config: Config) -> tuple[Info, list[Plan]]:
 
 def resolve(config: Config, info: Info, plans: Sequence[Plan]) -> Config:
     """`config` so that it can be re-run: with the model's revision pinned, paths that hold from any folder, a text read
-    only as far as this run needs (the bundled one, which is small, to its end), and an automatic learning rate (of the
-    first of `plans`) as a number."""
+    only as far as this run needs (the bundled one, which is small, to its end), and what is automatic as
+    numbers: the learning rate (of the first of `plans`) and the windows in a forward pass."""
     resolved: dict[str, Any] = {"training": {"lr": peak_rate(config.training, config.steps, plans[0].coder.d_in)}}
     if isinstance(info, ModelInfo):
         resolved |= _pinned(config, info)
@@ -102,7 +102,10 @@ def _pinned(config: Config, info: ModelInfo) -> dict[str, Any]:
         trained = config.chunk_rows + config.steps * config.training.batch
         text["limit"] = config.text.read_on(trained, config.evaluation.tokens).limit
     cache = config.activations.cache
-    activations = {"cache": None if cache is None else str(cache.expanduser().absolute())}
+    activations = {
+        "lm_batch": lm_batch(config, info),
+        "cache": None if cache is None else str(cache.expanduser().absolute()),
+    }
     return {"model": model, "text": text, "activations": activations}
 
 

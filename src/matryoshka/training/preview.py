@@ -14,18 +14,18 @@ import torch
 
 from matryoshka.data.documents import documents
 from matryoshka.data.sections import SyntheticConfig
-from matryoshka.data.synthetic import ENTRIES, SyntheticInfo
+from matryoshka.data.synthetic import SyntheticInfo, training_entries
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import cache_dir, refuse_unwritable
 from matryoshka.lm.info import ModelInfo, shape
-from matryoshka.lm.model import DTYPES, resolve_device
+from matryoshka.lm.model import resolve_device
 from matryoshka.lm.sites import Site
 from matryoshka.run import Run
 from matryoshka.training.optim import peak_rate
 from matryoshka.training.plan import Plan, check, default_folder, resolve
 from matryoshka.training.recipe import Config
 from matryoshka.training.session import reads_ahead
-from matryoshka.training.supply import Info
+from matryoshka.training.supply import Info, lm_batch, read_itemsize
 
 FLOAT = 4
 LIBRARIES = 900_000_000
@@ -74,7 +74,7 @@ def preview(config: Config, out: str | Path | None = None, overwrite: bool = Fal
     refuse_unwritable(cache_dir())
     if isinstance(info, ModelInfo) and not list(islice(documents(config.text), DOCUMENTS)):
         raise MatryoshkaError(f"{config.text.source}: there is no text in it")
-    before, lr = upstream(config, info, plans), peak_rate(config.training, config.steps, plans[0].coder.d_in)
+    before, lr = upstream(resolved, info, plans), peak_rate(config.training, config.steps, plans[0].coder.d_in)
     seconds, disk = _seconds(resolved, plans, before.operations), _disk(resolved, info, plans)
     memory = needed(config, info, plans, before)
     return Preview(path, plans, config.steps, config.training.batch, lr, seconds, disk, memory)
@@ -124,32 +124,29 @@ class Upstream(NamedTuple):
 
 def upstream(config: Config, info: Info, plans: Sequence[Plan]) -> Upstream:
     """Of the language model up to the last site that is read, or of known features."""
-    return _drawing(info.config) if isinstance(info, SyntheticInfo) else _reading(config, info, plans)
+    return _drawing(config, info.config) if isinstance(info, SyntheticInfo) else _reading(config, info, plans)
 
 
 def _reading(config: Config, info: ModelInfo, plans: Sequence[Plan]) -> Upstream:
     lm = shape(info)
-    if config.model.dtype == "auto":
-        itemsize = torch.float32.itemsize if resolve_device(config.model.device).type == "cpu" else lm.bytes_a_parameter
-    else:
-        itemsize = DTYPES[config.model.dtype].itemsize
-    tokens = config.activations.lm_batch * config.text.context
-    attention = config.activations.lm_batch * lm.n_heads * config.text.context**2 * FLOAT
-    forward = tokens * (6 * info.d_model + 3 * lm.d_mlp) * itemsize + 2 * attention
+    itemsize, windows = read_itemsize(config, lm), lm_batch(config, info)
+    tokens = windows * config.text.context
+    forward = tokens * lm.bytes_a_token(config.text.context, itemsize)
     logits = 5 * 4 * config.text.context * info.d_vocab * FLOAT  # evaluation: four windows; clean, spliced, products
     items = [
         Item("language model", lm.parameters * itemsize, f"{lm.parameters:,} parameters"),
-        Item("its forward pass", max(forward, logits), f"{tokens:,} tokens at once; logits in evaluation"),
+        Item("its forward pass", max(forward, logits), f"{windows:,} windows, {tokens:,} tokens; logits in evaluation"),
     ]
     depth = (1 + max(site.layer for site in _sites(plans))) / info.n_layers
     return Upstream(items, itemsize, 2 * depth * (lm.parameters - info.d_vocab * info.d_model))
 
 
-def _drawing(synthetic: SyntheticConfig) -> Upstream:
+def _drawing(config: Config, synthetic: SyntheticConfig) -> Upstream:
+    entries = training_entries(resolve_device(config.model.device))
     known = synthetic.features * (2 * synthetic.dimension + 3 * synthetic.factors + 8) * FLOAT
     items = [
         Item("known features", known, f"{synthetic.features:,} directions and loadings; twice while they are made"),
-        Item("their samples", 8 * ENTRIES * FLOAT, "drawn at once"),
+        Item("their samples", 8 * entries * FLOAT, "drawn at once"),
     ]
     return Upstream(items, FLOAT, 2 * DRAWING * synthetic.features * synthetic.factors)
 

@@ -22,10 +22,11 @@ from matryoshka.data.stream import Chunks, LiveChunks
 from matryoshka.data.synthetic import SyntheticChunks, SyntheticInfo, SyntheticModel
 from matryoshka.data.tokens import Tokens, Windows, tokenise
 from matryoshka.errors import MatryoshkaError
-from matryoshka.lm.info import ModelInfo, describe
-from matryoshka.lm.model import LanguageModel, load, resolve_device
+from matryoshka.lm.info import ModelInfo, Shape, describe, shape
+from matryoshka.lm.model import DTYPES, LanguageModel, load, resolve_device
 from matryoshka.lm.sites import Site, Wiring
 from matryoshka.progress import progress_bar
+from matryoshka.training import automatic
 from matryoshka.training.recipe import Config
 
 Info = ModelInfo | SyntheticInfo
@@ -42,6 +43,27 @@ def described(config: Config) -> Info:
             f"text.context: {config.text.context} tokens, but {info.name} takes at most {info.context}"
         )
     return info
+
+
+def read_itemsize(config: Config, lm: Shape) -> int:
+    """Bytes of a number in the language model that `config` reads with, weights and activations alike."""
+    if config.model.dtype != "auto":
+        return DTYPES[config.model.dtype].itemsize
+    return torch.float32.itemsize if resolve_device(config.model.device).type == "cpu" else lm.bytes_a_parameter
+
+
+def lm_batch(config: Config, info: ModelInfo) -> int:
+    """Windows in one forward pass: as configured, or by the rule for the run's device and the memory free there, of
+    which the language model, not yet loaded, takes its part."""
+    if config.activations.lm_batch != "auto":
+        return config.activations.lm_batch
+    device = resolve_device(config.model.device)
+    if device.type != "cuda":
+        return automatic.CPU_WINDOWS
+    lm, context = shape(info), config.text.context
+    itemsize = read_itemsize(config, lm)
+    free, _ = torch.cuda.mem_get_info(device)
+    return automatic.gpu_windows(context, lm.bytes_a_token(context, itemsize), free - lm.parameters * itemsize)
 
 
 class TextSupply:
@@ -76,9 +98,9 @@ class TextSupply:
 
     def chunks(self, sites: Sequence[Site]) -> Chunks:
         """From the live model, or from the cache, which is written first if it is not there."""
-        activations = self.config.activations
-        live = LiveChunks(self.lm, self.tokens.windows("train"), sites, self.config.chunk_rows, activations.lm_batch)
-        return live if activations.cache is None else self._cached(activations.cache, live)
+        folder, windows = self.config.activations.cache, self.tokens.windows("train")
+        live = LiveChunks(self.lm, windows, sites, self.config.chunk_rows, lm_batch(self.config, self.lm.info))
+        return live if folder is None else self._cached(folder, live)
 
     def _cached(self, folder: Path, live: LiveChunks) -> cache.CachedChunks:
         training, info = self.config.training, self.lm.info

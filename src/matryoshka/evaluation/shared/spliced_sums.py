@@ -23,7 +23,7 @@ from matryoshka.data.tokens import Windows
 from matryoshka.lm.model import LanguageModel
 from matryoshka.progress import Progress
 from matryoshka.study.hooked import HookedCoder
-from matryoshka.study.reader import LOGIT_BATCH, READ_BATCH, Rows, batches, predicting, read, spread_windows
+from matryoshka.study.reader import LOGIT_BATCH, Rows, batches, predicting, read, read_batch, spread_windows
 from matryoshka.study.splice import by_site, of_one_target, spliced
 
 POSITION_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -115,7 +115,7 @@ def _means(
     """The mean activation where each of these coders writes, float64."""
     totals = [torch.zeros(hooked.coder.config.d_out, dtype=torch.float64, device=lm.device) for hooked in coders]
     counts = [0] * len(coders)
-    for rows in read(lm, batches(windows, numbers, READ_BATCH), coders):
+    for rows in read(lm, batches(windows, numbers, read_batch(lm.device, windows.context)), coders):
         for i, hooked in enumerate(coders):
             y = rows.y(hooked)
             totals[i] += y.double().sum(0)
