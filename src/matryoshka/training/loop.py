@@ -42,7 +42,11 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
         received = stack.enter_context(_signals())
         bar = stack.enter_context(ProgressBar(steps, start))
         rates = " and ".join(dict.fromkeys(f"{trainee.schedule.peak:g}" for trainee in trainees))
-        bar.say(f"training: {steps:,} steps of {config.training.batch:,} tokens, peak learning rate {rates}")
+        selects = " and ".join(dict.fromkeys(trainee.coder.precision for trainee in trainees))
+        bar.say(
+            f"training: {steps:,} steps of {config.training.batch:,} tokens, peak learning rate {rates},"
+            f" latents proposed in {selects}"
+        )
         pace = _Pace(start)
         held_out: list[Record] = []
         for step in range(start, steps):

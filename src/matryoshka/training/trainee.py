@@ -1,13 +1,11 @@
 """One coder in training: its optimiser, its counters, and what one step does to it."""
 
-import logging
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from matryoshka.coder.coder import Forward, SparseCoder
-from matryoshka.coder.kernels.cpu import has_bfloat16_product, has_native_bfloat16
 from matryoshka.coder.losses import CONVENTIONS, fvu
 from matryoshka.coder.scaling import Scaling
 from matryoshka.coder.sparse import random_widths
@@ -15,9 +13,8 @@ from matryoshka.data.stream import Batch
 from matryoshka.training.dead import REFRESH, Dead, DeadLatents
 from matryoshka.training.optim import Adam, Schedule
 from matryoshka.training.plan import Plan
+from matryoshka.training.precision import choose
 from matryoshka.training.recipe import TrainingSection
-
-logger = logging.getLogger("matryoshka")
 
 
 class Terms(NamedTuple):
@@ -55,7 +52,9 @@ class Trainee(nn.Module):
         self.dead = DeadLatents(coder.config.d_sae, section.dead_after_tokens, refresh).to(device)
         self.register_buffer("sums", torch.zeros(len(AVERAGED), dtype=torch.float64, device=device))
         self.register_buffer("bad_step", torch.tensor(-1, device=device))
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=_low_precision(section, device))
+        coder.precision = choose(section.select, coder.config.d_in, coder.config.d_sae, device)
+        # of the other dense products: the dead latents' and a skip connection's
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=coder.precision != "float32")
         self._measures: dict[str, Tensor] = {}
 
     def calibrate(self, batch: Batch) -> None:
@@ -121,11 +120,13 @@ class Trainee(nn.Module):
 
     @torch.no_grad()
     def _measure(self, forward: Forward) -> dict[str, Tensor]:
-        """Of one batch: FVU of each of the coder's own prefixes, and L0."""
+        """Of one batch: FVU of each of the coder's own prefixes, L0, and the share of what was selected that something
+        may exceed which the product of low precision did not propose."""
         errors = forward.errors
         if self.plan.section.random_widths:  # these teach; what is reported are the fixed widths
             errors = self.coder.errors(forward.latents, forward.x, forward.y, self.coder.widths)[0]
-        return {"fvu": fvu(errors, forward.y), "l0": (forward.latents.values > 0).sum() / len(forward.y)}
+        l0 = (forward.latents.values > 0).sum() / len(forward.y)
+        return {"fvu": fvu(errors, forward.y), "l0": l0, "short": self.coder.shortfall(forward)}
 
     def report(self, every: int) -> dict[str, float | list[float]]:
         """The means of the log interval of `every` steps that ends here, and the measures of its last step."""
@@ -136,15 +137,3 @@ class Trainee(nn.Module):
         values["dead"] = self.dead.now.double().mean().item()
         self.sums.zero_()
         return values
-
-
-def _low_precision(section: TrainingSection, device: torch.device) -> bool:
-    """Whether the encoder's product is bfloat16: where it is configured and the device has such a product, or where
-    that is the faster one."""
-    cpu = device.type == "cpu"
-    if section.autocast == "auto":
-        return device.type == "cuda" or (cpu and has_native_bfloat16())
-    if section.autocast == "bfloat16" and cpu and not has_bfloat16_product():
-        logger.warning("training.autocast bfloat16: this processor has no such product; float32 is used")
-        return False
-    return section.autocast == "bfloat16"

@@ -18,6 +18,7 @@ TYPES = {
     torch.int64: "i64",
     torch.int32: "i32",
     torch.int16: "i16",
+    torch.float8_e4m3fn: "fp8e4nv",
 }
 compiled = set()
 
@@ -52,6 +53,7 @@ def main():
             pre = torch.zeros(64, d_sae, dtype=dtype)
             fast.topk(pre, k)
             fast.batch_topk(pre, 64 * k)
+            fast.batch_topk(pre[:, :k], 32 * k)
         for d in 2304, 1:
             table = torch.zeros(64, d, dtype=dtype)
             fast.dots(table, table, i, i)
@@ -61,6 +63,7 @@ def main():
             fast.suffix_sums_(rings, torch.ones(5))
             fast.project_rows_(table.clone(), table)
             fast.normalise_rows_(table)
+            fast.quantise_rows(table)
 
 
 if __name__ == "__main__":

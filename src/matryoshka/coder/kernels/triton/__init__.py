@@ -7,18 +7,22 @@ tensors. They carry `no_type_check` because their annotations are Triton's: jaxt
 """
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from matryoshka.coder.kernels import Entries, reference
-from matryoshka.coder.kernels.triton import selection, sums
+from matryoshka.coder.kernels.triton import quantising, selection, sums
 
-product = reference.product
+product, quantise_rows = quantising.product, quantising.quantise_rows
 topk, batch_topk = selection.topk, selection.batch_topk
 nonzero = reference.nonzero  # the size of its result depends on the data: the host waits for it in any case
 dots, bags = sums.dots, sums.bags
 prefix_errors_, suffix_sums_ = sums.prefix_errors_, sums.suffix_sums_
 project_rows_, normalise_rows_ = sums.project_rows_, sums.normalise_rows_
+
+
+def places(mask: Bool[Tensor, " all"], n: int) -> Entries:
+    return torch.searchsorted(mask.cumsum(0), torch.arange(1, n + 1, device=mask.device))
 
 
 def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:
