@@ -57,8 +57,10 @@ def topk(pre: Pre, k: int) -> Int[Tensor, "batch k"]:
 
 
 def batch_topk(pre: Pre, n: int) -> Entries:
-    if pre.numel() <= n:
-        return nonzero(_codes(pre) > 0)
+    if pre.numel() <= 2 * n:  # nearly all groups would have members among them
+        codes = _codes(pre)
+        positive = nonzero(codes > 0)
+        return positive[_largest(codes.flatten()[positive], n)]
     grouped = _grouped(_codes(pre), BATCH_GROUP)
     maxima, groups = grouped.amax(1), grouped.shape[2]
     # at least n groups, so at least n entries, reach the bound: what lies below it is not among the n largest
