@@ -82,8 +82,8 @@ class Dense:
 def compare(config: Config, seeds: int) -> dict[str, list[list[float]]]:
     """Held-out FVU of every prefix, for each seed: {"bfloat16": …, "float32": …, "dense": …}."""
     low, full = (
-        Config.build(merged(config.model_dump(), {"training": {"autocast": precision}}))
-        for precision in ("bfloat16", "off")
+        Config.build(merged(config.model_dump(), {"training": {"select": precision}}))
+        for precision in ("bfloat16", "float32")
     )
     _, plans = check(config)
     lm = load(**config.model.model_dump())

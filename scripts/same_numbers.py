@@ -48,7 +48,8 @@ SMALL = {
     "model": {"device": "cpu"}, "text": {"context": 64}, "activations": {"chunk": 8192}, "evaluation": {"tokens": 1024},
     "coder": {"read": "1.mlp_in", "write": "1.mlp_out", "d_sae": 256, "k": 6, "widths": [32, 96, 256]},
     "training": {
-        "tokens": 20_480, "batch": 512, "lr": 3e-3, "dead_after_tokens": 5000, "evaluate_every": 20, "autocast": "off",
+        "tokens": 20_480, "batch": 512, "lr": 3e-3, "dead_after_tokens": 5000, "evaluate_every": 20,
+        "select": "float32",
     },
 }  # fmt: skip
 """A transcoder that trains in seconds, in two chunks and a half; latents die, so that there is an aux loss."""

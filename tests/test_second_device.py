@@ -61,7 +61,7 @@ for wrong in (lambda: x + torch.ones(3), lambda: x.numpy(), lambda: torch.ones(3
 
 
 def test_training_from_a_cache_learns_what_it_learns_on_a_cpu_and_resumes(tmp_path: Path) -> None:
-    training = {"autocast": "off", "checkpoint_every": 25}
+    training = {"select": "float32", "checkpoint_every": 25}
     here = api.train(Config.build(merged(SMALL, {"training": training})), tmp_path / "here")
     cached = ["--activations.cache", tmp_path / "activations"]
     on_second_device("train", here.config_file, *TRAIN_THERE, *cached, "--out", tmp_path / "there")

@@ -79,7 +79,7 @@ def train(config: Config, out: str | Path | None = None, overwrite: bool = False
     if config.variants:
         alone = {plan.label: {"coder": plan.section, "variants": ()} for plan in plans}
         configs |= {label: config.model_copy(update=update).to_yaml() for label, update in alone.items()}
-    facts = provenance(session.supply)
+    facts = provenance(session.supply, session.trainees)
     run = Run.create(path, configs, json.dumps(facts, indent=2) + "\n", overwrite)
     with run.held("train"):
         return _train(run, session)

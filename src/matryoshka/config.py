@@ -6,7 +6,7 @@ validation is the same for recipes, flags and Python. The sections themselves st
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -59,6 +59,8 @@ class Section(BaseModel):
     """Frozen; unknown keys are refused; the string below a field is its help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    RENAMED: ClassVar[Mapping[str, str]] = {}
+    """Fields by the names that they had, for those who know them by these."""
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:
@@ -144,6 +146,8 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
         holder = sections(holder).get(parent, holder)
     below = sections(holder).get(last)
     match first["type"]:
+        case "extra_forbidden" if name := getattr(holder, "RENAMED", {}).get(last):
+            return f"{'.'.join([*parents, last])}: is called {'.'.join([*parents, name])} now"
         case "extra_forbidden":
             return f"{'.'.join(map(str, first['loc']))}: unknown field{did_you_mean(last, holder.model_fields)}"
         case "missing":

@@ -174,12 +174,14 @@ def test_a_large_threshold_moves_by_less_than_a_bfloat16_step():
     assert 1.0 < activation.threshold.item() < 1.0 + 2**-8
 
 
-def test_the_threshold_is_float32_under_autocast():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_threshold_is_float32_whatever_selects(autocast):
     coder = SparseCoder(
         CoderConfig(reads=(8,), writes=(8,), d_sae=64, widths=(64,), activation={"kind": "batchtopk", "k": 4})
     )
     coder.initialise(0, tied=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    coder.precision = "float32" if autocast else "bfloat16"
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         x = normal(32, 8, seed=0)
         forward = coder(x, x)
     assert forward.selected.values.dtype == torch.float32

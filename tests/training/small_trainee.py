@@ -32,7 +32,7 @@ def make(activation="batchtopk", device="cpu", refresh=REFRESH, stream=None, **t
         reads=(D_IN,), writes=(D_OUT,), d_sae=D_SAE, widths=WIDTHS, activation={"kind": activation, "k": K}
     )
     coder = SparseCoder(config).initialise(0, tied=False).to(device)
-    values = {"autocast": "off", "lr": 1e-2, "dead_after_tokens": 65, "warm_up": 2, **training}
+    values = {"select": "float32", "lr": 1e-2, "dead_after_tokens": 65, "warm_up": 2, **training}
     one = Plan("coder", section, Wiring.of([READ], [WRITE]), config)
     trainee = Trainee(one, coder, TrainingSection(**values), 30, refresh, stream)
     trainee.calibrate(batch(0, device=device))

@@ -36,7 +36,7 @@ def test_on_a_cpu_there_are_no_graphs(values):
 def pair(activation, aside=False, **training) -> tuple[Trainee, Trainee]:
     """The same trainee twice: graphed, and launched by Python."""
     stream = torch.cuda.Stream() if aside else None
-    graphed, eager = (make(activation, "cuda", stream=stream, autocast="bfloat16", **training) for _ in range(2))
+    graphed, eager = (make(activation, "cuda", stream=stream, select="bfloat16", **training) for _ in range(2))
     assert graphed.graphs is not None
     eager.graphs = None
     return graphed, eager
@@ -47,7 +47,7 @@ def pair(activation, aside=False, **training) -> tuple[Trainee, Trainee]:
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])
 def test_a_graph_gives_the_same_bits(activation):
     """Over warm-up and decay, with latents that die and come back, and steps that are measured."""
-    graphed, eager = pair(activation, dead_after_tokens=300)
+    graphed, eager = pair(activation)
     deaths = 0
     for step in range(30):
         data = batch(step, device="cuda")

@@ -132,7 +132,7 @@ class Questions(TorchDispatchMode):
 @pytest.mark.parametrize(("activation", "asked"), [("topk", []), ("batchtopk", []), ("jumprelu", ["nonzero"])])
 def test_a_step_on_tritons_kernels_asks_nothing_but_how_many_exceed_a_threshold(activation, asked, on_triton):
     """The dead are listed every few steps only."""
-    trainee = make(activation, on_triton, autocast="bfloat16")
+    trainee = make(activation, on_triton, select="bfloat16")
     trainee.step(batch(0, device=on_triton), 0, measure=False)
     with Questions() as questions:
         trainee.step(batch(1, device=on_triton), 1, measure=True)
@@ -263,7 +263,7 @@ def two_sites(seed, rows=256, sizes=(6, 14)):
 def train(one, steps=150):
     """A trainee of the plan that has learned from both sites, and its folded coder before that."""
     coder = SparseCoder(one.coder).initialise(0, tied=one.wiring.reads == one.wiring.writes)
-    trainee = Trainee(one, coder, TrainingSection(lr=1e-2, autocast="off", dead_after_tokens=5000), steps)
+    trainee = Trainee(one, coder, TrainingSection(lr=1e-2, select="float32", dead_after_tokens=5000), steps)
     trainee.calibrate(two_sites(0, 2048, one.coder.reads))
     before = trainee.folded()
     for step in range(steps):

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from matryoshka.coder import io
 from matryoshka.coder.architecture import CoderConfig, check_ascending
+from matryoshka.coder.candidates import SLACK, Candidates
 from matryoshka.coder.card import Card
-from matryoshka.coder.kernels import Inputs, Pre, Values, operations
+from matryoshka.coder.kernels import Inputs, Pre, Precision, Values, operations
 from matryoshka.coder.latents import Latents
 from matryoshka.coder.losses import Errors, Prefixes, Target
 from matryoshka.coder.nonlinearity import build
-from matryoshka.coder.sparse import Widths, nested_decode, nested_errors, pre_activations
+from matryoshka.coder.sparse import Widths, exact_values, nested_decode, nested_errors, pre_activations
 from matryoshka.errors import MatryoshkaError
 
 
@@ -45,6 +46,8 @@ class Forward(NamedTuple):
     """ŷ − y of the whole dictionary, without a gradient; the backward pass overwrites it."""
     bias: Float[Tensor, " d_out"]
     """What is written where no latent is active."""
+    candidates: Candidates | None
+    """What a product of low precision proposed; None where it was exact."""
 
     @property
     def residual(self) -> Target:
@@ -73,7 +76,13 @@ class Subset:
 
 
 class SparseCoder(nn.Module):
-    """See the module's docstring. `card` says what it is of; None in a coder that nobody has placed anywhere."""
+    """See the module's docstring. `card` says what it is of; None in a coder that nobody has placed anywhere.
+
+    `precision` is that of the dense product in training mode. A low one proposes candidates, of which their exact
+    values decide (`candidates`); in eval mode the product is always exact.
+    """
+
+    precision: Precision = "float32"
 
     def __init__(self, config: CoderConfig, card: Card | None = None) -> None:
         super().__init__()
@@ -107,23 +116,36 @@ class SparseCoder(nn.Module):
     def calibrate(self, x: Inputs, y_mean: Float[Tensor, " d_out"]) -> "SparseCoder":
         """Start b_dec at the targets' mean, and thresholds from the first activations."""
         self.b_dec.copy_(y_mean)
-        self.activation.calibrate(self._pre(x))
+        self.activation.calibrate(self._pre(x, "float32"))
         return self
 
     @torch.no_grad()
-    def _pre(self, x: Inputs) -> Pre:
-        # it only selects, so under autocast it may be bfloat16
-        return operations(x).product(x, self.W_enc, self.b_enc)
+    def _pre(self, x: Inputs, precision: Precision) -> Pre:
+        return operations(x).product(x, self.W_enc, self.b_enc, precision)
 
-    def _select(self, x: Inputs) -> Latents:
-        return pre_activations(x, self.W_enc, self.b_enc, self.activation.select(self._pre(x)))
+    def _select(self, x: Inputs) -> tuple[Latents, Candidates | None]:
+        """The selected entries with exact, differentiable pre-activations, and what they were selected from."""
+        precision = self.precision if self.training else "float32"
+        selected, candidates = self.activation.select(pre := self._pre(x, precision), SLACK[precision]), None
+        if pre.dtype != self.dtype:
+            exact = exact_values(x, self.W_enc, self.b_enc, selected)
+            candidates = Candidates(selected, self.activation.cut(exact))
+            selected = exact if candidates.places is None else exact.keep(candidates.places)
+        return pre_activations(x, self.W_enc, self.b_enc, selected), candidates
+
+    @torch.no_grad()
+    def shortfall(self, forward: Forward) -> Float[Tensor, ""]:
+        """Share of the selected latents that one may exceed which was not even a candidate."""
+        if forward.candidates is None:
+            return forward.selected.values.new_zeros(())
+        return self.activation.shortfall(forward.selected, forward.candidates, SLACK[self.precision])
 
     def forward(self, x: Inputs, y: Target, widths: Widths | None = None) -> Forward:
         """The training pass; the prefixes of `widths` (default: the coder's own) are its errors."""
-        selected = self._select(x)
+        selected, candidates = self._select(x)
         latents = self.activation.activate(selected)
         errors = self.errors(latents, x, y, self.widths if widths is None else widths)
-        return Forward(x, y, selected, latents, *errors, self.b_dec)
+        return Forward(x, y, selected, latents, *errors, self.b_dec, candidates)
 
     def errors(
         self, latents: Latents, x: Inputs, y: Target, widths: Widths
@@ -133,7 +155,7 @@ class SparseCoder(nn.Module):
 
     def encode(self, x: Inputs) -> Latents:
         """Sparse latents of activations (in eval mode: by the inference threshold)."""
-        return self.activation.activate(self._select(x.to(self.dtype)))
+        return self.activation.activate(self._select(x.to(self.dtype))[0])
 
     def decode(self, latents: Latents, x: Inputs | None = None, widths: Sequence[int] | None = None) -> Prefixes:
         """One reconstruction for each prefix of `widths` (default: the coder's own). A skip coder needs `x`."""

@@ -21,6 +21,13 @@ class ByLatent(NamedTuple):
     offsets: Int[Tensor, " d_sae_plus_1"]
     """Latent j holds the entries `offsets[j]:offsets[j + 1]`."""
 
+    def keep(self, places: Entries) -> "ByLatent":
+        """Of the entries at `places` of the pattern alone, which are counted anew; nothing is sorted again."""
+        counted = torch.arange(len(places), device=places.device)
+        now = torch.full_like(self.order, -1).scatter_(0, places, counted)[self.order]
+        kept = operations(places).places(now >= 0, len(places))
+        return ByLatent(now[kept], self.rows[kept], self.indices[kept], torch.searchsorted(kept, self.offsets))
+
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
@@ -46,6 +53,12 @@ class Pattern:
         """The transposed pattern: encoder and decoder learn latent by latent."""
         order, offsets = operations(self.indices).group(self.indices, self.d_sae)
         return ByLatent(order, self.rows[order], self.indices[order], offsets)
+
+    def keep(self, places: Entries) -> "Pattern":
+        """The entries at `places` alone, which are ordered row by row as the entries are."""
+        kept = Pattern(self.indices[places], torch.searchsorted(places, self.offsets), self.d_sae)
+        kept.__dict__["by_latent"] = self.by_latent.keep(places)  # in place of what would sort them
+        return kept
 
 
 class Latents(NamedTuple):
@@ -87,6 +100,10 @@ class Latents(NamedTuple):
         """On how many rows each latent is active."""
         active = (self.values > 0).long()
         return torch.zeros(self.d_sae, dtype=torch.int64, device=active.device).scatter_add_(0, self.indices, active)
+
+    def keep(self, places: Entries) -> "Latents":
+        """The entries at `places` alone, which are ordered row by row as the entries are."""
+        return Latents(self.pattern.keep(places), self.values[places])
 
     def first(self, width: int) -> "Latents":
         """The latents 0 … width − 1 alone."""

@@ -6,10 +6,11 @@
     JumpReLU    those above a threshold learned for each latent (Rajamanoharan et al. 2024)
 
 Each does two things: `select` says which entries of the pre-activations may be active and takes them out; `activate`
-makes latents of what was taken out. Between the two the coder puts in exact values, so that selecting may be done in
-low precision. In training mode a module selects as in training, in eval mode as at inference. Its `penalty` is its
-own term of the loss. A new activation is a class here, its parameters in `config`, and a line in `build`. All are
-positively homogeneous once `rescale` has scaled their thresholds along, so constants fold.
+makes latents of what was taken out. Where the pre-activations are of low precision, `select` takes some more than it
+needs, the coder puts in exact values, and `cut` says which of these are selected. In training mode a module selects as
+in training, in eval mode as at inference. Its `penalty` is its own term of the loss. A new activation is a class here,
+its parameters in `config`, and a line in `build`. All are positively homogeneous once `rescale` has scaled their
+thresholds along, so constants fold.
 """
 
 import math
@@ -20,16 +21,27 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from matryoshka.coder.architecture import BatchTopKConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig
-from matryoshka.coder.kernels import Pre, operations
+from matryoshka.coder.candidates import EXACT, Candidates, Slack, shortfall
+from matryoshka.coder.kernels import Entries, Pre, operations
 from matryoshka.coder.latents import Latents, Pattern, from_mask
 
 
 class ReLU(nn.Module):
     """latents = ReLU of every pre-activation. What the others do not say otherwise, they do as this one."""
 
-    def select(self, pre: Pre) -> Latents:
-        """The entries of `pre` that may be active, with their pre-activations as values: here those above 0."""
+    def select(self, pre: Pre, slack: Slack = EXACT) -> Latents:
+        """The entries of `pre` that may be active, with their pre-activations as values: here those above 0. Where
+        these are not exact, `slack` says how many more to take."""
         return from_mask(pre, operations(pre).nonzero(pre.detach() > 0))
+
+    def cut(self, candidates: Latents) -> Entries | None:
+        """Which entries of those that `select` took with some slack it would have taken without, now that their values
+        are exact; None: all. Here those that turn out below 0 may stay, as an active latent of 0 is none."""
+        return None
+
+    def shortfall(self, selected: Latents, candidates: Candidates, slack: Slack) -> Float[Tensor, ""]:
+        """Latents that should have been selected but were no candidates, as an expected share of those selected."""
+        return selected.values.new_zeros(())
 
     def activate(self, selected: Latents) -> Latents:
         """The latents of selected pre-activations: here their ReLU."""
@@ -60,11 +72,22 @@ class TopK(ReLU):
         super().__init__()
         self.k = k
 
-    def select(self, pre: Pre) -> Latents:
+    def select(self, pre: Pre, slack: Slack = EXACT) -> Latents:
         """The k largest of each row."""
-        indices = operations(pre).topk(pre.detach(), self.k)
-        offsets = torch.arange(0, indices.numel() + 1, self.k, device=pre.device)
+        k = slack.number(self.k, pre.shape[1])
+        indices = operations(pre).topk(pre.detach(), k)
+        offsets = torch.arange(0, indices.numel() + 1, k, device=pre.device)
         return Latents(Pattern(indices.flatten(), offsets, pre.shape[1]), pre.gather(1, indices).flatten())
+
+    def cut(self, candidates: Latents) -> Entries | None:
+        """The k largest of each row."""
+        rows = candidates.values.view(candidates.pattern.batch, -1)
+        first = candidates.offsets[:-1, None]
+        return (first + operations(rows).topk(rows, self.k)).flatten()
+
+    def shortfall(self, selected: Latents, candidates: Candidates, slack: Slack) -> Float[Tensor, ""]:
+        """Row by row."""
+        return _shortfall(selected, candidates, selected.pattern.batch, self.k)
 
 
 class BatchTopK(ReLU):
@@ -85,11 +108,21 @@ class BatchTopK(ReLU):
         # of training alone: it lies in checkpoints, not with the weights
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64), persistent=False)
 
-    def select(self, pre: Pre) -> Latents:
+    def select(self, pre: Pre, slack: Slack = EXACT) -> Latents:
         """The k·B largest of the batch; at inference those above the threshold."""
-        ops, values = operations(pre), pre.detach()
-        positions = ops.batch_topk(values, self.k * len(pre)) if self.training else ops.nonzero(values > self.threshold)
-        return from_mask(pre, positions)
+        return from_mask(pre, self._positions(pre.detach(), slack.number(self.k * len(pre), pre.numel())))
+
+    def cut(self, candidates: Latents) -> Entries | None:
+        """As it selects."""
+        return self._positions(candidates.values[None], self.k * candidates.pattern.batch)
+
+    def _positions(self, values: Pre, n: int) -> Entries:
+        ops = operations(values)
+        return ops.batch_topk(values, n) if self.training else ops.nonzero(values > self.threshold)
+
+    def shortfall(self, selected: Latents, candidates: Candidates, slack: Slack) -> Float[Tensor, ""]:
+        """Of the whole batch at once."""
+        return _shortfall(selected, candidates, 1, self.k * selected.pattern.batch)
 
     def activate(self, selected: Latents) -> Latents:
         """Their ReLU; in a training step the threshold follows the smallest of them."""
@@ -128,10 +161,21 @@ class JumpReLU(ReLU):
         self.k, self.bandwidth = k, bandwidth
         self.log_threshold = nn.Parameter(torch.zeros(d_sae))
 
-    def select(self, pre: Pre) -> Latents:
-        """Those above their threshold; in training also those within half a bandwidth below it."""
-        reach = self.log_threshold.detach().exp() - (self.bandwidth / 2 if self.training else 0)
-        return from_mask(pre, operations(pre).nonzero(pre.detach() > reach))
+    def select(self, pre: Pre, slack: Slack = EXACT) -> Latents:
+        """Those above their threshold; in training also those within half a bandwidth below it. Candidates that turn
+        out to lie below that stay, as 0 and without a gradient."""
+        return from_mask(pre, operations(pre).nonzero(pre.detach() > self._reach() - slack.margin))
+
+    def _reach(self) -> Float[Tensor, " d_sae"]:
+        return self.log_threshold.detach().exp() - (self.bandwidth / 2 if self.training else 0)
+
+    def shortfall(self, selected: Latents, candidates: Candidates, slack: Slack) -> Float[Tensor, ""]:
+        """By all thresholds together: candidates begin by the same margin below each."""
+        exact, rough, reach = (
+            values[None] for values in (selected.values, candidates.of_selected, self._reach()[selected.indices])
+        )
+        gap = torch.full_like(exact[:, :1], slack.margin)
+        return shortfall(exact, rough, reach.clamp(min=0), gap, rough - reach + slack.margin)
 
     def activate(self, selected: Latents) -> Latents:
         """What exceeds its threshold, otherwise 0."""
@@ -187,6 +231,19 @@ class _Jump(torch.autograd.Function):
         near = (z - threshold).abs() < ctx.bandwidth / 2
         of_z = None if ctx.unit else grad * (z > threshold)
         return of_z, -(1 if ctx.unit else threshold) / ctx.bandwidth * near * grad, None, None
+
+
+def _shortfall(selected: Latents, candidates: Candidates, groups: int, wanted: int) -> Float[Tensor, ""]:
+    """Where so many are `wanted` of each of the `groups`."""
+    exact, rough, proposed = (
+        values.view(groups, -1) for values in (selected.values, candidates.of_selected, candidates.rough.values.float())
+    )
+    everything = selected.pattern.batch * selected.d_sae // groups
+    if exact.shape[1] < wanted or proposed.shape[1] == everything:
+        return exact.new_zeros(())  # all that were positive, or all there are, were candidates
+    cut = torch.where(exact > 0, exact, torch.inf).amin(1, keepdim=True)
+    first = proposed.amin(1, keepdim=True).clamp(min=0)
+    return shortfall(exact, rough, cut, torch.where(cut.isfinite(), cut - first, 0), proposed - first)
 
 
 def build(config: NonlinearityConfig, d_sae: int) -> ReLU:

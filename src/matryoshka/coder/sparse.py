@@ -6,9 +6,9 @@
     nested_decode     ŷ_m = Σ_{j < n_m} latents_j W_dec[j] for every prefix n_m of `widths`
     nested_errors     ‖y − ŷ_m‖² of every prefix, and their sum, which teaches
 
-A step costs one dense product, the one that *selects* (it may be of low precision and has no gradient); all else
-touches k entries a row. Both weights learn latent by latent: ∂W[j] is a weighted sum of the rows on which j is active,
-of the inputs, or of the errors that the prefixes holding j leave.
+A step costs one dense product, the one that *selects* (it has no gradient, and may be of low precision: then it only
+proposes, and `exact_values` decide); all else touches k entries a row. Both weights learn latent by latent: ∂W[j] is a
+weighted sum of the rows on which j is active, of the inputs, or of the errors that the prefixes holding j leave.
 
 Prefix m of widths n₁ < … < n_M = d_sae reconstructs from latents 0 … n_m − 1. The latents between two widths are a
 *ring*. Every prefix is the sum of its rings, so each latent is decoded once, into its ring, and the prefixes are one
@@ -43,11 +43,20 @@ def random_widths(m: int, d_sae: int, generator: torch.Generator) -> tuple[int, 
     return tuple(sorted({*draws.long().clamp(1, d_sae).tolist(), d_sae}))
 
 
+@torch.no_grad()
+def exact_values(
+    inputs: Inputs, W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"], candidates: Latents
+) -> Latents:
+    """`candidates` with their values made exact: inner products in the weights' own precision."""
+    by = candidates.pattern.by_latent
+    exact = operations(inputs).dots(inputs, W_enc.T, by.rows, by.indices) + b_enc[by.indices]
+    return candidates._replace(values=torch.empty_like(exact).scatter_(0, by.order, exact))
+
+
 def pre_activations(
     inputs: Inputs, W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"], selected: Latents
 ) -> Latents:
-    """`selected` with its values made exact and differentiable: inner products in the weights' own precision. Values
-    that have that precision already are taken as they are."""
+    """`selected`, whose values are exact, made differentiable."""
     return selected._replace(values=_PreActivations.apply(inputs, W_enc, b_enc, selected.pattern, selected.values))
 
 
@@ -84,11 +93,7 @@ class _PreActivations(Function):
     def forward(ctx: Any, inputs: Tensor, W_enc: Tensor, b_enc: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, W_enc)
         ctx.pattern = pattern
-        if values.dtype == W_enc.dtype:
-            return values.clone()
-        by = pattern.by_latent
-        exact = operations(inputs).dots(inputs, W_enc.T, by.rows, by.indices) + b_enc[by.indices]
-        return torch.empty_like(exact).scatter_(0, by.order, exact)
+        return values.clone()
 
     @staticmethod
     @once_differentiable

@@ -25,8 +25,7 @@ class Graphs:
         self._work, self._stream = work, stream
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._places: dict[Hashable, Tensor] = {}
-        # replays in a row leave nothing in their memory; those beside one another need one each
-        self._memory = None if stream is None else torch.cuda.graph_pool_handle()
+        self._kept: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, form: Hashable, *inputs: Tensor | None) -> None:
         shapes = [_shape(inputs, x) for x in inputs]
@@ -56,7 +55,9 @@ class Graphs:
 
     def _captured(self, form: Hashable, inputs: list[Tensor | None]) -> torch.cuda.CUDAGraph:
         graph, device = torch.cuda.CUDAGraph(), next(x.device for x in inputs if x is not None)
-        where = {"pool": self._memory or _memory(device), "stream": self._stream}  # cuBLAS' workspaces are a stream's
+        if self._kept is None:
+            self._kept = _shared(device) if self._stream is None else _keeper(device)
+        where = {"pool": self._kept.pool(), "stream": self._stream}  # cuBLAS' workspaces are a stream's
         # a thread that reads ahead goes on meanwhile, in a stream of its own
         with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local", **where):
             self._work(form, *inputs)
@@ -69,10 +70,19 @@ def _shape(inputs: tuple[Tensor | None, ...], x: Tensor | None) -> Any:
     return None if x is None else (next(i for i, other in enumerate(inputs) if other is x), x.shape, x.dtype)
 
 
+def _keeper(device: torch.device) -> torch.cuda.CUDAGraph:
+    """A graph that is never replayed, and keeps memory for others: that of graphs alone ends with the last of them."""
+    graph, some = torch.cuda.CUDAGraph(), torch.zeros(1, device=device)
+    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        some.add_(0)
+    return graph
+
+
 @cache
-def _memory(device: torch.device) -> Any:
-    """One pool for all graphs of a device that are replayed one after another."""
-    return torch.cuda.graph_pool_handle()
+def _shared(device: torch.device) -> torch.cuda.CUDAGraph:
+    """The keeper for all that are replayed one after another: they leave nothing behind. Those beside one another need
+    one each."""
+    return _keeper(device)
 
 
 class Clock:

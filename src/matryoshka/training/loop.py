@@ -42,8 +42,12 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
         received = stack.enter_context(_signals())
         bar = stack.enter_context(ProgressBar(steps, start))
         rates = " and ".join(dict.fromkeys(f"{trainee.schedule.peak:g}" for trainee in trainees))
+        selects = " and ".join(dict.fromkeys(trainee.coder.precision for trainee in trainees))
         windows = "" if config.synthetic else f", {config.activations.lm_batch} windows a forward pass"
-        bar.say(f"training: {steps:,} steps of {config.training.batch:,} tokens, peak learning rate {rates}{windows}")
+        bar.say(
+            f"training: {steps:,} steps of {config.training.batch:,} tokens, peak learning rate {rates},"
+            f" latents proposed in {selects}{windows}"
+        )
         for reason in dict.fromkeys(trainee.unfit for trainee in trainees if trainee.unfit):
             bar.say(f"steps are launched kernel by kernel, not as one graph: {reason}")
         pace = _Pace(start)

@@ -1,7 +1,7 @@
 """The configuration of a run: its sections, what they default to, and what each field means."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError
@@ -94,8 +94,13 @@ class CoderSection(Section):
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+SelectName = Literal["auto", "fp8", "bfloat16", "float32"]
+
+
 class TrainingSection(Section):
     """Optimisation."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"autocast": "select"}
 
     tokens: Count = 10_000_000
     """Tokens to train on; more than the text has means several epochs."""
@@ -128,10 +133,10 @@ class TrainingSection(Section):
     million."""
     l0_coefficient: Annotated[float, Field(ge=0)] = 1.0
     """Weight of JumpReLU's sparsity term (L0/k − 1)²."""
-    autocast: Literal["auto", "bfloat16", "off"] = "auto"
-    """Precision of the product that selects latents; their values, weights and gradients stay float32. auto: bfloat16
-    on CUDA and on a CPU that multiplies it natively. A CPU that has no such product takes float32 instead of bfloat16,
-    and says so."""
+    select: SelectName = "auto"
+    """Precision of the product that proposes latents; which of them are active, their values, weights and gradients are
+    of float32. auto: on CUDA fp8 where the GPU has it and d_in × d_sae is large, else bfloat16; bfloat16 on a CPU that
+    multiplies it natively. What a device does not have is replaced by the next one, with a line that says so."""
     checkpoint_every: Count = 1000
     """Steps between checkpoints; the last two are kept."""
     evaluate_every: Count = 500

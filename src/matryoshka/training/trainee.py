@@ -1,6 +1,5 @@
 """One coder in training: its optimiser, its counters, and what one step does to it."""
 
-import logging
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -8,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from matryoshka.coder.coder import Forward, SparseCoder
-from matryoshka.coder.kernels.cpu import has_bfloat16_product, has_native_bfloat16
 from matryoshka.coder.losses import CONVENTIONS, fvu
 from matryoshka.coder.scaling import Scaling
 from matryoshka.coder.sparse import random_widths
@@ -17,9 +15,8 @@ from matryoshka.training.dead import REFRESH, Dead, DeadLatents
 from matryoshka.training.graphs import Clock, Graphs
 from matryoshka.training.optim import Adam, Schedule
 from matryoshka.training.plan import Plan
+from matryoshka.training.precision import choose
 from matryoshka.training.recipe import TrainingSection
-
-logger = logging.getLogger("matryoshka")
 
 
 class Terms(NamedTuple):
@@ -29,13 +26,6 @@ class Terms(NamedTuple):
     reconstruction: Tensor
     aux: Tensor
     sparsity: Tensor
-
-
-class Form(NamedTuple):
-    """What steps differ in but for their numbers: on a GPU each form is a graph of its own."""
-
-    widths: tuple[int, ...]
-    measure: bool
 
 
 AVERAGED = (*Terms._fields, "gradient_norm")
@@ -71,7 +61,9 @@ class Trainee(nn.Module):
         self.dead = DeadLatents(coder.config.d_sae, section.dead_after_tokens, refresh).to(device)
         self.register_buffer("sums", torch.zeros(len(AVERAGED), dtype=torch.float64, device=device))
         self.register_buffer("bad_step", torch.tensor(-1, device=device))
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=_low_precision(section, device))
+        coder.precision = choose(section.select, coder.config.d_in, coder.config.d_sae, device)
+        # of the other dense products: the dead latents' and a skip connection's
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=coder.precision != "float32")
         self._measures: dict[str, Tensor] = {}
         self._clock = Clock(device)
         self.unfit = _unfit_for_graphs(plan, device)
@@ -94,19 +86,19 @@ class Trainee(nn.Module):
         listed = self.dead.listed_at(step) if self._aux_weight else None
         self._clock.set(step, self.schedule.rate(step))
         learn = self._learn if self.graphs is None else self.graphs
-        learn(Form(self._widths(step), measure), x, y, listed)
+        learn(measure, x, y, listed, self._widths(step))
 
     def join(self) -> None:
         """What follows on a GPU comes after the steps so far."""
         if self.graphs is not None:
             self.graphs.join()
 
-    def _learn(self, form: Form, x: Tensor, y: Tensor, listed: Tensor | None) -> None:
+    def _learn(self, measure: bool, x: Tensor, y: Tensor, listed: Tensor | None, widths: Tensor | None) -> None:
         """The step as the device does it: it asks the host nothing, and all that stays is written in place."""
         coder = self.coder
         dead = None if listed is None else self.dead.part(coder, listed)
         with self.autocast:
-            forward = coder(self.scaling.x(x), self.scaling.y(y), form.widths)
+            forward = coder(self.scaling.x(x), self.scaling.y(y), widths)
             terms = self.loss(forward, dead)
         terms.loss.backward()
         if dead is not None:
@@ -115,7 +107,7 @@ class Trainee(nn.Module):
         norm = self.optimiser.step(self._clock.rate)
 
         self._count(forward, torch.stack([*terms, norm]).detach())
-        if form.measure:
+        if measure:
             for name, value in self._measure(forward).items():
                 self._measures.setdefault(name, torch.empty_like(value)).copy_(value)
 
@@ -154,11 +146,13 @@ class Trainee(nn.Module):
 
     @torch.no_grad()
     def _measure(self, forward: Forward) -> dict[str, Tensor]:
-        """Of one batch: FVU of each of the coder's own prefixes, and L0."""
+        """Of one batch: FVU of each of the coder's own prefixes, L0, and the share of what was selected that something
+        may exceed which the product of low precision did not propose."""
         errors = forward.errors
         if self.plan.section.random_widths:  # these teach; what is reported are the fixed widths
             errors = self.coder.errors(forward.latents, forward.x, forward.y, self.coder.widths)[0]
-        return {"fvu": fvu(errors, forward.y), "l0": (forward.latents.values > 0).sum() / len(forward.y)}
+        l0 = (forward.latents.values > 0).sum() / len(forward.y)
+        return {"fvu": fvu(errors, forward.y), "l0": l0, "short": self.coder.shortfall(forward)}
 
     def report(self, every: int) -> dict[str, float | list[float]]:
         """The means of the log interval of `every` steps that ends here, and the measures of its last step."""
@@ -177,20 +171,6 @@ def _unfit_for_graphs(plan: Plan, device: torch.device) -> str | None:
         return None
     if not find_spec("triton"):
         return "Triton is not installed"
-    if plan.section.random_widths:
-        return "random widths are other ones each time"
     if plan.section.activation == "jumprelu":
         return "a threshold lets through how many latents it will"
     return None
-
-
-def _low_precision(section: TrainingSection, device: torch.device) -> bool:
-    """Whether the encoder's product is bfloat16: where it is configured and the device has such a product, or where
-    that is the faster one."""
-    cpu = device.type == "cpu"
-    if section.autocast == "auto":
-        return device.type == "cuda" or (cpu and has_native_bfloat16())
-    if section.autocast == "bfloat16" and cpu and not has_bfloat16_product():
-        logger.warning("training.autocast bfloat16: this processor has no such product; float32 is used")
-        return False
-    return section.autocast == "bfloat16"

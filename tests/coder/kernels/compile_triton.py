@@ -19,6 +19,7 @@ TYPES = {
     torch.int64: "i64",
     torch.int32: "i32",
     torch.int16: "i16",
+    torch.float8_e4m3fn: "fp8e4nv",
 }
 compiled = set()
 
@@ -62,6 +63,7 @@ def main():
             pre = torch.zeros(64, d_sae, dtype=dtype)
             fast.topk(pre, k)
             fast.batch_topk(pre, 64 * k)
+            fast.batch_topk(pre[:, :k], 32 * k)
         for d in 2304, 1:
             table = torch.zeros(64, d, dtype=dtype)
             fast.dots(table, table, i, i)
@@ -70,6 +72,7 @@ def main():
                 by, widths = (i, i, i, torch.tensor([0, len(i)])), torch.arange(1, m + 1)
                 _, left = fast.prefix_errors(table, torch.zeros(len(i)), i, i, torch.arange(65), table, widths)
                 fast.prefix_gradients(left, torch.ones(()), table, torch.zeros(len(i)), by, widths)
+            fast.quantise_rows(table)
     for d in 2304, 60_000, 7:  # whole rows, and one in several pieces
         shapes = ((16, d), True), ((16, d), False), ((d,), False)
         taught = [Taught(*torch.zeros(4, *shape), torch.zeros(()), unit_rows) for shape, unit_rows in shapes]

@@ -35,19 +35,17 @@ def matrices(draw, dtypes=FLOATS):
     return pre
 
 
-@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "fp8"])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_the_product_is_addmm_in_the_precision_of_autocast(low, transposed):
+def test_the_product_is_addmm_of_operands_of_its_precision(precision, transposed):
     inputs, W, b = normal(9, 40, seed=0), normal(40, 70, seed=1), normal(70, seed=2)
     if transposed:
         W = W.T.contiguous().T
-    low_here = low and cpu.has_bfloat16_product()
-    with torch.autocast("cpu", torch.bfloat16, enabled=low):
-        ours = cpu.product(inputs, W, b)
-    with torch.autocast("cpu", torch.bfloat16, enabled=low_here):
-        theirs = reference.product(inputs, W, b)
-    assert ours.dtype == (torch.bfloat16 if low_here else torch.float32)
+    ours, theirs = (version.product(inputs, W, b, precision) for version in (cpu, reference))
+    assert ours.dtype == theirs.dtype == (torch.float32 if precision == "float32" else torch.bfloat16)
     torch.testing.assert_close(ours, theirs)
+    tolerance = {"float32": 1e-5, "bfloat16": 0.1, "fp8": 1.0}[precision]
+    torch.testing.assert_close(ours.float(), inputs @ W + b, rtol=0, atol=tolerance)
 
 
 @CHECK

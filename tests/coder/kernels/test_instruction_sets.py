@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-TESTS = ["tests/coder/kernels/test_cpu.py", "tests/coder/test_nonlinearity.py", "tests/training/test_autocast.py"]
+TESTS = ["tests/coder/kernels/test_cpu.py", "tests/coder/test_nonlinearity.py", "tests/training/test_precision.py"]
 
 
 def test_all_of_it_holds_on_a_processor_with_avx2_alone() -> None:

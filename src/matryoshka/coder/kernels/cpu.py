@@ -18,7 +18,18 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from matryoshka.coder.kernels import Entries, Inputs, Pre, Rings, Table, Taught, Transposed, Values, reference
+from matryoshka.coder.kernels import (
+    Entries,
+    Inputs,
+    Pre,
+    Precision,
+    Rings,
+    Table,
+    Taught,
+    Transposed,
+    Values,
+    reference,
+)
 
 ROW_GROUP = 8
 """Entries in a group where each row selects for itself, in as many stages as its length allows."""
@@ -33,15 +44,11 @@ CODES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers of as many bytes as a float: positive ones are ordered alike."""
 
 
-def product(inputs: Inputs, W: Float[Tensor, "d_in d_sae"], b: Float[Tensor, " d_sae"]) -> Pre:
-    """inputs W + b, the one dense product; of low precision under autocast, where this processor has such a product."""
-    low = torch.get_autocast_dtype("cpu")
-    if not (torch.is_autocast_enabled("cpu") and low == torch.bfloat16):
-        return reference.product(inputs, W, b)
-    if not has_bfloat16_product():
-        with torch.autocast("cpu", enabled=False):
-            return reference.product(inputs, W, b)
+def product(inputs: Inputs, W: Float[Tensor, "d_in d_sae"], b: Float[Tensor, " d_sae"], precision: Precision) -> Pre:
+    if precision != "bfloat16" or not has_bfloat16_product():
+        return reference.product(inputs, W, b, precision)
     # oneDNN adds the biases while it writes; addmm first copies them to every row of the result
+    low = torch.bfloat16
     rows = W.T.to(low).contiguous()
     return torch.ops.mkldnn._linear_pointwise(inputs.to(low), rows, b.to(low), "none", [], "")
 
@@ -64,6 +71,10 @@ def topk(pre: Pre, k: int) -> Int[Tensor, "batch k"]:
 
 
 def batch_topk(pre: Pre, n: int) -> Entries:
+    if pre.numel() <= 2 * n:  # nearly all groups would have members among them
+        codes = _codes(pre)
+        positive = nonzero(codes > 0)
+        return positive[_largest(codes.flatten()[positive], n)]
     grouped = _grouped(_codes(pre), BATCH_GROUP)
     maxima, groups = grouped.amax(1), grouped.shape[2]
     # at least n groups, so at least n entries, reach the bound: what lies below it is not among the n largest
@@ -78,6 +89,10 @@ def batch_topk(pre: Pre, n: int) -> Entries:
 
 def nonzero(mask: Bool[Tensor, "batch d_sae"]) -> Entries:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
+def places(mask: Bool[Tensor, " all"], n: int) -> Entries:
+    return nonzero(mask[None])
 
 
 def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:

@@ -8,12 +8,44 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.optim.adam import adam
 
-from matryoshka.coder.kernels import ADAM_EPSILON, Entries, Inputs, Pre, Rings, Table, Taught, Transposed, Values
+from matryoshka.coder.kernels import (
+    ADAM_EPSILON,
+    Entries,
+    Inputs,
+    Pre,
+    Precision,
+    Rings,
+    Table,
+    Taught,
+    Transposed,
+    Values,
+)
+
+FP8 = torch.float8_e4m3fn
+SMALLEST_ROW = 1e-30
+"""What the largest number of a row counts for at least: its scale is a divisor."""
 
 
-def product(inputs: Inputs, W: Float[Tensor, "d_in d_sae"], b: Float[Tensor, " d_sae"]) -> Pre:
-    """inputs W + b, the one dense product, which only selects; of low precision under autocast."""
-    return torch.addmm(b, inputs, W)
+def product(inputs: Inputs, W: Float[Tensor, "d_in d_sae"], b: Float[Tensor, " d_sae"], precision: Precision) -> Pre:
+    """inputs W + b, the one dense product, which only selects; its result is bfloat16 where its operands are of low
+    precision."""
+    low = torch.bfloat16
+    match precision:
+        case "float32":
+            return torch.addmm(b, inputs, W)
+        case "bfloat16":
+            return torch.addmm(b.to(low), inputs.to(low), W.to(low))
+        case "fp8":
+            x, rows = (quantised.float() * scales for quantised, scales in map(quantise_rows, (inputs, W.T)))
+            with torch.autocast(inputs.device.type, enabled=False):
+                return torch.addmm(b.float(), x, rows.T).to(low)
+
+
+def quantise_rows(rows: Table) -> tuple[Tensor, Float[Tensor, "n 1"]]:
+    """Each row in FP8, its largest number at the end of what that holds, and the scale that brings it back; zeros stay
+    zeros."""
+    scales = rows.float().abs().amax(1, keepdim=True).clamp(min=SMALLEST_ROW) / torch.finfo(FP8).max
+    return (rows / scales).to(FP8), scales
 
 
 def topk(pre: Pre, k: int) -> Int[Tensor, "batch k"]:
@@ -32,6 +64,11 @@ def batch_topk(pre: Pre, n: int) -> Entries:
 def nonzero(mask: Bool[Tensor, "batch d_sae"]) -> Entries:
     """Flat positions, ascending, of what is True, where a threshold selects."""
     return mask.flatten().nonzero().squeeze(1)
+
+
+def places(mask: Bool[Tensor, " all"], n: int) -> Entries:
+    """Where the `n` entries are, ascending, that are True: a size that is known before."""
+    return mask.nonzero().squeeze(1)
 
 
 def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:

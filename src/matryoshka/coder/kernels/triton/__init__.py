@@ -7,18 +7,22 @@ tensors. They carry `no_type_check` because their annotations are Triton's: jaxt
 """
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from matryoshka.coder.kernels import Entries, reference
-from matryoshka.coder.kernels.triton import prefixes, selection, sums, weights
+from matryoshka.coder.kernels.triton import prefixes, quantising, selection, sums, weights
 
-product = reference.product
+product, quantise_rows = quantising.product, quantising.quantise_rows
 topk, batch_topk = selection.topk, selection.batch_topk
 nonzero = reference.nonzero  # the size of its result depends on the data: the host waits for it in any case
 dots, bags = sums.dots, sums.bags
 prefix_errors, prefix_gradients = prefixes.prefix_errors, prefixes.prefix_gradients
 adam_ = weights.adam_
+
+
+def places(mask: Bool[Tensor, " all"], n: int) -> Entries:
+    return torch.searchsorted(mask.cumsum(0), torch.arange(1, n + 1, device=mask.device))
 
 
 def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:

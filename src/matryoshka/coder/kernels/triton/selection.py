@@ -5,9 +5,11 @@ g. (2) The k groups with the largest maxima hold the k largest entries; bisectio
 k-th largest maximum. (3) The same bisection among the entries of these k groups.
 
 batch_topk: groups again, of SPAN consecutive entries so that ties go by position. (1) One read of everything writes
-their maxima. (2) The n largest maxima, (3) the codes of their groups, (4) the n largest of these. Both (2) and (4) are
-a radix search: a histogram of five bits a level narrows down the n-th largest code; then counts for each block, their
-prefix sums, and every block writes its part.
+their maxima. (2) The n largest maxima; (3) the n largest entries of their groups. Where most groups would be taken,
+(3) is all. Both are a radix search, a launch a level: each program has a range of the codes, finds the digits of the
+n-th largest so far in what all have counted, and counts the next digit of its own. After the last level each can tell
+how many the others write before it, and writes its part, in one launch more. Programs add to the same whole numbers
+only: the result has the same bits every time.
 """
 
 import math
@@ -25,9 +27,10 @@ from matryoshka.coder.kernels.triton import launch
 # 16 running maxima for each of 256 threads at d_sae = 65,536, and 16 candidates for each of the k entries
 TOPK_ROUNDS = 16
 TOPK_MAX_GROUPS = 8192  # 32 registers for each of 256 threads
-DIGIT_BITS = 5  # a level of the radix search: three levels for the 15 bits of positive bfloat16, seven for float32
+DIGIT_BITS = {2: 8, 4: 11}  # a level of the radix search: two levels for positive bfloat16, three for float32
 BLOCK = 2048  # codes that a program holds at once: 16 for each of 128 threads
-PROGRAMS = 512  # histograms that one program sums up at once: 4 for each of an H100's 132 multiprocessors
+PROGRAMS = 512  # that share the codes: 4 for each of an H100's 132 multiprocessors
+SPANS = 8, 64  # entries in a group: not beyond a cache line of bfloat16
 TILE = 8192  # entries that a program reads to make maxima: 16 KB of bfloat16
 
 
@@ -70,22 +73,23 @@ def _topk(bits, indices, d_sae, k, K: tl.constexpr, GROUPS: tl.constexpr, ROUNDS
     slot = tl.arange(0, K)
     groups = tl.load(indices + slot, mask=slot < k, other=d_sae)
     tl.debug_barrier()
-    at = tl.ravel(groups[:, None] + GROUPS * tl.arange(0, ROUNDS)[None, :])
+    at = tl.ravel(groups[None, :] + GROUPS * tl.arange(0, ROUNDS)[:, None])  # ascending, as the groups are
     codes = tl.maximum(tl.load(bits + at, mask=at < d_sae, other=0).to(tl.int32), 0)
     keep = _keep_largest(tl.where(at < d_sae, codes, -1), k, BITS)
     tl.store(indices + tl.cumsum(keep.to(tl.int32)) - 1, at, mask=keep)
 
 
 def topk(pre: Pre, k: int) -> Int[Tensor, "batch k"]:
-    """The latents of the `k` largest positive entries of each row, in any order; any others where fewer are
-    positive, all distinct."""
+    """The latents of the `k` largest positive entries of each row, ascending, the first of ties; where fewer are
+    positive, the first others."""
     if pre.dtype == torch.float64:
-        return reference.topk(pre, k)
+        return reference.topk(pre, k).sort(dim=1).values
     batch, d_sae = pre.shape
     K = triton.next_power_of_2(k)
     groups = max(K, min(TOPK_MAX_GROUPS, triton.next_power_of_2(triton.cdiv(d_sae, TOPK_ROUNDS))))
     rounds = triton.next_power_of_2(triton.cdiv(d_sae, groups))
-    sizes = {"K": K, "GROUPS": groups, "ROUNDS": rounds, "BITS": 8 * pre.itemsize - 1, "num_warps": 8}
+    warps = min(8, max(1, groups // 256))  # a row of few candidates is one warp's
+    sizes = {"K": K, "GROUPS": groups, "ROUNDS": rounds, "BITS": 8 * pre.itemsize - 1, "num_warps": warps}
     indices = torch.empty(batch, k, dtype=torch.int64, device=pre.device)
     launch.run(_topk, (batch,), _bits(pre), indices, d_sae, k, **sizes)
     return indices
@@ -93,100 +97,123 @@ def topk(pre: Pre, k: int) -> Int[Tensor, "batch k"]:
 
 @triton.jit
 @no_type_check
-def _batch_topk_maxima(bits, maxima, numel, SPAN: tl.constexpr, GROUPS: tl.constexpr):
+def _batch_topk_maxima(bits, maxima, totals, numel, SPAN: tl.constexpr, GROUPS: tl.constexpr, CLEAR: tl.constexpr):
+    """The maximum of each group; and zeros for the searches to come, which count in `totals`."""
     group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     at = group[:, None] * SPAN + tl.arange(0, SPAN)[None, :]
     largest = tl.max(tl.load(bits + at, mask=at < numel, other=0), 1)
     tl.store(maxima + group, tl.maximum(largest, 0), mask=group * SPAN < numel)
+    if tl.program_id(0) == 0:
+        tl.store(totals + tl.arange(0, CLEAR), tl.zeros([CLEAR], tl.int32))
 
 
 @triton.jit
 @no_type_check
-def _batch_topk_candidates(bits, groups, candidates, numel, count, SPAN: tl.constexpr, GROUPS: tl.constexpr):
-    slot = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
-    group = tl.load(groups + slot, mask=slot < count, other=numel)
-    column = tl.arange(0, SPAN)[None, :]
-    at = group[:, None] * SPAN + column
-    codes = tl.maximum(tl.load(bits + at, mask=at < numel, other=0), 0)
-    tl.store(candidates + slot[:, None] * SPAN + column, codes, mask=(slot < count)[:, None])
+def _digits(totals, n, LEVELS: tl.constexpr, BINS: tl.constexpr):
+    """The first digits of the n-th largest code, the last of these, and how many codes begin with larger ones."""
+    prefix = n * 0
+    digit = n * 0
+    larger = n * 0
+    for level in tl.static_range(LEVELS):
+        total = tl.load(totals + level * BINS + tl.arange(0, BINS))
+        beyond = larger + tl.sum(total) - tl.cumsum(total)
+        reached = beyond < n  # from the digit wanted on upwards
+        digit = BINS - tl.sum(reached.to(tl.int32))
+        larger = tl.max(tl.where(reached, beyond, 0))
+        prefix = prefix * BINS + digit
+    return prefix, digit, larger
 
 
 @triton.jit
 @no_type_check
-def _batch_topk_histogram(codes, state, counts, length, shift, DIGIT_BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Of the codes that begin with the digits found so far, how many go on with each digit: a row for each program."""
+def _codes(bits, groups, at, length, numel, SPAN: tl.constexpr):
+    """Codes at places `at` of the chosen groups side by side, or of everything where there are no groups (SPAN 0), and
+    their positions: 0 where not positive, -1 beyond the end."""
+    position = at
+    if SPAN > 0:
+        position = tl.load(groups + at // SPAN, mask=at < length, other=0) * SPAN + at % SPAN
+    code = tl.load(bits + position, mask=(at < length) & (position < numel), other=0).to(tl.int32)
+    return tl.where(at < length, tl.maximum(code, 0), -1), position
+
+
+@triton.jit
+@no_type_check
+def _batch_topk_level(
+    bits, groups, totals, reaching, above, length, numel, n, blocks,
+    SPAN: tl.constexpr, LEVEL: tl.constexpr, LEVELS: tl.constexpr, DIGIT_BITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Count, of this program's codes that begin with the digits found so far, those that go on with each digit.
+    `reaching`, a row for each program: with that digit or a larger one. `above`: of the digits before, larger ones."""
     BINS: tl.constexpr = 1 << DIGIT_BITS
     program = tl.program_id(0).to(tl.int64)
-    prefix = tl.load(state)
+    bins = tl.arange(0, BINS)
+    prefix, digit, _larger = _digits(totals, n, LEVEL, BINS)
+    row = reaching + program * (BINS + 1)
+    if LEVEL > 0:
+        beyond = tl.load(row + digit + 1)
+        if LEVEL > 1:
+            beyond += tl.load(above + program)
+        tl.debug_barrier()
+        tl.store(above + program, beyond)
     histogram = tl.zeros([BINS], tl.int32)
-    for start in range(program * BLOCK, length, tl.num_programs(0) * BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        code = tl.load(codes + at, mask=at < length, other=-1).to(tl.int32) >> shift
+    for block in range(program * blocks, (program + 1) * blocks):
+        code, _position = _codes(bits, groups, block * BLOCK + tl.arange(0, BLOCK), length, numel, SPAN)
+        code = code >> (DIGIT_BITS * (LEVELS - 1 - LEVEL))
         histogram += tl.histogram(code & (BINS - 1), BINS, mask=(code >> DIGIT_BITS) == prefix)
-    tl.store(counts + program * BINS + tl.arange(0, BINS), histogram)
+    tl.store(row + bins, tl.sum(histogram) - tl.cumsum(histogram) + histogram)
+    tl.store(row + BINS, 0)
+    tl.atomic_add(totals + LEVEL * BINS + bins, histogram, mask=histogram > 0, sem="relaxed")
 
 
 @triton.jit
 @no_type_check
-def _batch_topk_digit(counts, state, n, programs, DIGIT_BITS: tl.constexpr, PROGRAMS: tl.constexpr):
-    """The next digit of the n-th largest code. `state`: its digits so far, how many codes begin with larger ones."""
+def _batch_topk_write(
+    bits, groups, totals, reaching, above, positions, length, numel, n, blocks,
+    SPAN: tl.constexpr, LEVELS: tl.constexpr, DIGIT_BITS: tl.constexpr, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr,
+):  # fmt: skip
+    """Positions of the codes above the cut and of the first at it, n together: each program's after the others'."""
     BINS: tl.constexpr = 1 << DIGIT_BITS
-    program = tl.arange(0, PROGRAMS)[:, None]
-    count = tl.load(counts + program * BINS + tl.arange(0, BINS)[None, :], mask=program < programs, other=0)
-    total = tl.sum(count.to(tl.int64), 0)
-    larger = tl.load(state + 1) + tl.sum(total) - tl.cumsum(total)
-    reached = larger < n  # from the digit wanted on upwards
-    digit = BINS - tl.sum(reached.to(tl.int64))
-    tl.store(state, tl.load(state) * BINS + digit)
-    tl.store(state + 1, tl.max(tl.where(reached, larger, 0)))
+    program = tl.program_id(0).to(tl.int64)
+    cut, digit, larger = _digits(totals, n, LEVELS, BINS)
+    missing = n - larger
+    other = tl.arange(0, PROGRAMS)
+    row = reaching + other * (BINS + 1) + digit
+    at_least = tl.load(row, mask=other < program, other=0)
+    beyond = tl.load(row + 1, mask=other < program, other=0)
+    ties_before = tl.sum(at_least - beyond)
+    written = tl.sum(beyond + tl.load(above + other, mask=other < program, other=0)) + tl.minimum(ties_before, missing)
+    for block in range(program * blocks, (program + 1) * blocks):
+        code, position = _codes(bits, groups, block * BLOCK + tl.arange(0, BLOCK), length, numel, SPAN)
+        ties = (code == cut).to(tl.int32)
+        keep = (code > cut) | ((ties == 1) & (ties_before + tl.cumsum(ties) <= missing))
+        tl.store(positions + written + tl.cumsum(keep.to(tl.int32)) - 1, position, mask=keep)
+        written += tl.sum(keep.to(tl.int32))
+        ties_before += tl.sum(ties)
 
 
-@triton.jit
-@no_type_check
-def _batch_topk_count(codes, state, counts, length, BLOCK: tl.constexpr):
-    """How many codes of each block are above the cut (first row), and at it (second)."""
-    block = tl.program_id(0).to(tl.int64)
-    at = block * BLOCK + tl.arange(0, BLOCK)
-    code = tl.load(codes + at, mask=at < length, other=-1)
-    cut = tl.load(state)
-    tl.store(counts + block, tl.sum((code > cut).to(tl.int32)))
-    tl.store(counts + tl.num_programs(0) + block, tl.sum((code == cut).to(tl.int32)))
-
-
-@triton.jit
-@no_type_check
-def _batch_topk_write(codes, state, ends, positions, length, n, BLOCK: tl.constexpr):
-    """`ends` are the prefix sums of the counts; the first n − state[1] of the codes at the cut are taken."""
-    block = tl.program_id(0).to(tl.int64)
-    at = block * BLOCK + tl.arange(0, BLOCK)
-    code = tl.load(codes + at, mask=at < length, other=-1)
-    cut = tl.load(state)
-    missing = n - tl.load(state + 1)
-    above_before = tl.load(ends + block - 1, mask=block > 0, other=0)
-    ties_before = tl.load(ends + tl.num_programs(0) + block - 1, mask=block > 0, other=0)
-    ties = (code == cut).to(tl.int32)
-    keep = (code > cut) | ((ties == 1) & (ties_before + tl.cumsum(ties) <= missing))
-    first = above_before + tl.minimum(ties_before, missing)
-    tl.store(positions + first + tl.cumsum(keep.to(tl.int32)) - 1, at, mask=keep)
-
-
-def _largest(codes: Int[Tensor, " length"], n: int) -> Int[Tensor, " n"]:
-    """Positions, ascending, of the `n` largest of `codes` (not negative); the first of ties win."""
-    length, blocks = len(codes), triton.cdiv(len(codes), BLOCK)
+def _search(
+    bits: Int[Tensor, " numel"], groups: Int[Tensor, " groups"] | None, span: int, n: int, totals: Int[Tensor, " zeros"]
+) -> Int[Tensor, " n"]:
+    """Positions, ascending, of the `n` largest of `bits` in these groups of `span`, or in all; the first of ties."""
+    numel, length = len(bits), len(bits) if groups is None else len(groups) * span
+    blocks = triton.cdiv(length, BLOCK)
     programs = min(PROGRAMS, blocks)
-    state = torch.zeros(2, dtype=torch.int64, device=codes.device)
-    histograms = torch.empty(programs, 1 << DIGIT_BITS, dtype=torch.int32, device=codes.device)
-    levels = triton.cdiv(8 * codes.itemsize - 1, DIGIT_BITS)
-    many = {"DIGIT_BITS": DIGIT_BITS, "BLOCK": BLOCK}
-    one = {"DIGIT_BITS": DIGIT_BITS, "PROGRAMS": PROGRAMS, "num_warps": 16}
-    for shift in reversed(range(0, levels * DIGIT_BITS, DIGIT_BITS)):
-        launch.run(_batch_topk_histogram, (programs,), codes, state, histograms, length, shift, **many)
-        launch.run(_batch_topk_digit, (1,), histograms, state, n, programs, **one)
-    counts = torch.empty(2, blocks, dtype=torch.int64, device=codes.device)
-    launch.run(_batch_topk_count, (blocks,), codes, state, counts, length, BLOCK=BLOCK)
-    positions = torch.empty(n, dtype=torch.int64, device=codes.device)
-    launch.run(_batch_topk_write, (blocks,), codes, state, counts.cumsum(1), positions, length, n, BLOCK=BLOCK)
+    share = triton.cdiv(blocks, programs)
+    digit_bits = DIGIT_BITS[bits.itemsize]
+    levels = _levels(bits)
+    reaching = torch.empty(programs, 2**digit_bits + 1, dtype=torch.int32, device=bits.device)
+    above = torch.empty(programs, dtype=torch.int32, device=bits.device)
+    positions = torch.empty(n, dtype=torch.int64, device=bits.device)
+    counted = bits, bits if groups is None else groups, totals, reaching, above
+    sizes = {"SPAN": 0 if groups is None else span, "LEVELS": levels, "DIGIT_BITS": digit_bits, "BLOCK": BLOCK}
+    for level in range(levels):
+        launch.run(_batch_topk_level, (programs,), *counted, length, numel, n, share, LEVEL=level, **sizes)
+    launch.run(_batch_topk_write, (programs,), *counted, positions, length, numel, n, share, PROGRAMS=PROGRAMS, **sizes)
     return positions
+
+
+def _levels(bits: Tensor) -> int:
+    return triton.cdiv(8 * bits.itemsize - 1, DIGIT_BITS[bits.itemsize])
 
 
 def batch_topk(pre: Pre, n: int) -> Int[Tensor, " n"]:
@@ -198,16 +225,15 @@ def batch_topk(pre: Pre, n: int) -> Int[Tensor, " n"]:
         return reference.batch_topk(pre, n)
     if n == 0:
         return torch.empty(0, dtype=torch.int64, device=pre.device)
-    bits = _bits(pre)
-    numel = bits.numel()
-    # as many maxima (numel / span) as candidates (n · span); not beyond a cache line of bfloat16
-    span = min(64, max(8, triton.next_power_of_2(math.isqrt(numel // n))))
-    tile = {"SPAN": span, "GROUPS": TILE // span}
+    bits = _bits(pre).view(-1)
+    numel, counters = len(bits), _levels(bits) * 2 ** DIGIT_BITS[bits.itemsize]
+    if numel <= SPANS[0] * n:  # of the groups nearly all would be taken
+        return _search(bits, None, 0, n, torch.zeros(counters, dtype=torch.int32, device=pre.device))
+    # as many maxima (numel / span) as entries of their groups (n · span)
+    span = min(SPANS[1], max(SPANS[0], 2 ** round(math.log2(numel / n) / 2)))
+    tile = {"SPAN": span, "GROUPS": TILE // span, "CLEAR": triton.next_power_of_2(2 * counters)}
     maxima = bits.new_empty(triton.cdiv(numel, span))
-    launch.run(_batch_topk_maxima, (triton.cdiv(numel, TILE),), bits, maxima, numel, **tile)
-    groups = _largest(maxima, min(n, len(maxima)))
-    candidates = bits.new_empty(len(groups) * span)
-    grid = (triton.cdiv(len(candidates), TILE),)
-    launch.run(_batch_topk_candidates, grid, bits, groups, candidates, numel, len(groups), **tile)
-    chosen = _largest(candidates, n)
-    return groups[chosen // span] * span + chosen % span
+    totals = torch.empty(tile["CLEAR"], dtype=torch.int32, device=pre.device)
+    launch.run(_batch_topk_maxima, (triton.cdiv(numel, TILE),), bits, maxima, totals, numel, **tile)
+    groups = _search(maxima, None, 0, n, totals)
+    return _search(bits, groups, span, n, totals[counters:])
