@@ -107,7 +107,7 @@ def test_latents_of_low_precision_are_exact_and_learn_as_float32s_do(trained):
         coder.precision = precision
         coder.zero_grad()
         forward = coder(x, x)
-        forward.errors.sum().backward()
+        forward.total_error.backward()
         gradients = [weights.grad for weights in (coder.W_enc, coder.b_enc, coder.W_dec)]
         results.append([forward.latents.dense(), forward.errors, *gradients])
     for exact, low in zip(*results, strict=True):

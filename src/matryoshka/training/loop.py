@@ -41,15 +41,8 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
             stack.enter_context(closing(part))
         received = stack.enter_context(_signals())
         bar = stack.enter_context(ProgressBar(steps, start))
-        rates = " and ".join(dict.fromkeys(f"{trainee.schedule.peak:g}" for trainee in trainees))
-        selects = " and ".join(dict.fromkeys(trainee.coder.precision for trainee in trainees))
-        windows = "" if config.synthetic else f", {config.activations.lm_batch} windows a forward pass"
-        bar.say(
-            f"training: {steps:,} steps of {config.training.batch:,} tokens, peak learning rate {rates},"
-            f" latents proposed in {selects}{windows}"
-        )
-        for reason in dict.fromkeys(trainee.unfit for trainee in trainees if trainee.unfit):
-            bar.say(f"steps are launched kernel by kernel, not as one graph: {reason}")
+        for line in _first_lines(config, trainees):
+            bar.say(line)
         pace = _Pace(start)
         held_out: list[Record] = []
         for step in range(start, steps):
@@ -82,6 +75,19 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
     for trainee in trainees:
         session.save(trainee, steps, run.member(trainee.plan.label).coder)
     _warn_of_failures(trainees, held_out)
+
+
+def _first_lines(config: Config, trainees: Sequence[Trainee]) -> Iterator[str]:
+    """What was chosen, and what cannot be had."""
+    rates = " and ".join(dict.fromkeys(f"{trainee.schedule.peak:g}" for trainee in trainees))
+    selects = " and ".join(dict.fromkeys(trainee.coder.precision for trainee in trainees))
+    windows = "" if config.synthetic else f", {config.activations.lm_batch} windows a forward pass"
+    yield (
+        f"training: {config.steps:,} steps of {config.training.batch:,} tokens, peak learning rate {rates},"
+        f" latents proposed in {selects}{windows}"
+    )
+    for reason in dict.fromkeys(trainee.unfit for trainee in trainees if trainee.unfit):
+        yield f"steps are launched kernel by kernel, not as one graph: {reason}"
 
 
 class _Pace:
