@@ -67,6 +67,8 @@ class Bench:
         batch = self._batch(self.batches[number % len(self.batches)])
         for trainee in self.trainees:
             trainee.step(batch, number, measure=False)
+        for trainee in self.trainees:
+            trainee.join()
 
     def launch_by_python(self) -> None:
         """From now on steps are launched kernel by kernel, not as a graph."""
@@ -184,7 +186,7 @@ def _trainee(case: Case, seed: int, device: str) -> Trainee:
         start = torch.randn(coder.W_dec.shape, generator=torch.Generator(device).manual_seed(seed))
     coder.W_dec.copy_(start / start.norm(dim=1, keepdim=True))
     coder.W_enc.copy_(coder.W_dec.T)
-    return Trainee(plan, coder, config.training, config.steps)
+    return Trainee(plan, coder, config.training, config.steps, beside=case.coders > 1)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def batch(seed, rows=64, device="cpu"):
     return Batch({READ: x.to(device), WRITE: y.to(device)}, torch.arange(rows))
 
 
-def make(activation="batchtopk", device="cpu", refresh=REFRESH, stream=None, **training):
+def make(activation="batchtopk", device="cpu", refresh=REFRESH, beside=False, **training):
     section = CoderSection(read=str(READ), write=str(WRITE), d_sae=D_SAE, k=K, activation=activation)
     config = CoderConfig(
         reads=(D_IN,), writes=(D_OUT,), d_sae=D_SAE, widths=WIDTHS, activation={"kind": activation, "k": K}
@@ -34,6 +34,6 @@ def make(activation="batchtopk", device="cpu", refresh=REFRESH, stream=None, **t
     coder = SparseCoder(config).initialise(0, tied=False).to(device)
     values = {"select": "float32", "lr": 1e-2, "dead_after_tokens": 65, "warm_up": 2, **training}
     one = Plan("coder", section, Wiring.of([READ], [WRITE]), config)
-    trainee = Trainee(one, coder, TrainingSection(**values), 30, refresh, stream)
+    trainee = Trainee(one, coder, TrainingSection(**values), 30, refresh, beside)
     trainee.calibrate(batch(0, device=device))
     return trainee

@@ -35,8 +35,7 @@ def test_on_a_cpu_there_are_no_graphs(values):
 
 def pair(activation, aside=False, **training) -> tuple[Trainee, Trainee]:
     """The same trainee twice: graphed, and launched by Python."""
-    stream = torch.cuda.Stream() if aside else None
-    graphed, eager = (make(activation, "cuda", stream=stream, select="bfloat16", **training) for _ in range(2))
+    graphed, eager = (make(activation, "cuda", beside=aside, select="bfloat16", **training) for _ in range(2))
     assert graphed.graphs is not None
     eager.graphs = None
     return graphed, eager

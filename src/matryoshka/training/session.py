@@ -21,8 +21,6 @@ from matryoshka.training.trainee import Trainee
 
 CALIBRATION_ROWS = 2048
 """Rows that fix a coder's scales and means, at least: enough that a mean is good to a few per cent of a deviation."""
-FILLS_A_GPU = 2**26
-"""Pre-activations of a batch from which on a step keeps a GPU busy alone; steps of smaller coders run side by side."""
 Learned = tuple[SparseCoder, Wiring, RowFilter]
 """A coder as it stands, where it belongs, and which rows count for it."""
 
@@ -86,9 +84,8 @@ def new_trainees(config: Config, plans: Sequence[Plan], device: torch.device) ->
     for plan in plans:
         tied = plan.wiring.reads == plan.wiring.writes
         coder = SparseCoder(plan.coder).initialise(plan.section.seed, tied)
-        aside = len(plans) > 1 and device.type == "cuda" and config.training.batch * plan.coder.d_sae < FILLS_A_GPU
-        stream = torch.cuda.Stream(device) if aside else None
-        trainees.append(Trainee(plan, coder.to(device), config.training, config.steps, stream=stream))
+        beside = len(plans) > 1
+        trainees.append(Trainee(plan, coder.to(device), config.training, config.steps, beside=beside))
     return trainees
 
 

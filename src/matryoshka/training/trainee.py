@@ -28,6 +28,8 @@ class Terms(NamedTuple):
     sparsity: Tensor
 
 
+FILLS_A_GPU = 2**26
+"""Pre-activations of a batch from which on a step keeps a GPU busy alone."""
 AVERAGED = (*Terms._fields, "gradient_norm")
 
 
@@ -45,9 +47,10 @@ class Trainee(nn.Module):
         section: TrainingSection,
         steps: int,
         refresh: int = REFRESH,
-        stream: torch.cuda.Stream | None = None,
+        beside: bool = False,
     ) -> None:
-        """With `stream`, graphed steps run there beside those of other coders: `join` them."""
+        """`beside`: others learn from the same batches; graphed steps of small coders then run side by side: `join`
+        them."""
         super().__init__()
         self.plan, self.section = plan, section
         self.schedule = Schedule.of(section, steps, coder.config.d_in)
@@ -67,7 +70,10 @@ class Trainee(nn.Module):
         self._measures: dict[str, Tensor] = {}
         self._clock = Clock(device)
         self.unfit = _unfit_for_graphs(plan, device)
-        self.graphs = Graphs(self._learn, stream) if device.type == "cuda" and self.unfit is None else None
+        self.graphs = None
+        if device.type == "cuda" and self.unfit is None:
+            aside = beside and section.batch * coder.config.d_sae < FILLS_A_GPU
+            self.graphs = Graphs(self._learn, torch.cuda.Stream(device) if aside else None)
 
     def calibrate(self, batch: Batch) -> None:
         """Fix the scaling, and start the coder, from the first activations."""
