@@ -67,8 +67,8 @@ TINY = Scope(
     Size(16, 64, 4, 32),
     2**20,
     [
-        Reading("tiny GPT-2", TINY_GPT2, 1, 64, 4, 32, 16, chunks=2, seconds=1, chunk=256),
-        Reading("tiny Gemma-2", TINY_GEMMA2, 1, 64, 4, 32, 16, chunks=2, seconds=1, chunk=256),
+        Reading("tiny GPT-2", TINY_GPT2, 1, 64, 4, 32, 16, chunks=2, seconds=1, windows=4, chunk=256),
+        Reading("tiny Gemma-2", TINY_GEMMA2, 1, 64, 4, 32, 16, chunks=2, seconds=1, windows=4, chunk=256),
     ],
     Pace(blocks=2, seconds=0.005),
 )

@@ -68,6 +68,8 @@ class Reading(NamedTuple):
     context: int
     chunks: int
     seconds: float
+    windows: int = 512
+    """in a forward pass: what `auto` is on a card of 80 GB"""
     chunk: int | None = None
     """rows; none: as many as where nothing is said"""
 
@@ -140,7 +142,7 @@ def measure_text(reading: Reading, device: str, pace: Pace) -> dict[str, Any]:
         "layer": reading.layer,
         "d": lm.info.d_model,
         "d_sae": reading.d_sae,
-        "lm_batch": getattr(stream.chunks, "lm_batch", None),
+        "lm_batch": reading.windows,
         "tokens_per_second": {
             "language model alone": 1000 * read / alone,
             "coder alone": 1000 * tokens_a_row * reading.batch / coder,
@@ -158,7 +160,7 @@ def _config(reading: Reading, device: str) -> Config:
         {
             "model": {"device": device},
             "text": {"context": reading.context},
-            "activations": {} if reading.chunk is None else {"chunk": reading.chunk},
+            "activations": {"lm_batch": reading.windows} | ({} if reading.chunk is None else {"chunk": reading.chunk}),
             "coder": {"read": f"{reading.layer}.resid_post", "d_sae": reading.d_sae, "k": reading.k},
             "training": {"batch": reading.batch, "tokens": STEPS * reading.batch},
         }

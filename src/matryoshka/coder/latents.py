@@ -54,9 +54,16 @@ class Pattern:
         order, offsets = operations(self.indices).group(self.indices, self.d_sae)
         return ByLatent(order, self.rows[order], self.indices[order], offsets)
 
+    @classmethod
+    def of_rows(cls, indices: Entries, rows: Entries, batch: int, d_sae: int) -> "Pattern":
+        """Of entries whose ascending rows are known."""
+        pattern = cls(indices, _offsets(rows, batch), d_sae)
+        pattern.__dict__["rows"] = rows
+        return pattern
+
     def keep(self, places: Entries) -> "Pattern":
         """The entries at `places` alone, which are ordered row by row as the entries are."""
-        kept = Pattern(self.indices[places], torch.searchsorted(places, self.offsets), self.d_sae)
+        kept = Pattern.of_rows(self.indices[places], self.rows[places], self.batch, self.d_sae)
         kept.__dict__["by_latent"] = self.by_latent.keep(places)  # in place of what would sort them
         return kept
 
@@ -108,8 +115,8 @@ class Latents(NamedTuple):
     def first(self, width: int) -> "Latents":
         """The latents 0 … width − 1 alone."""
         inside = (self.indices < width).nonzero().squeeze(1)
-        offsets = _offsets(self.rows[inside], self.pattern.batch)
-        return Latents(Pattern(self.indices[inside], offsets, width), self.values[inside])
+        pattern = Pattern.of_rows(self.indices[inside], self.rows[inside], self.pattern.batch, width)
+        return Latents(pattern, self.values[inside])
 
 
 def from_mask(pre: Pre, positions: Entries) -> Latents:
@@ -117,10 +124,9 @@ def from_mask(pre: Pre, positions: Entries) -> Latents:
     batch, d_sae = pre.shape
     rows = positions // d_sae
     values = pre.flatten().gather(0, positions)
-    return Latents(Pattern(positions - rows * d_sae, _offsets(rows, batch), d_sae), values)
+    return Latents(Pattern.of_rows(positions - rows * d_sae, rows, batch, d_sae), values)
 
 
 def _offsets(rows: Entries, batch: int) -> Int[Tensor, " batch_plus_1"]:
     """Where each row begins, given the ascending rows of the entries."""
-    counts = torch.zeros(batch, dtype=torch.int64, device=rows.device).scatter_add_(0, rows, torch.ones_like(rows))
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return torch.searchsorted(rows, torch.arange(batch + 1, device=rows.device))

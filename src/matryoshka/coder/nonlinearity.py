@@ -138,8 +138,8 @@ class BatchTopK(ReLU):
         return self
 
     def _track(self, values: Tensor) -> None:
-        smallest = torch.where(values > 0, values, torch.inf).min().float()
-        some = smallest.isfinite()
+        smallest = values.masked_fill(values <= 0, torch.inf).min().float()
+        some = smallest < torch.inf
         self.steps += some
         weight = (1 / self.steps.clamp(min=1)).clamp(min=1 - self.DECAY).float()
         self.threshold += torch.where(some, weight * (smallest - self.threshold), 0)

@@ -47,8 +47,8 @@ class DeadLatents(nn.Module):
         """A batch has been seen."""
         silent = self.tokens_since_fired
         silent += latents.pattern.batch
-        fires = torch.where(latents.values > 0, 0, torch.iinfo(silent.dtype).max)
-        silent.scatter_reduce_(0, latents.indices, fires, "amin")
+        spared = (latents.values <= 0) * torch.iinfo(silent.dtype).max
+        silent.scatter_reduce_(0, latents.indices, spared, "amin")
 
     def listed_at(self, step: int) -> Int[Tensor, " listed"] | None:
         """The dead of the last listing, which may be of this very `step`; None if there were none. On a GPU others

@@ -146,9 +146,9 @@ class Trainee(nn.Module):
         self.coder.activation.revive(self.dead.now)
         self.sums += values
         # a NaN input could pass the selection unseen, so inputs are looked at too
-        finite = values.isfinite().all() & forward.x.sum().isfinite()
-        first = (self.bad_step < 0) & ~finite
-        self.bad_step.copy_(torch.where(first, self._clock.step, self.bad_step))
+        everything = values.sum() + forward.x.sum()
+        bad = everything - everything != 0  # of NaN and Inf alone
+        self.bad_step.copy_(torch.where(bad & (self.bad_step < 0), self._clock.step, self.bad_step))
 
     @torch.no_grad()
     def _measure(self, forward: Forward) -> dict[str, Tensor]:
