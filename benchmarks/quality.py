@@ -75,6 +75,8 @@ class Dense:
         W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
         torch.nn.utils.clip_grad_norm_(self.coder.parameters(), self.section.clip)
         self.adam.param_groups[0]["lr"] = self.schedule.rate(step)
+        if moments := self.adam.state.get(W_enc := self.coder.W_enc):  # momentum rests where a latent does
+            moments["exp_avg"].masked_fill_(W_enc.grad == 0, 0)
         self.adam.step()
         W_dec /= W_dec.norm(dim=1, keepdim=True)
 

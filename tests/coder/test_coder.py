@@ -175,6 +175,26 @@ def test_the_seed_alone_decides_the_start():
 # calibration: what of a coder starts from the data
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_untied_coder_starts_with_what_its_latents_find(activation):
+    x, y = data(6, 4, rows=300, offset=2.0)
+    coder = make(activation).double()
+    pre, before = x @ coder.W_enc, coder.W_dec.clone()
+    cut = pre.flatten().topk(5 * 300).values[-1]
+    rows = torch.where(pre >= cut, pre, 0).T @ (y - y.mean(0))
+    some = rows.norm(dim=1, keepdim=True) > 0
+    coder.pair(x, y)
+    torch.testing.assert_close(coder.W_dec, torch.where(some, torch.nn.functional.normalize(rows), before))
+    torch.testing.assert_close(coder.b_enc, -0.9 * cut.expand(32))
+
+
+def test_an_untied_coder_that_finds_nothing_starts_as_it_is():
+    coder = make()
+    before = copy.deepcopy(coder.state_dict())
+    coder.pair(torch.zeros(8, 6), torch.randn(8, 4))
+    torch.testing.assert_close(coder.state_dict(), before, rtol=0, atol=0)
+
+
 def test_before_training_the_bare_decoder_bias_is_the_targets_mean():
     x, y = data(6, 4, offset=2.0)
     coder = make().double().calibrate(x, y.mean(0))

@@ -23,11 +23,16 @@ from matryoshka.coder.architecture import CoderConfig, check_ascending
 from matryoshka.coder.candidates import SLACK, Candidates
 from matryoshka.coder.card import Card
 from matryoshka.coder.kernels import Inputs, Pre, Precision, Values, operations
-from matryoshka.coder.latents import Latents
+from matryoshka.coder.latents import Latents, from_mask
 from matryoshka.coder.losses import Errors, Prefixes, Target
 from matryoshka.coder.nonlinearity import build
 from matryoshka.coder.sparse import Widths, exact_values, nested_decode, nested_errors, pre_activations
 from matryoshka.errors import MatryoshkaError
+
+START = 0.9
+"""Of the largest pre-activations that are to be selected, how much of the smallest one an untied coder's biases take
+off. Of targets that are no linear function of what is read, more explains more of the variance; none is left to a
+JumpReLU's thresholds at 1."""
 
 
 class Forward(NamedTuple):
@@ -113,6 +118,26 @@ class SparseCoder(nn.Module):
         return self
 
     @torch.no_grad()
+    def pair(self, x: Inputs, y: Target) -> "SparseCoder":
+        """Start decoder and biases of an untied coder from what its encoder finds: of the k largest pre-activations a
+        row, each latent writes the targets of its rows, weighted; biases bring the smallest down to near zero.
+
+        With random rows and no biases nearly all that is written first is wrong: encoders would shrink until hardly
+        anything is, and then have to grow the thresholds of which functions such as an MLP's are made.
+        """
+        pre = self._pre(x, "float32")
+        positions = operations(pre).batch_topk(pre, (self.config.k or 1) * len(pre))
+        if not len(positions):  # nothing is positive
+            return self
+        selected = from_mask(pre, positions)
+        by = selected.pattern.by_latent
+        rows = operations(y).bags(y - y.mean(0), by.rows, selected.values[by.order], by.offsets)
+        norms = rows.norm(dim=1, keepdim=True)
+        self.W_dec.copy_(torch.where(norms > 0, rows / norms, self.W_dec))  # who is never selected keeps its own
+        self.b_enc.copy_(-START * selected.values.min())
+        return self
+
+    @torch.no_grad()
     def calibrate(self, x: Inputs, y_mean: Float[Tensor, " d_out"]) -> "SparseCoder":
         """Start b_dec at the targets' mean, and thresholds from the first activations."""
         self.b_dec.copy_(y_mean)
@@ -189,6 +214,12 @@ class SparseCoder(nn.Module):
     def unit_rows(self) -> tuple[nn.Parameter, ...]:
         """The weights whose rows keep norm 1 in training, so that a latent's value is how much it writes."""
         return (self.W_dec,)
+
+    @property
+    def forgetful(self) -> tuple[nn.Parameter, ...]:
+        """The weights that momentum moves on for many steps after their latent was active, away from the rows that
+        taught it: latents that are seldom active die of it where nothing ties them to what they read."""
+        return (self.W_enc,)
 
     def decoder_rows(self, features: Int[Tensor, " n"] | None = None) -> Float[Tensor, "n d_out"]:
         """What one unit of each of these latents (default: of all) adds to the reconstruction; without a gradient."""

@@ -16,15 +16,19 @@ from matryoshka.training.recipe import TrainingSection
 class Adam:
     """Adam (Kingma & Ba 2015), with the norm of all gradients clipped on the way. The rows of `unit_rows` stay on the
     unit sphere: what would change their norms is taken out of the gradients, and what rounding and finite steps change
-    is divided out.
+    is divided out. Numbers of `forgetful` weights move only in steps that have a gradient for them.
 
     `state` holds each parameter's `step`, `exp_avg` and `exp_avg_sq`, from the start.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], section: TrainingSection, unit_rows: Iterable[nn.Parameter] = ()
+        self,
+        parameters: Iterable[nn.Parameter],
+        section: TrainingSection,
+        unit_rows: Iterable[nn.Parameter] = (),
+        forgetful: Iterable[nn.Parameter] = (),
     ) -> None:
-        self.parameters, self.unit_rows = list(parameters), set(unit_rows)
+        self.parameters, self.unit_rows, self.forgetful = list(parameters), set(unit_rows), set(forgetful)
         self.betas, self.largest_norm = section.betas, section.clip
         self.state = {
             p: {
@@ -48,7 +52,8 @@ class Adam:
     def _taught(self, p: nn.Parameter, gradient: Tensor) -> Taught:
         state = self.state[p]
         mean, square = _rows_first(state["exp_avg"]), _rows_first(state["exp_avg_sq"])
-        return Taught(_rows_first(p), _rows_first(gradient), mean, square, state["step"], p in self.unit_rows)
+        tensors = _rows_first(p), _rows_first(gradient), mean, square, state["step"]
+        return Taught(*tensors, p in self.unit_rows, p in self.forgetful)
 
 
 def _rows_first(x: Tensor) -> Tensor:

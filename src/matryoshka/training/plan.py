@@ -30,6 +30,11 @@ class Plan(NamedTuple):
     wiring: Wiring
     coder: CoderConfig
 
+    @property
+    def tied(self) -> bool:
+        """Whether the encoder starts as the decoder's transpose: where what is read is what is written."""
+        return self.wiring.reads == self.wiring.writes
+
 
 def plan(config: Config, info: Info) -> list[Plan]:
     """The coders of `config` on the model `info`. Raises MatryoshkaError for sites, widths and sizes that cannot be."""

@@ -82,8 +82,7 @@ def new_trainees(config: Config, plans: Sequence[Plan], device: torch.device) ->
     """Initialised coders, not yet calibrated."""
     trainees = []
     for plan in plans:
-        tied = plan.wiring.reads == plan.wiring.writes
-        coder = SparseCoder(plan.coder).initialise(plan.section.seed, tied)
+        coder = SparseCoder(plan.coder).initialise(plan.section.seed, plan.tied)
         beside = len(plans) > 1
         trainees.append(Trainee(plan, coder.to(device), config.training, config.steps, beside=beside))
     return trainees

@@ -57,7 +57,7 @@ class Trainee(nn.Module):
         self.coder = coder.train()
         device = coder.device
         self.scaling = Scaling(coder.config).to(device, coder.dtype)
-        self.optimiser = Adam(coder.parameters(), section, coder.unit_rows)
+        self.optimiser = Adam(coder.parameters(), section, coder.unit_rows, () if plan.tied else coder.forgetful)
         self.convention = CONVENTIONS[section.loss]
         weight = section.aux_coefficient
         self._aux_weight = self.convention.aux_coefficient if weight is None else weight
@@ -79,6 +79,8 @@ class Trainee(nn.Module):
         """Fix the scaling, and start the coder, from the first activations."""
         x, y = (values.to(self.coder.dtype) for values in batch.of(self.plan.wiring))
         self.scaling.measure(x, y)
+        if not self.plan.tied:
+            self.coder.pair(self.scaling.x(x), self.scaling.y(y))
         self.coder.calibrate(self.scaling.x(x), self.scaling.y(y.mean(0)))
 
     def folded(self) -> SparseCoder:

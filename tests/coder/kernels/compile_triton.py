@@ -76,7 +76,9 @@ def main():
     for d in 2304, 60_000, 7:  # whole rows, and one in several pieces
         shapes = ((16, d), True), ((16, d), False), ((d,), False)
         taught = [Taught(*torch.zeros(4, *shape), torch.zeros(()), unit_rows) for shape, unit_rows in shapes]
-        fast.adam_(taught, 1e-3, (0.9, 0.999), 1.0)
+        for forgetful in False, True:
+            taught[1] = taught[1]._replace(forgetful=forgetful)
+            fast.adam_(taught, 1e-3, (0.9, 0.999), 1.0)
 
 
 if __name__ == "__main__":

@@ -285,7 +285,7 @@ def test_nested_errors_learn_as_the_dense_formula_does_and_give_the_same_bits():
 @st.composite
 def taught_weights(draw):
     """A matrix of unit rows, in registers as a whole or in pieces, and other weights, early and late in training. Its
-    first row is zeros, one has no gradient."""
+    first row is zeros; of each weight one row has no gradient."""
     rows, d = draw(st.integers(1, 7)), draw(SIZES)
     shapes = draw(st.lists(st.sampled_from([(1,), (16,), (33,), (5, 9)]), max_size=3))
     shapes.insert(draw(st.integers(0, len(shapes))), (rows, d))
@@ -293,18 +293,19 @@ def taught_weights(draw):
     taught = []
     for shape in shapes:
         parameter, gradient, mean, square = torch.randn(4, *shape, generator=generator)
+        gradient[draw(st.integers(0, len(gradient) - 1))] = 0
         if unit_rows := shape == (rows, d):
             parameter = torch.nn.functional.normalize(parameter, dim=1)
             parameter[0] = 0
-            gradient[draw(st.integers(0, rows - 1))] = 0
         moments = (mean, square.square()) if step else (torch.zeros_like(mean), torch.zeros_like(square))
         tensors = (x.contiguous().to(DEVICE) for x in (parameter, gradient, *moments, torch.tensor(float(step))))
-        taught.append(Taught(*tensors, unit_rows))
+        forgetful = not unit_rows and draw(st.booleans())  # whether nothing is left of a row's is a matter of rounding
+        taught.append(Taught(*tensors, unit_rows, forgetful))
     return taught
 
 
 def copies(taught, dtype=torch.float32):
-    return [Taught(*(x.to(dtype, copy=True) for x in one[:4]), one.step.clone(), one.unit_rows) for one in taught]
+    return [Taught(*(x.to(dtype, copy=True) for x in one[:4]), one.step.clone(), *one[5:]) for one in taught]
 
 
 @examples(60)
@@ -321,6 +322,19 @@ def test_adam(taught, largest_norm, betas, rate_on_device):
     assert norm.equal(fast.adam_(again, lr, betas, largest_norm))
     for ours, same in zip(taught, again, strict=True):
         assert all(a.equal(b) for a, b in zip(ours[:5], same[:5], strict=True))
+
+
+@pytest.mark.parametrize("version", [fast, reference])
+def test_forgetful_weights_move_only_where_they_have_a_gradient(version):
+    before, gradient, mean, square = torch.rand(4, 3, 5, generator=torch.Generator().manual_seed(0)).to(DEVICE) + 0.1
+    gradient[1] = 0
+    for forgetful in False, True:
+        one = Taught(
+            before.clone(), gradient.clone(), mean.clone(), square.clone(), torch.ones((), device=DEVICE), False
+        )
+        version.adam_([one._replace(forgetful=forgetful)], 1e-2, (0.9, 0.999), 1e6)
+        moved, remembered = (one.parameter != before).all(1), (one.exp_avg != 0).all(1)
+        assert moved.tolist() == remembered.tolist() == [True, not forgetful, True]
 
 
 def test_adam_leaves_rows_of_zeros_without_a_gradient_as_they_are():

@@ -41,6 +41,8 @@ class Taught(NamedTuple):
     """Steps so far, on the device."""
     unit_rows: bool
     """Whether each row has norm 1, and is to keep it."""
+    forgetful: bool = False
+    """Whether a number's momentum ends in the first step that has no gradient for it."""
 
 
 @runtime_checkable

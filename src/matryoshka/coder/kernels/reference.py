@@ -128,7 +128,8 @@ def adam_(
     taught: Sequence[Taught], lr: float | Float[Tensor, ""], betas: tuple[float, float], largest_norm: float
 ) -> Float[Tensor, ""]:
     """A step of Adam (Kingma & Ba 2015), with unit rows kept on their sphere and the norm of all gradients clipped;
-    returns that norm. What the gradients hold afterwards is not said."""
+    returns that norm. Forgetful weights move only where they have a gradient. What the gradients hold afterwards is not
+    said."""
     for one in taught:
         if one.unit_rows:
             project_rows_(one.gradient, one.parameter)
@@ -148,7 +149,10 @@ def fused_adam_(
     divisor: Float[Tensor, ""] | None,
 ) -> None:
     """Torch's fused Adam, which divides gradients by `divisor` while it reads them: no pass of its own over them."""
-    parameters, gradients, means, squares, steps, _ = map(list, zip(*taught, strict=True))
+    for one in taught:
+        if one.forgetful:
+            one.exp_avg.masked_fill_(one.gradient == 0, 0)
+    parameters, gradients, means, squares, steps, *_ = map(list, zip(*taught, strict=True))
     beta1, beta2 = betas
     adam(
         parameters, gradients, means, squares, [], steps, fused=True, grad_scale=divisor, amsgrad=False, beta1=beta1,

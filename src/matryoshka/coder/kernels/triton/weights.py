@@ -93,12 +93,16 @@ def _settle(
 
 @triton.jit
 @no_type_check
-def _moved(weight, i, scales, product, at, mask, BETA1: tl.constexpr, BETA2: tl.constexpr, EPSILON: tl.constexpr):
+def _moved(
+    weight, i, forgetful, scales, product, at, mask,
+    BETA1: tl.constexpr, BETA2: tl.constexpr, EPSILON: tl.constexpr,
+):  # fmt: skip
     """Where Adam moves the numbers `at` of weight `i`; their moments are written."""
     parameters, gradients, means, squares = weight
     parameter = tl.load(parameters + at, mask=mask, other=0).to(tl.float32)
     gradient = tl.load(gradients + at, mask=mask, other=0).to(tl.float32)
     mean = tl.load(means + at, mask=mask, other=0).to(tl.float32)
+    mean = tl.where((gradient == 0) & (forgetful != 0), 0.0, mean)
     square = tl.load(squares + at, mask=mask, other=0).to(tl.float32)
     gradient = (gradient - product * parameter) * tl.load(scales)
     mean = BETA1 * mean + (1 - BETA1) * gradient
@@ -112,7 +116,7 @@ def _moved(weight, i, scales, product, at, mask, BETA1: tl.constexpr, BETA2: tl.
 @triton.jit
 @no_type_check
 def _learn(
-    scales, weights, numels,
+    scales, weights, numels, forgetful,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPSILON: tl.constexpr, NUMBERS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -122,7 +126,7 @@ def _learn(
         if (program >= first) & (program < after):
             at = (program - first).to(tl.int64) * NUMBERS + tl.arange(0, NUMBERS)
             mask = at < numels[i]
-            moved = _moved(weights[i], i, scales, 0.0, at, mask, BETA1, BETA2, EPSILON)
+            moved = _moved(weights[i], i, forgetful[i], scales, 0.0, at, mask, BETA1, BETA2, EPSILON)
             tl.store(weights[i][0] + at, moved, mask=mask)
         first = after
 
@@ -130,21 +134,21 @@ def _learn(
 @triton.jit
 @no_type_check
 def _learn_rows(
-    scales, weight, i, products, d,
+    scales, weight, i, forgetful, products, d,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPSILON: tl.constexpr, TINY: tl.constexpr,
     COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     parameters, product, column = weight[0] + row * d, tl.load(products + row), tl.arange(0, COLUMNS)
     if WHOLE:
-        moved = _moved(weight, i, scales, product, row * d + column, column < d, BETA1, BETA2, EPSILON)
+        moved = _moved(weight, i, forgetful, scales, product, row * d + column, column < d, BETA1, BETA2, EPSILON)
         norm = tl.maximum(tl.sqrt_rn(tl.sum(moved * moved)), TINY)
         tl.store(parameters + column, moved / norm, mask=column < d)
     else:
         total = tl.zeros([COLUMNS], tl.float32)
         for start in range(0, d, COLUMNS):
             mask = start + column < d
-            moved = _moved(weight, i, scales, product, row * d + start + column, mask, BETA1, BETA2, EPSILON)
+            moved = _moved(weight, i, forgetful, scales, product, row * d + start + column, mask, BETA1, BETA2, EPSILON)
             tl.store(parameters + start + column, moved, mask=mask)
             total += moved * moved
         norm = tl.maximum(tl.sqrt_rn(tl.sum(total)), TINY)
@@ -203,10 +207,12 @@ def _learn_all(
     rates = {"BETA1": betas[0], "BETA2": betas[1], "EPSILON": ADAM_EPSILON}
     numels = tuple(one.parameter.numel() for one in free)
     programs = sum(triton.cdiv(numel, LEARNED) for numel in numels)
-    launch.run(_learn, (programs,), scales, tuple(one[:4] for one in free), numels, NUMBERS=LEARNED, **rates)
+    weights, forgetful = tuple(one[:4] for one in free), tuple(int(one.forgetful) for one in free)
+    launch.run(_learn, (programs,), scales, weights, numels, forgetful, NUMBERS=LEARNED, **rates)
     for i, (one, product) in enumerate(zip(on_sphere, products, strict=True), len(free)):
         rows, d = one.parameter.shape
         columns = min(ROW_COLUMNS, triton.next_power_of_2(d))
         sizes = {"COLUMNS": columns, "WHOLE": d <= columns, "TINY": torch.finfo(torch.float32).tiny}
         warps = max(1, columns // (32 * THREAD_COLUMNS))
-        launch.run(_learn_rows, (rows,), scales, one[:4], i, product, d, **rates, **sizes, num_warps=warps)
+        which = i, int(one.forgetful)
+        launch.run(_learn_rows, (rows,), scales, one[:4], *which, product, d, **rates, **sizes, num_warps=warps)
