@@ -127,7 +127,8 @@ class SparseCoder(nn.Module):
         """
         pre = self._pre(x, "float32")
         positions = operations(pre).batch_topk(pre, (self.config.k or 1) * len(pre))
-        if not len(positions):  # nothing is positive
+        positions = positions[pre.flatten()[positions] > 0]  # a GPU fills up
+        if not len(positions):
             return self
         selected = from_mask(pre, positions)
         by = selected.pattern.by_latent
