@@ -2,7 +2,7 @@
 race's judge says what our own measures say, and probes of all letters at once are absorption's own."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -240,17 +240,31 @@ def test_steps_are_timed_as_they_are_taken_and_then_launched_by_python(monkeypat
 
     launched = []
 
+    class Counted:
+        """In place of graphs."""
+
+        def __init__(self, work: Callable[..., None]) -> None:
+            self.work = work
+
+        def __call__(self, *inputs: object) -> None:
+            launched.append("graph")
+            self.work(*inputs)
+
+        def join(self) -> None:
+            launched.append("join")
+
     class Graphed(gpu_steps.Bench):
         """Where there are graphs."""
 
         def __init__(self, case: gpu_steps.Case, rows: torch.Tensor) -> None:
             super().__init__(case, rows)
             for trainee in self.trainees:
-                trainee.graphs = lambda *inputs, learn=trainee._learn: (launched.append("graph"), learn(*inputs))
+                trainee.graphs = Counted(trainee._learn)
 
     monkeypatch.setattr(gpu_steps, "Bench", Graphed)
     size = Size(16, 64, 4, 32)
     case, rows = gpu_steps.Case("two", "matryoshka", size, coders=2), gpu_steps.make_rows([size], "cpu")[16]
     graph, eager = gpu_steps.measure_steps(case, rows, Pace(1, 0.001))
     assert (graph["mode"], eager["mode"]) == ("graph", "eager")
-    assert len(launched) == 2 * (gpu_steps.WARM_UP + 2 + graph["ms"]["calls"]), "of each coder, and none afterwards"
+    steps = gpu_steps.WARM_UP + 2 + graph["ms"]["calls"]
+    assert launched == ["graph", "graph", "join", "join"] * steps, "of each coder, and none afterwards"
