@@ -74,7 +74,7 @@ def test_statistics_and_top_windows_are_those_of_the_dense_latents(run: Run, pla
     assert store.about.tokens == plain.kept.sum()
     assert store.about.tokens + store.about.tokens_left_out == plain.tokens.size
     assert store.about.documents == len(np.unique(plain.documents[plain.kept]))
-    silent = 0
+    silent = whole = 0
     for feature in (store[i] for i in range(256)):
         own = plain.latents[..., feature.index]
         fires = own > 0
@@ -88,11 +88,14 @@ def test_statistics_and_top_windows_are_those_of_the_dense_latents(run: Run, pla
         assert feature.statistics.mean == pytest.approx(own[fires].mean(), rel=0.02)
         strongest = feature.groups[0].examples
         best = {document: own[plain.documents == document].max() for document in np.unique(plain.documents[fires])}
-        expected = sorted(best.values(), reverse=True)[: len(strongest)]
-        if len(strongest) == min(32, len(best)):  # nothing was dropped as a near-duplicate
-            assert [example.activation for example in strongest] == pytest.approx(expected, rel=1e-3)
+        expected = iter(sorted(best.values(), reverse=True))
+        for example in strongest:  # in order; others may have been dropped as near-duplicates
+            assert any(example.activation == pytest.approx(value, rel=1e-3) for value in expected)
+        if len(strongest) < 32 and len(strongest) == len(best):
+            whole += 1
         assert len({example.document for example in strongest}) == len(strongest)
     assert silent < 200
+    assert whole > 0, "of some features every document is shown"
 
 
 def test_examples_show_the_text_of_their_windows(run: Run, plain: Plain, lm: LanguageModel) -> None:

@@ -106,8 +106,8 @@ def refuse_not_finite(counts: RowCounts, sites: Iterable[Site], lm: LanguageMode
 
 
 def _norms(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-    """In float32, without a copy of x in it."""
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+    """In float32 at least, without a copy of x in it."""
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _median(site: Site, x: Float[Tensor, "batch position d"]) -> float:

@@ -61,12 +61,10 @@ class DeadLatents(nn.Module):
         return self._index if len(self._index) else None
 
     def _list(self) -> Int[Tensor, " listed"]:
-        dead = self.listed.nonzero().squeeze(1)
-        if self.listed.device.type == "cpu" or not len(dead):
-            return dead
-        length = min(len(self.listed), max(LEAST_LISTED, 1 << (len(dead) - 1).bit_length()))
-        living = (~self.listed).nonzero().squeeze(1)
-        return torch.cat([dead, living[: length - len(dead)]])
+        length = int(self.listed.sum())
+        if length and self.listed.device.type != "cpu":
+            length = min(len(self.listed), max(LEAST_LISTED, 1 << (length - 1).bit_length()))
+        return self.listed.byte().sort(descending=True, stable=True).indices[:length]
 
     def part(self, coder: SparseCoder, listed: Int[Tensor, " listed"]) -> Dead:
         """Of `coder`, the latents of a list that `listed_at` gave."""
