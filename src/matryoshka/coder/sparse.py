@@ -93,7 +93,7 @@ class _PreActivations(Function):
     def forward(ctx: Any, inputs: Tensor, W_enc: Tensor, b_enc: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, W_enc)
         ctx.pattern = pattern
-        return values.clone()
+        return values.view_as(values)
 
     @staticmethod
     @once_differentiable
@@ -149,13 +149,14 @@ class _NestedErrors(Function):
         ctx.pattern, ctx.widths, ctx.left = pattern, widths, left
         errors, excess = sums / len(target), left[-1]
         ctx.mark_non_differentiable(errors, excess)
+        ctx.set_materialize_grads(False)  # nobody wants zeros of these two
         return errors, errors.sum(), excess
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         (values, W_dec), pattern, left = ctx.saved_tensors, ctx.pattern, ctx.left
         del ctx.left  # may be overwritten below, so there is no second backward pass
-        scale = 2 * (grad_outputs[1] / pattern.batch)
+        scale = grad_outputs[1] / (pattern.batch / 2)
         by = pattern.by_latent
         return *operations(W_dec).prefix_gradients(left, scale, W_dec, values, by, ctx.widths), None, None

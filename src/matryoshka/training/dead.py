@@ -7,6 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from matryoshka.coder.coder import SparseCoder, Subset
+from matryoshka.coder.kernels import operations
 from matryoshka.coder.latents import Latents
 
 REFRESH = 8
@@ -45,10 +46,8 @@ class DeadLatents(nn.Module):
     @torch.no_grad()
     def count(self, latents: Latents) -> None:
         """A batch has been seen."""
-        silent = self.tokens_since_fired
-        silent += latents.pattern.batch
-        spared = (latents.values <= 0) * torch.iinfo(silent.dtype).max
-        silent.scatter_reduce_(0, latents.indices, spared, "amin")
+        pattern, silent = latents.pattern, self.tokens_since_fired
+        operations(silent).count_silence_(silent, latents.values, pattern.by_latent, pattern.batch)
 
     def listed_at(self, step: int) -> Int[Tensor, " listed"] | None:
         """The dead of the last listing, which may be of this very `step`; None if there were none. On a GPU others

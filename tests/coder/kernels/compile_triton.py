@@ -14,6 +14,7 @@ from matryoshka.coder.kernels import triton as fast
 from matryoshka.coder.kernels.triton import launch
 
 TYPES = {
+    torch.float64: "fp64",
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
     torch.int64: "i64",
@@ -73,6 +74,13 @@ def main():
                 _, left = fast.prefix_errors(table, torch.zeros(len(i)), i, i, torch.arange(65), table, widths)
                 fast.prefix_gradients(left, torch.ones(()), table, torch.zeros(len(i)), by, widths)
             fast.quantise_rows(table)
+    by = i, i, i, torch.tensor([0, len(i)])
+    for dtype in torch.bfloat16, torch.float32:
+        fast.follow_smallest_(torch.zeros(()), i[0], torch.zeros(len(i), dtype=dtype), 0.8)
+    fast.count_silence_(i[:1], torch.zeros(len(i)), by, 8192)
+    for terms in 5, 3:
+        parts = [torch.zeros(())] * terms
+        fast.tally_(torch.zeros(terms, dtype=torch.float64), parts, torch.zeros(4, 4), i[0], i[1])
     for d in 2304, 60_000, 7:  # whole rows, and one in several pieces
         shapes = ((16, d), True), ((16, d), False), ((d,), False)
         taught = [Taught(*torch.zeros(4, *shape), torch.zeros(()), unit_rows) for shape, unit_rows in shapes]

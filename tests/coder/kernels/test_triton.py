@@ -23,7 +23,7 @@ from matryoshka.coder.sparse import nested_errors
 if fast is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from matryoshka.coder.kernels.triton import launch, prefixes, quantising, selection, sums, weights
+from matryoshka.coder.kernels.triton import bookkeeping, launch, prefixes, quantising, selection, sums, weights
 
 BLOCKS = [
     (selection, {"TOPK_ROUNDS": 4, "TOPK_MAX_GROUPS": 8, "BLOCK": 64, "PROGRAMS": 4, "TILE": 128}),
@@ -33,6 +33,7 @@ BLOCKS = [
         {"MEASURED": 32, "MEASURED_ROWS": 2, "MEASURED_COLUMNS": 8, "LEARNED": 16, "ROW_COLUMNS": 16, "SUMMED": 4},
     ),
     (prefixes, {"ROWS": 2, "COLUMNS": 16, "ERRORS": 64, "PAIRS": 2, "PAIR_COLUMNS": 32, "ENTRIES": 32, "LATENTS": 4}),
+    (bookkeeping, {"SIZE": 8, "LATENTS": 4, "ENTRIES": 2}),
 ]
 REAL_BLOCKS = [(module, {name: getattr(module, name) for name in blocks}) for module, blocks in BLOCKS]
 TABLES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -100,6 +101,15 @@ def bag_lengths(draw):
 
 def offsets_of(lengths):
     return torch.tensor([0, *lengths]).cumsum(0).to(DEVICE)
+
+
+def transposed(lengths, data, rows=6):
+    """(order, rows, indices, offsets) of so many entries of each latent."""
+    entries = sum(lengths)
+    order = data.draw(st.permutations(range(entries)))
+    latents = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    order = torch.tensor(order, dtype=torch.int64, device=DEVICE)
+    return order, data.draw(integers(rows, entries)), latents.to(DEVICE), offsets_of(lengths)
 
 
 def integers(n, size):
@@ -383,6 +393,53 @@ def test_adam_is_five_launches_and_reads_the_weights_twice(monkeypatch):
     ]
 
 
+@examples(30)
+@given(TABLES, SIZES, st.sampled_from([-9.0, 0.0, 9.0]), st.sampled_from([0, 1, 2, 40]), st.data())
+def test_a_threshold_follows_the_smallest_positive_value(dtype, entries, shift, steps, data):
+    values = data.draw(random_tensors(entries, dtype=dtype)) + shift
+    ours, theirs = ((torch.tensor(2.5, device=DEVICE), torch.tensor(steps, device=DEVICE)) for _ in range(2))
+    fast.follow_smallest_(*ours, values, 0.8)
+    reference.follow_smallest_(*theirs, values, 0.8)
+    torch.testing.assert_close(ours, theirs)
+    assert ours[1] == steps + (values > 0).any()
+
+
+@examples(30)
+@given(bag_lengths(), st.data())
+def test_silence_ends_where_an_entry_is_positive(lengths, data):
+    by = transposed(lengths, data)
+    values = data.draw(integers(2, sum(lengths))).float() * data.draw(integers(2, sum(lengths)))
+    ours = data.draw(integers(1000, len(lengths)))
+    theirs = ours.clone()
+    fast.count_silence_(ours, values, by, 7)
+    reference.count_silence_(theirs, values, by, 7)
+    assert ours.equal(theirs)
+
+
+@pytest.mark.parametrize("version", [fast, reference])
+@pytest.mark.parametrize("where", ["x", "term", "sum of both", None])
+def test_terms_are_added_up_and_the_first_bad_step_is_kept(version, where):
+    x, terms = torch.ones(5, 3, device=DEVICE), [torch.tensor(float(i), device=DEVICE) for i in range(4)]
+    terms[1], sums = None, torch.full((4,), 0.5, dtype=torch.float64, device=DEVICE)
+    if where == "x":
+        x[2, 1] = torch.nan
+    elif where is not None:
+        terms[3], x[0, 0] = torch.tensor(torch.inf, device=DEVICE), 1 if where == "term" else -torch.inf
+    for before, bad in (-1, -1 if where is None else 6), (3, 3):
+        bad_step = torch.tensor(before, device=DEVICE)
+        version.tally_(sums, terms, x, bad_step, torch.tensor(6, device=DEVICE))
+        assert bad_step == bad
+    last = 6.5 if where in ("x", None) else torch.inf
+    assert sums.tolist() == [0.5, 0.5, 4.5, last]
+
+
+@examples(20)
+@given(st.integers(1, 9), SIZES, st.data())
+def test_variance(batch, d, data):
+    y = data.draw(random_tensors(batch, d)) + 3
+    torch.testing.assert_close(fast.variance(y), reference.variance(y.double()).float())
+
+
 def test_what_is_overwritten_must_be_contiguous():
     one = Taught(*torch.zeros(4, 3, 8, device=DEVICE)[..., ::2], torch.zeros((), device=DEVICE), False)
     with pytest.raises(ValueError, match="contiguous"):
@@ -411,7 +468,8 @@ def test_every_kernel_compiles_for_an_h100(tmp_path):
     program = [sys.executable, str(Path(__file__).with_name("compile_triton.py"))]
     run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
-    everything = {**vars(selection), **vars(sums), **vars(prefixes), **vars(quantising), **vars(weights)}
+    modules = bookkeeping, selection, sums, prefixes, quantising, weights
+    everything = {name: value for module in modules for name, value in vars(module).items()}
     parts = {"_keep_largest", "_digits", "_codes", "_bag_at", "_piece_of", "_moved"}  # of kernels
     kernels = {name for name, value in everything.items() if hasattr(value, "fn")} - parts
     assert {line.split()[0] for line in run.stdout.splitlines()} == kernels

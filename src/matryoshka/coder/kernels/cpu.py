@@ -136,6 +136,10 @@ def prefix_gradients(
     return of_values, bags(planes, at, values[order], offsets), left[0].neg()
 
 
+variance = reference.variance
+follow_smallest_, count_silence_, tally_ = reference.follow_smallest_, reference.count_silence_, reference.tally_
+
+
 def adam_(
     taught: Sequence[Taught], lr: float | Float[Tensor, ""], betas: tuple[float, float], largest_norm: float
 ) -> Float[Tensor, ""]:

@@ -124,6 +124,11 @@ def prefix_gradients(
     return scale * of_values, scale * bags(planes, at, values[order], offsets), -scale * left[0]
 
 
+def variance(y: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
+    """Σ over d of (y − ȳ)², mean over the batch, ȳ the batch's mean of each dimension."""
+    return (y - y.mean(0)).square().sum(-1).mean()
+
+
 def adam_(
     taught: Sequence[Taught], lr: float | Float[Tensor, ""], betas: tuple[float, float], largest_norm: float
 ) -> Float[Tensor, ""]:
@@ -168,3 +173,41 @@ def project_rows_(x: Table, rows: Table) -> None:
 def normalise_rows_(rows: Table) -> None:
     """Bring each row to norm 1; rows of zeros stay."""
     rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny))
+
+
+def follow_smallest_(
+    threshold: Float[Tensor, ""], steps: Int[Tensor, ""], values: Float[Tensor, " some"], decay: float
+) -> None:
+    """Move `threshold` towards the smallest positive one of `values`, a mean over the first steps and an exponential
+    one after; where none is positive this is no step."""
+    smallest = values.masked_fill(values <= 0, torch.inf).min().float()
+    some = smallest < torch.inf
+    steps += some
+    weight = (1 / steps.clamp(min=1)).clamp(min=1 - decay).float()
+    threshold += torch.where(some, weight * (smallest - threshold), 0)
+
+
+def count_silence_(silent: Int[Tensor, " d_sae"], values: Values, by: Transposed, batch: int) -> None:
+    """Tokens since each latent fired, after a batch of so many more: 0 where one of its entries is positive."""
+    order, _, indices, _ = by
+    silent += batch
+    spared = (values[order] <= 0) * torch.iinfo(silent.dtype).max
+    silent.scatter_reduce_(0, indices, spared, "amin")
+
+
+def tally_(
+    sums: Float[Tensor, " terms"],
+    terms: Sequence[Float[Tensor, ""] | None],
+    x: Inputs,
+    bad_step: Int[Tensor, ""],
+    step: int | Int[Tensor, ""],
+) -> None:
+    """Add each term that there is to its sum. `bad_step` becomes `step` if one of them is not finite, or a number of
+    `x`, and none was before."""
+    everything = x.sum()
+    for total, term in zip(sums, terms, strict=True):
+        if term is not None:
+            total += term
+            everything = everything + term
+    bad = everything - everything != 0  # of NaN and Inf alone
+    bad_step.copy_(torch.where(bad & (bad_step < 0), step, bad_step))

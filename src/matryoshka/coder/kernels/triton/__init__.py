@@ -7,11 +7,11 @@ tensors. They carry `no_type_check` because their annotations are Triton's: jaxt
 """
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from matryoshka.coder.kernels import Entries, reference
-from matryoshka.coder.kernels.triton import prefixes, quantising, selection, sums, weights
+from matryoshka.coder.kernels.triton import bookkeeping, prefixes, quantising, selection, sums, weights
 
 product, quantise_rows = quantising.product, quantising.quantise_rows
 topk, batch_topk = selection.topk, selection.batch_topk
@@ -19,6 +19,11 @@ nonzero = reference.nonzero  # the size of its result depends on the data: the h
 dots, bags = sums.dots, sums.bags
 prefix_errors, prefix_gradients = prefixes.prefix_errors, prefixes.prefix_gradients
 adam_ = weights.adam_
+follow_smallest_, count_silence_, tally_ = bookkeeping.follow_smallest_, bookkeeping.count_silence_, bookkeeping.tally_
+
+
+def variance(y: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
+    return y.var(0, correction=0).sum()
 
 
 def places(mask: Bool[Tensor, " all"], n: int) -> Entries:
