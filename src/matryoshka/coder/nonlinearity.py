@@ -77,7 +77,9 @@ class TopK(ReLU):
         k = slack.number(self.k, pre.shape[1])
         indices = operations(pre).topk(pre.detach(), k)
         offsets = torch.arange(0, indices.numel() + 1, k, device=pre.device)
-        return Latents(Pattern(indices.flatten(), offsets, pre.shape[1]), pre.gather(1, indices).flatten())
+        rows = torch.arange(len(pre), device=pre.device)[:, None].expand(-1, k)
+        pattern = Pattern.of((indices.flatten(), rows.flatten(), offsets), pre.shape[1])
+        return Latents(pattern, pre.gather(1, indices).flatten())
 
     def cut(self, candidates: Latents) -> Entries | None:
         """The k largest of each row."""

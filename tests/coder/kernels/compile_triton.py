@@ -29,6 +29,9 @@ def kind(path, value, constants, attributes):
     """The type of an argument, specialised on alignment and on ones as Triton's launcher does."""
     if isinstance(value, tuple):
         return tuple(kind((*path, i), part, constants, attributes) for i, part in enumerate(value))
+    if value is None:
+        constants[path] = None
+        return "constexpr"
     if isinstance(value, float):
         return "fp32"
     if isinstance(value, int) and value == 1:
@@ -75,6 +78,12 @@ def main():
                 fast.prefix_gradients(left, torch.ones(()), table, torch.zeros(len(i)), by, widths)
             fast.quantise_rows(table)
     by = i, i, i, torch.tensor([0, len(i)])
+    for n in 65_536, 70_000, 1:
+        fast.transpose(i, i, n)
+    for entries in 2048, 327_680, 1:
+        values, kept = torch.zeros(entries), torch.zeros(max(1, entries * 4 // 5), dtype=torch.int64)
+        located = fast.locate(torch.zeros(entries, dtype=torch.int64), 8192, 65_536)
+        fast.keep(kept, located, values, (*(torch.zeros(entries, dtype=torch.int64) for _ in range(3)), i))
     for dtype in torch.bfloat16, torch.float32:
         fast.follow_smallest_(torch.zeros(()), i[0], torch.zeros(len(i), dtype=dtype), 0.8)
     fast.count_silence_(i[:1], torch.zeros(len(i)), by, 8192)

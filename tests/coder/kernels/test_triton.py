@@ -23,7 +23,16 @@ from matryoshka.coder.sparse import nested_errors
 if fast is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from matryoshka.coder.kernels.triton import bookkeeping, launch, prefixes, quantising, selection, sums, weights
+from matryoshka.coder.kernels.triton import (
+    bookkeeping,
+    launch,
+    patterns,
+    prefixes,
+    quantising,
+    selection,
+    sums,
+    weights,
+)
 
 BLOCKS = [
     (selection, {"TOPK_ROUNDS": 4, "TOPK_MAX_GROUPS": 8, "BLOCK": 64, "PROGRAMS": 4, "TILE": 128}),
@@ -33,6 +42,7 @@ BLOCKS = [
         {"MEASURED": 32, "MEASURED_ROWS": 2, "MEASURED_COLUMNS": 8, "LEARNED": 16, "ROW_COLUMNS": 16, "SUMMED": 4},
     ),
     (prefixes, {"ROWS": 2, "COLUMNS": 16, "ERRORS": 64, "PAIRS": 2, "PAIR_COLUMNS": 32, "ENTRIES": 32, "LATENTS": 4}),
+    (patterns, {"SIZE": 16, "COMPARISONS": 16}),
     (bookkeeping, {"SIZE": 8, "LATENTS": 4, "ENTRIES": 2}),
 ]
 REAL_BLOCKS = [(module, {name: getattr(module, name) for name in blocks}) for module, blocks in BLOCKS]
@@ -172,11 +182,25 @@ def test_selecting_candidates_and_cutting_them_is_few_launches(d_sae, monkeypatc
     assert names == [*proposing, *["_batch_topk_level"] * 3, "_batch_topk_write"]
 
 
-@examples(20)
-@given(st.integers(0, 40), st.data())
-def test_places_are_those_of_what_is_true(entries, data):
-    mask = data.draw(integers(2, entries)) > 0
-    assert fast.places(mask, int(mask.sum())).equal(reference.places(mask, 0))
+def equal(ours, theirs):
+    return all(equal(a, b) if isinstance(a, tuple) else a.equal(b) for a, b in zip(ours, theirs, strict=True))
+
+
+@examples(40)
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([0.0, 0.1, 0.9, 1.0]), st.data())
+def test_entries_are_located_transposed_and_kept(batch, d_sae, share, data):
+    """None, some and all of them; rows and latents without any; long runs of what is dropped and of what is kept."""
+    chosen = data.draw(random_tensors(batch * d_sae)).abs() < 2 * share
+    chosen[: data.draw(st.integers(0, batch * d_sae))] &= data.draw(st.booleans())
+    located = fast.locate(reference.nonzero(chosen[None]), batch, d_sae)
+    assert equal(located, reference.locate(reference.nonzero(chosen[None]), batch, d_sae))
+    by = fast.transpose(*located[:2], d_sae)
+    assert equal(by, reference.transpose(*located[:2], d_sae))
+    values = data.draw(random_tensors(len(located[0])))
+    mask = data.draw(integers(8, len(values))) < data.draw(st.integers(0, 8))
+    mask[: data.draw(st.integers(0, len(mask)))] = data.draw(st.booleans())
+    places = reference.nonzero(mask[None])
+    assert equal(fast.keep(places, located, values, by), reference.keep(places, located, values, by))
 
 
 @examples(20)
@@ -468,9 +492,9 @@ def test_every_kernel_compiles_for_an_h100(tmp_path):
     program = [sys.executable, str(Path(__file__).with_name("compile_triton.py"))]
     run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
-    modules = bookkeeping, selection, sums, prefixes, quantising, weights
+    modules = bookkeeping, patterns, selection, sums, prefixes, quantising, weights
     everything = {name: value for module in modules for name, value in vars(module).items()}
-    parts = {"_keep_largest", "_digits", "_codes", "_bag_at", "_piece_of", "_moved"}  # of kernels
+    parts = {"_below", "_keep_largest", "_digits", "_codes", "_bag_at", "_piece_of", "_moved"}  # of kernels
     kernels = {name for name, value in everything.items() if hasattr(value, "fn")} - parts
     assert {line.split()[0] for line in run.stdout.splitlines()} == kernels
 
@@ -543,15 +567,13 @@ def test_a_cuda_graph_captures_all_of_it():
         selected = fast.topk(pre, 16)
         positions = fast.batch_topk(pre, 5000)
         cut = fast.batch_topk(pre.flatten()[positions].float()[None], 4096)
-        positions = positions[
-            fast.places(torch.zeros(5000, dtype=torch.bool, device=DEVICE).index_fill(0, cut, True), 4096)
-        ]
-        order, offsets = fast.group(positions % 4096, 4096)
-        i, j = (positions // 4096)[order], (positions % 4096)[order]
+        located = fast.locate(positions, 256, 4096)
+        by = fast.transpose(*located[:2], 4096)
+        (_, rows, starts), _, by = fast.keep(cut, located, pre.flatten()[positions].float(), by)
+        _, i, j, offsets = by
+        positions = positions[cut]
         bags = fast.bags(x, i, fast.dots(x, x, i, j % 256), offsets)
-        rows, starts = positions // 4096, torch.arange(257, device=DEVICE) * 16
         errors, left = fast.prefix_errors(bags, x[rows, 0], positions % 4096, rows, starts, x, widths)
-        by = order, i, j, offsets
         gradients = fast.prefix_gradients(left, errors[0].rsqrt(), bags, x[rows, 0], by, widths)
         one = Taught(left[0], left[1], *torch.zeros_like(left), x.new_zeros(()), True)
         norm = fast.adam_([one], lr, (0.9, 0.999), 1.0)

@@ -91,14 +91,18 @@ def nonzero(mask: Bool[Tensor, "batch d_sae"]) -> Entries:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
-def places(mask: Bool[Tensor, " all"], n: int) -> Entries:
-    return nonzero(mask[None])
-
-
 def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:
     order = _radix_argsort(keys.numpy(), n)
     counts = torch.bincount(keys, minlength=n)
     return torch.from_numpy(order), torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def transpose(indices: Entries, rows: Entries, n: int) -> Transposed:
+    order, offsets = group(indices, n)
+    return order, rows[order], indices[order], offsets
+
+
+locate, keep = reference.locate, reference.keep
 
 
 def dots(a: Table, b: Float[Tensor, "m d"], i: Entries, j: Entries) -> Values:

@@ -12,6 +12,8 @@ from matryoshka.coder.kernels import (
     ADAM_EPSILON,
     Entries,
     Inputs,
+    Kept,
+    Located,
     Pre,
     Precision,
     Rings,
@@ -66,9 +68,15 @@ def nonzero(mask: Bool[Tensor, "batch d_sae"]) -> Entries:
     return mask.flatten().nonzero().squeeze(1)
 
 
-def places(mask: Bool[Tensor, " all"], n: int) -> Entries:
-    """Where the `n` entries are, ascending, that are True: a size that is known before."""
-    return mask.nonzero().squeeze(1)
+def locate(positions: Entries, batch: int, d_sae: int) -> Located:
+    """The entries at ascending flat positions."""
+    rows = positions // d_sae
+    return positions - rows * d_sae, rows, _starts(rows, batch)
+
+
+def _starts(keys: Entries, n: int) -> Int[Tensor, " n_plus_1"]:
+    """Where each of the ascending `keys` below n begins."""
+    return torch.searchsorted(keys, torch.arange(n + 1, device=keys.device))
 
 
 def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:
@@ -76,6 +84,23 @@ def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:
     latent (that is the transposed pattern), or a ring and row."""
     counts = torch.zeros(n, dtype=torch.int64, device=keys.device).index_add_(0, keys, torch.ones_like(keys))
     return keys.argsort(stable=True), torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def transpose(indices: Entries, rows: Entries, n: int) -> Transposed:
+    """Entries, given row by row, ordered by which of n latents they are of, rows ascending within each."""
+    order, offsets = group(indices, n)
+    return order, rows[order], indices[order], offsets
+
+
+def keep(places: Int[Tensor, " kept"], pattern: Located, values: Values, by: Transposed) -> Kept:
+    """Of a pattern, its values and the same by latent the entries at `places` alone, which are ordered row by row;
+    nothing is sorted again. Other versions want the places ascending."""
+    (indices, rows, offsets), (order, by_rows, by_indices, by_offsets) = pattern, by
+    counted = torch.arange(len(places), device=places.device)
+    now = torch.full_like(order, -1).scatter_(0, places, counted)[order]
+    kept = (now >= 0).nonzero().squeeze(1)
+    ours = indices[places], rows[places], _starts(rows[places], len(offsets) - 1)
+    return ours, values[places], (now[kept], by_rows[kept], by_indices[kept], torch.searchsorted(kept, by_offsets))
 
 
 def dots(a: Table, b: Float[Tensor, "m d"], i: Entries, j: Entries) -> Values:
