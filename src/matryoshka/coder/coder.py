@@ -176,6 +176,8 @@ class SparseCoder(nn.Module):
         self, latents: Latents, x: Inputs, y: Target, widths: Widths
     ) -> tuple[Errors, Float[Tensor, ""], Target]:
         """`Forward.errors`, `Forward.total_error` and `Forward.excess` of these latents."""
+        if self.W_skip is None:
+            return nested_errors(latents, self.W_dec, y.to(self.dtype), widths, self.b_dec)
         return nested_errors(latents, self.W_dec, self.to_explain(x, y), widths)
 
     def encode(self, x: Inputs) -> Latents:

@@ -72,10 +72,15 @@ def main():
             table = torch.zeros(64, d, dtype=dtype)
             fast.dots(table, table, i, i)
             fast.bags(table, i, torch.zeros(len(i)), torch.tensor([0, len(i)]))
+            by = i, i, i, torch.tensor([0, len(i)])
+            fast.exact(table, table, torch.zeros(64), by)
+            fast.encoder_gradients(table, torch.zeros(len(i)), by)
             for m in 5, 1:
-                by, widths = (i, i, i, torch.tensor([0, len(i)])), torch.arange(1, m + 1)
-                _, left = fast.prefix_errors(table, torch.zeros(len(i)), i, i, torch.arange(65), table, widths)
-                fast.prefix_gradients(left, torch.ones(()), table, torch.zeros(len(i)), by, widths)
+                widths, located = torch.arange(1, m + 1), (i, i, torch.arange(65))
+                for bias in None, table[0]:
+                    _, left = fast.prefix_errors(table, torch.zeros(len(i)), *located, table, bias, widths)
+                parts = left, torch.ones(()), table, torch.zeros(len(i)), by, widths
+                fast.prefix_gradients(*parts, each_row=True)
             fast.quantise_rows(table)
     by = i, i, i, torch.tensor([0, len(i)])
     for n in 65_536, 70_000, 1:

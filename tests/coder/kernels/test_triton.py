@@ -259,6 +259,18 @@ def test_bags(table_dtype, weight_dtype, lengths, d, data):
     torch.testing.assert_close(found, expected)
 
 
+@examples(30)
+@given(TABLES, TABLES, bag_lengths(), SIZES, st.data())
+def test_exact_values_and_their_gradients(x_dtype, W_dtype, lengths, d, data):
+    by = transposed(lengths, data)
+    x, W = data.draw(random_tensors(6, d, dtype=x_dtype)), data.draw(random_tensors(len(lengths), d, dtype=W_dtype))
+    biases, gradient = data.draw(random_tensors(len(lengths))), data.draw(random_tensors(sum(lengths)))
+    torch.testing.assert_close(fast.exact(x, W, biases, by), reference.exact(x.float(), W.float(), biases, by))
+    found = fast.encoder_gradients(x, gradient, by)
+    torch.testing.assert_close(found, reference.encoder_gradients(x.float(), gradient, by))
+    assert equal(found, fast.encoder_gradients(x, gradient, by))
+
+
 def test_bags_of_no_entries_are_zeros():
     none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
     found = fast.bags(torch.ones(3, 5, device=DEVICE), none, none.float(), offsets_of([0, 0]))
@@ -277,18 +289,20 @@ def test_bags_share_a_long_bag_among_programs_and_give_the_same_bits(monkeypatch
     torch.testing.assert_close(found, reference.bags(table, rows, weights, offsets), rtol=1e-4, atol=1e-5)
 
 
-def prefixes_by(operations, case):
+def prefixes_by(operations, case, biased=False):
     """(sums, what is left, the gradients)"""
     W_dec, values, pattern, target, widths, scale = case
-    sums, left = operations.prefix_errors(W_dec, values, pattern.indices, pattern.rows, pattern.offsets, target, widths)
-    return sums, left, *operations.prefix_gradients(left, scale, W_dec, values, pattern.by_latent, widths)
+    bias = target[0] if biased else None
+    sums, left = operations.prefix_errors(W_dec, values, *pattern.located, target, bias, widths)
+    parts = left, scale, W_dec, values, pattern.by_latent, widths
+    return sums, left.clone(), *operations.prefix_gradients(*parts, each_row=not biased)
 
 
 @examples(15)
-@given(nested(torch.float32, DEVICE))
-def test_prefix_errors_and_their_gradients(case):
-    found = prefixes_by(fast, case)
-    torch.testing.assert_close(found, prefixes_by(reference, case), rtol=1e-5, atol=1e-4)
+@given(nested(torch.float32, DEVICE), st.booleans())
+def test_prefix_errors_and_their_gradients(case, biased):
+    found = prefixes_by(fast, case, biased)
+    torch.testing.assert_close(found, prefixes_by(reference, case, biased), rtol=1e-5, atol=1e-4)
 
 
 def test_nested_errors_learn_as_the_dense_formula_does_and_give_the_same_bits():
@@ -573,8 +587,9 @@ def test_a_cuda_graph_captures_all_of_it():
         _, i, j, offsets = by
         positions = positions[cut]
         bags = fast.bags(x, i, fast.dots(x, x, i, j % 256), offsets)
-        errors, left = fast.prefix_errors(bags, x[rows, 0], positions % 4096, rows, starts, x, widths)
-        gradients = fast.prefix_gradients(left, errors[0].rsqrt(), bags, x[rows, 0], by, widths)
+        errors, left = fast.prefix_errors(bags, x[rows, 0], positions % 4096, rows, starts, x, x[0], widths)
+        parts = left, errors[0].rsqrt(), bags, x[rows, 0], by, widths
+        gradients = fast.prefix_gradients(*parts, each_row=False)
         one = Taught(left[0], left[1], *torch.zeros_like(left), x.new_zeros(()), True)
         norm = fast.adam_([one], lr, (0.9, 0.999), 1.0)
         proposed = fast.product(x, x[:64].T, x[:64, 0], "fp8")

@@ -62,7 +62,9 @@ class Operations(Protocol):
     def transpose(self, indices: Tensor, rows: Tensor, n: int) -> Transposed: ...
     def keep(self, places: Tensor, pattern: Located, values: Tensor, by: Transposed) -> Kept: ...
     def dots(self, a: Tensor, b: Tensor, i: Tensor, j: Tensor) -> Tensor: ...
+    def exact(self, inputs: Tensor, rows: Tensor, biases: Tensor, by: Transposed) -> Tensor: ...
     def bags(self, table: Tensor, rows: Tensor, weights: Tensor, offsets: Tensor) -> Tensor: ...
+    def encoder_gradients(self, inputs: Tensor, gradient: Tensor, by: Transposed) -> tuple[Tensor, Tensor]: ...
     def prefix_errors(
         self,
         W_dec: Tensor,
@@ -71,10 +73,18 @@ class Operations(Protocol):
         rows: Tensor,
         offsets: Tensor,
         target: Tensor,
+        bias: Tensor | None,
         widths: Tensor,
     ) -> tuple[Tensor, Tensor]: ...
     def prefix_gradients(
-        self, left: Tensor, scale: Tensor, W_dec: Tensor, values: Tensor, by: Transposed, widths: Tensor
+        self,
+        left: Tensor,
+        scale: Tensor,
+        W_dec: Tensor,
+        values: Tensor,
+        by: Transposed,
+        widths: Tensor,
+        each_row: bool,
     ) -> tuple[Tensor, Tensor, Tensor]: ...
     def variance(self, y: Tensor) -> Tensor: ...
     def adam_(

@@ -108,12 +108,28 @@ def dots(a: Table, b: Float[Tensor, "m d"], i: Entries, j: Entries) -> Values:
     return (a[i] * b[j]).sum(1)
 
 
+def exact(inputs: Inputs, rows: Table, biases: Float[Tensor, " d_sae"], by: Transposed) -> Values:
+    """Pre-activations of a pattern's entries, `rows` of the encoder a latent each."""
+    order, of_rows, indices, _ = by
+    values = dots(inputs, rows, of_rows, indices) + biases[indices]
+    return torch.empty_like(values).scatter_(0, order, values)
+
+
 def bags(table: Table, rows: Entries, weights: Values, offsets: Int[Tensor, " bags_plus_1"]) -> Float[Tensor, "bags d"]:
     """Σ weights · table[rows] over the entries `offsets[i]:offsets[i + 1]` of each bag i: the nested reconstruction,
     the gradients of both weights."""
     bag = torch.arange(len(offsets) - 1, device=rows.device).repeat_interleave(offsets.diff(), output_size=len(rows))
     sums = table.new_zeros(len(offsets) - 1, table.shape[1])
     return sums.index_add_(0, bag, weights[:, None] * table[rows])
+
+
+def encoder_gradients(
+    inputs: Inputs, gradient: Values, by: Transposed
+) -> tuple[Float[Tensor, "d_sae d_in"], Float[Tensor, " d_sae"]]:
+    """What the gradient of `exact` is to rows and biases."""
+    order, rows, _, offsets = by
+    weights = gradient[order]
+    return bags(inputs, rows, weights, offsets), torch.segment_reduce(weights, "sum", offsets=offsets)
 
 
 def ring_of(indices: Entries, widths: Iterable[int | Tensor]) -> Entries:
@@ -126,11 +142,12 @@ def ring_of(indices: Entries, widths: Iterable[int | Tensor]) -> Entries:
 
 def prefix_errors(
     W_dec: Table, values: Values, indices: Entries, rows: Entries, offsets: Int[Tensor, " batch_plus_1"],
-    target: Float[Tensor, "batch d"], widths: Int[Tensor, " prefix"],
+    target: Float[Tensor, "batch d"], bias: Float[Tensor, " d"] | None, widths: Int[Tensor, " prefix"],
 ) -> tuple[Float[Tensor, " prefix"], Rings]:  # fmt: skip
-    """Σ (ŷ_m − target)² of every prefix m, ŷ_m the weighted sum of those rows of W_dec that lie within it, entries
-    row by row in any order; and Σ_{m ≥ r} (ŷ_m − target) for every ring r, from which its latents learn: what is left
-    for `prefix_gradients`. Other versions may leave something else there, but for the last plane."""
+    """Σ (ŷ_m − target)² of every prefix m, ŷ_m the bias and the weighted sum of those rows of W_dec that lie within it,
+    entries row by row in any order; and Σ_{m ≥ r} (ŷ_m − target) for every ring r, from which its latents learn: what
+    is left for `prefix_gradients`. Other versions may leave something else there, but for the last plane."""
+    target = target if bias is None else target - bias
     batch, d = target.shape
     errors = W_dec.new_zeros(len(widths) * batch, d)
     errors.index_add_(0, ring_of(indices, widths) * batch + rows, values[:, None] * W_dec[indices])
@@ -139,14 +156,16 @@ def prefix_errors(
 
 
 def prefix_gradients(
-    left: Rings, scale: Float[Tensor, ""], W_dec: Table, values: Values, by: Transposed, widths: Int[Tensor, " prefix"]
-) -> tuple[Values, Table, Float[Tensor, "batch d"]]:
-    """`scale` times the half gradients of the sum of all that `prefix_errors` has added up, to values, W_dec and
-    target. It may overwrite `left`."""
+    left: Rings, scale: Float[Tensor, ""], W_dec: Table, values: Values, by: Transposed,
+    widths: Int[Tensor, " prefix"], each_row: bool,
+) -> tuple[Values, Table, Float[Tensor, "*rows d"]]:  # fmt: skip
+    """`scale` times the half gradients of the sum of all that `prefix_errors` has added up, to values, W_dec and what
+    is added to all prefixes of each row, or of all rows. It may overwrite `left`."""
     order, rows, indices, offsets = by
     planes, at = left.flatten(0, 1), ring_of(indices, widths) * left.shape[1] + rows
     of_values = torch.empty_like(values).scatter_(0, order, dots(planes, W_dec, at, indices))
-    return scale * of_values, scale * bags(planes, at, values[order], offsets), -scale * left[0]
+    added = scale * left[0]
+    return scale * of_values, scale * bags(planes, at, values[order], offsets), added if each_row else added.sum(0)
 
 
 def variance(y: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
