@@ -1,5 +1,6 @@
 """The dead latents' term: what has not fired for long learns to reconstruct what the others leave."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ REFRESH = 8
 """Steps between two listings of the dead. To list them the host has to know their number, and would wait for a GPU. A
 latent that fires in between is left out at once; one that dies waits for the next listing."""
 LEAST_LISTED = 256
-"""Latents in a GPU's list, which grows by powers of two: a graph of the step holds for one length."""
+"""Latents in a GPU's list, which grows by so many, or by a quarter of a power of two: a graph of the step holds for one
+length."""
 
 
 class Dead(NamedTuple):
@@ -63,7 +65,8 @@ class DeadLatents(nn.Module):
         dead = self.listed.nonzero().squeeze(1)
         if self.listed.device.type == "cpu" or not len(dead):
             return dead
-        length = min(len(self.listed), max(LEAST_LISTED, 1 << (len(dead) - 1).bit_length()))
+        quarter = max(LEAST_LISTED, 2 ** len(dead).bit_length() // 8)
+        length = min(len(self.listed), math.ceil(len(dead) / quarter) * quarter)
         living = (~self.listed).nonzero().squeeze(1)
         return torch.cat([dead, living[: length - len(dead)]])
 
