@@ -73,10 +73,11 @@ class Subset:
     def reconstruct(self, x: Inputs, some: Bool[Tensor, " n"], k: int) -> Target:
         """What the `k` largest positive pre-activations of each row decode to, without b_dec, of `some` of these
         latents: one dense product."""
-        values = torch.addmm(self.biases, x, self.encoder.T).masked_fill(~some, 0).relu()
+        biases = self.biases.masked_fill(~some, -torch.inf)
+        values = torch.addmm(biases, x, self.encoder.T).relu()
         if k < values.shape[1]:
-            top = values.topk(k, dim=1, sorted=False)
-            values = torch.zeros_like(values).scatter(1, top.indices, top.values)
+            largest = operations(values).topk(values.detach(), k)
+            values = values * torch.zeros_like(values, dtype=torch.bool).scatter_(1, largest, True)
         return values @ self.decoder
 
 
@@ -177,6 +178,8 @@ class SparseCoder(nn.Module):
         self, latents: Latents, x: Inputs, y: Target, widths: Widths
     ) -> tuple[Errors, Float[Tensor, ""], Target]:
         """`Forward.errors`, `Forward.total_error` and `Forward.excess` of these latents."""
+        if self.W_skip is None:
+            return nested_errors(latents, self.W_dec, y.to(self.dtype), widths, self.b_dec)
         return nested_errors(latents, self.W_dec, self.to_explain(x, y), widths)
 
     def encode(self, x: Inputs) -> Latents:

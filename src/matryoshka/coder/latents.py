@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from matryoshka.coder.kernels import Entries, Pre, Values, operations
+from matryoshka.coder.kernels import Entries, Located, Pre, Values, operations
 
 
 class ByLatent(NamedTuple):
@@ -20,13 +20,6 @@ class ByLatent(NamedTuple):
     indices: Entries
     offsets: Int[Tensor, " d_sae_plus_1"]
     """Latent j holds the entries `offsets[j]:offsets[j + 1]`."""
-
-    def keep(self, places: Entries) -> "ByLatent":
-        """Of the entries at `places` of the pattern alone, which are counted anew; nothing is sorted again."""
-        counted = torch.arange(len(places), device=places.device)
-        now = torch.full_like(self.order, -1).scatter_(0, places, counted)[self.order]
-        kept = operations(places).places(now >= 0, len(places))
-        return ByLatent(now[kept], self.rows[kept], self.indices[kept], torch.searchsorted(kept, self.offsets))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,21 +44,22 @@ class Pattern:
     @cached_property
     def by_latent(self) -> ByLatent:
         """The transposed pattern: encoder and decoder learn latent by latent."""
-        order, offsets = operations(self.indices).group(self.indices, self.d_sae)
-        return ByLatent(order, self.rows[order], self.indices[order], offsets)
+        return ByLatent(*operations(self.indices).transpose(self.indices, self.rows, self.d_sae))
 
     @classmethod
-    def of_rows(cls, indices: Entries, rows: Entries, batch: int, d_sae: int) -> "Pattern":
-        """Of entries whose ascending rows are known."""
-        pattern = cls(indices, _offsets(rows, batch), d_sae)
+    def of(cls, located: Located, d_sae: int, by_latent: ByLatent | None = None) -> "Pattern":
+        """Of entries whose rows are known, and maybe their order by latent."""
+        indices, rows, offsets = located
+        pattern = cls(indices, offsets, d_sae)
         pattern.__dict__["rows"] = rows
+        if by_latent is not None:
+            pattern.__dict__["by_latent"] = by_latent
         return pattern
 
-    def keep(self, places: Entries) -> "Pattern":
-        """The entries at `places` alone, which are ordered row by row as the entries are."""
-        kept = Pattern.of_rows(self.indices[places], self.rows[places], self.batch, self.d_sae)
-        kept.__dict__["by_latent"] = self.by_latent.keep(places)  # in place of what would sort them
-        return kept
+    @property
+    def located(self) -> Located:
+        """What `of` makes a pattern of."""
+        return self.indices, self.rows, self.offsets
 
 
 class Latents(NamedTuple):
@@ -109,24 +103,22 @@ class Latents(NamedTuple):
         return torch.zeros(self.d_sae, dtype=torch.int64, device=active.device).scatter_add_(0, self.indices, active)
 
     def keep(self, places: Entries) -> "Latents":
-        """The entries at `places` alone, which are ordered row by row as the entries are."""
-        return Latents(self.pattern.keep(places), self.values[places])
+        """The entries at `places` alone, which are ordered row by row as the entries are; without a gradient."""
+        pattern = self.pattern
+        kept = operations(places).keep(places, pattern.located, self.values.detach(), pattern.by_latent)
+        located, values, by_latent = kept
+        return Latents(Pattern.of(located, self.d_sae, ByLatent(*by_latent)), values)
 
     def first(self, width: int) -> "Latents":
         """The latents 0 … width − 1 alone."""
         inside = (self.indices < width).nonzero().squeeze(1)
-        pattern = Pattern.of_rows(self.indices[inside], self.rows[inside], self.pattern.batch, width)
-        return Latents(pattern, self.values[inside])
+        rows = self.rows[inside]
+        offsets = torch.searchsorted(rows, torch.arange(self.pattern.batch + 1, device=rows.device))
+        return Latents(Pattern.of((self.indices[inside], rows, offsets), width), self.values[inside])
 
 
 def from_mask(pre: Pre, positions: Entries) -> Latents:
     """The entries of `pre` at ascending flat `positions` (row · d_sae + latent); gradients flow to `pre`."""
     batch, d_sae = pre.shape
-    rows = positions // d_sae
-    values = pre.flatten().gather(0, positions)
-    return Latents(Pattern.of_rows(positions - rows * d_sae, rows, batch, d_sae), values)
-
-
-def _offsets(rows: Entries, batch: int) -> Int[Tensor, " batch_plus_1"]:
-    """Where each row begins, given the ascending rows of the entries."""
-    return torch.searchsorted(rows, torch.arange(batch + 1, device=rows.device))
+    located = operations(positions).locate(positions, batch, d_sae)
+    return Latents(Pattern.of(located, d_sae), pre.flatten().gather(0, positions))

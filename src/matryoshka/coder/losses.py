@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from matryoshka.coder.architecture import ConventionName
+from matryoshka.coder.kernels import operations
 
 Target = Float[Tensor, "batch d_out"]
 Prefixes = Float[Tensor, "prefix batch d_out"]
@@ -28,7 +29,7 @@ Scalar = Float[Tensor, ""]
 
 def variance(y: Target) -> Scalar:
     """Σ over d_out of (y − ȳ)², mean over the batch, ȳ the batch's mean of each dimension."""
-    return (y - y.mean(0)).square().sum(-1).mean()
+    return operations(y).variance(y)
 
 
 def fvu(errors: Errors, y: Target) -> Errors:

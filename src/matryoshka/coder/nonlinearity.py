@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from matryoshka.coder.architecture import BatchTopKConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig
 from matryoshka.coder.candidates import EXACT, Candidates, Slack, shortfall
-from matryoshka.coder.kernels import Entries, Pre, operations
+from matryoshka.coder.kernels import Entries, Pre, Values, operations
 from matryoshka.coder.latents import Latents, Pattern, from_mask
 
 
@@ -77,7 +77,9 @@ class TopK(ReLU):
         k = slack.number(self.k, pre.shape[1])
         indices = operations(pre).topk(pre.detach(), k)
         offsets = torch.arange(0, indices.numel() + 1, k, device=pre.device)
-        return Latents(Pattern(indices.flatten(), offsets, pre.shape[1]), pre.gather(1, indices).flatten())
+        rows = torch.arange(len(pre), device=pre.device)[:, None].expand(-1, k)
+        pattern = Pattern.of((indices.flatten(), rows.flatten(), offsets), pre.shape[1])
+        return Latents(pattern, pre.gather(1, indices).flatten())
 
     def cut(self, candidates: Latents) -> Entries | None:
         """The k largest of each row."""
@@ -137,12 +139,8 @@ class BatchTopK(ReLU):
         self.threshold = threshold.to(self.threshold.device)  # `coder.bfloat16()` does not cast it
         return self
 
-    def _track(self, values: Tensor) -> None:
-        smallest = values.masked_fill(values <= 0, torch.inf).min().float()
-        some = smallest < torch.inf
-        self.steps += some
-        weight = (1 / self.steps.clamp(min=1)).clamp(min=1 - self.DECAY).float()
-        self.threshold += torch.where(some, weight * (smallest - self.threshold), 0)
+    def _track(self, values: Values) -> None:
+        operations(values).follow_smallest_(self.threshold, self.steps, values, self.DECAY)
 
     def rescale(self, factor: float) -> None:
         """The threshold is one of latents."""

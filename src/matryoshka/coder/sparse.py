@@ -48,9 +48,7 @@ def exact_values(
     inputs: Inputs, W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"], candidates: Latents
 ) -> Latents:
     """`candidates` with their values made exact: inner products in the weights' own precision."""
-    by = candidates.pattern.by_latent
-    exact = operations(inputs).dots(inputs, W_enc.T, by.rows, by.indices) + b_enc[by.indices]
-    return candidates._replace(values=torch.empty_like(exact).scatter_(0, by.order, exact))
+    return candidates._replace(values=operations(inputs).exact(inputs, W_enc.T, b_enc, candidates.pattern.by_latent))
 
 
 def pre_activations(
@@ -69,17 +67,17 @@ def nested_decode(latents: Latents, W_dec: Rows, widths: Sequence[int]) -> Prefi
 
 
 def nested_errors(
-    latents: Latents, W_dec: Rows, target: Target, widths: Widths
+    latents: Latents, W_dec: Rows, target: Target, widths: Widths, bias: Float[Tensor, " d_out"] | None = None
 ) -> tuple[Errors, Float[Tensor, ""], Target]:
-    """‖target − ŷ_m‖², mean over the batch, for every prefix m, ŷ as `nested_decode` gives it; their sum; and what is
-    too much, ŷ_M − target, for as long as there was no backward pass.
+    """‖target − ŷ_m‖², mean over the batch, for every prefix m, ŷ as `nested_decode` gives it and the bias; their sum;
+    and what is too much, ŷ_M − target, for as long as there was no backward pass.
 
     Only the sum has a gradient: with one weight for all prefixes, what each latent learns from is known before the
     weight is. The last of `widths` is d_sae. They may be a tensor, where they change from step to step.
     """
     if not isinstance(widths, Tensor):
         widths = _on_device(tuple(widths), target.device)
-    return _NestedErrors.apply(latents.values, W_dec, target, latents.pattern, widths)
+    return _NestedErrors.apply(latents.values, W_dec, target, bias, latents.pattern, widths)
 
 
 @cache
@@ -93,7 +91,7 @@ class _PreActivations(Function):
     def forward(ctx: Any, inputs: Tensor, W_enc: Tensor, b_enc: Tensor, pattern: Pattern, values: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, W_enc)
         ctx.pattern = pattern
-        return values.clone()
+        return values.view_as(values)
 
     @staticmethod
     @once_differentiable
@@ -104,9 +102,8 @@ class _PreActivations(Function):
         if ctx.needs_input_grad[0]:
             of_inputs = ops.bags(W_enc.T, pattern.indices, grad, pattern.offsets)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            sorted_grad = grad[by.order]
-            of_W = ops.bags(inputs, by.rows, sorted_grad, by.offsets).T
-            of_b = torch.segment_reduce(sorted_grad, "sum", offsets=by.offsets)
+            of_rows, of_b = ops.encoder_gradients(inputs, grad, by)
+            of_W = of_rows.T
         return of_inputs, of_W, of_b, None, None
 
 
@@ -141,21 +138,25 @@ class _RingSums(Function):
 class _NestedErrors(Function):
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, W_dec: Tensor, target: Tensor, pattern: Pattern, widths: Tensor
+        ctx: Any, values: Tensor, W_dec: Tensor, target: Tensor, bias: Tensor | None, pattern: Pattern, widths: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rows = pattern.indices, pattern.rows, pattern.offsets
-        sums, left = operations(W_dec).prefix_errors(W_dec, values, *rows, target, widths)
+        sums, left = operations(W_dec).prefix_errors(W_dec, values, *pattern.located, target, bias, widths)
         ctx.save_for_backward(values, W_dec)
         ctx.pattern, ctx.widths, ctx.left = pattern, widths, left
         errors, excess = sums / len(target), left[-1]
         ctx.mark_non_differentiable(errors, excess)
+        ctx.set_materialize_grads(False)  # nobody wants zeros of these two
         return errors, errors.sum(), excess
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         (values, W_dec), pattern, left = ctx.saved_tensors, ctx.pattern, ctx.left
         del ctx.left  # may be overwritten below, so there is no second backward pass
-        scale = 2 * (grad_outputs[1] / pattern.batch)
-        by = pattern.by_latent
-        return *operations(W_dec).prefix_gradients(left, scale, W_dec, values, by, ctx.widths), None, None
+        scale = grad_outputs[1] / (pattern.batch / 2)
+        of_target, of_bias = ctx.needs_input_grad[2:4]
+        parts = left, scale, W_dec, values, pattern.by_latent, ctx.widths
+        *gradients, added = operations(W_dec).prefix_gradients(*parts, each_row=of_target)
+        if not of_target:  # then it is summed over the rows already
+            return *gradients, None, added if of_bias else None, None, None
+        return *gradients, added.neg(), added.sum(0) if of_bias else None, None, None

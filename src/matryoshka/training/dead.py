@@ -1,5 +1,6 @@
 """The dead latents' term: what has not fired for long learns to reconstruct what the others leave."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -7,13 +8,15 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from matryoshka.coder.coder import SparseCoder, Subset
+from matryoshka.coder.kernels import operations
 from matryoshka.coder.latents import Latents
 
 REFRESH = 8
 """Steps between two listings of the dead. To list them the host has to know their number, and would wait for a GPU. A
 latent that fires in between is left out at once; one that dies waits for the next listing."""
 LEAST_LISTED = 256
-"""Latents in a GPU's list, which grows by powers of two: a graph of the step holds for one length."""
+"""Latents in a GPU's list, which grows by so many, or by a quarter of a power of two: a graph of the step holds for one
+length."""
 
 
 class Dead(NamedTuple):
@@ -45,10 +48,8 @@ class DeadLatents(nn.Module):
     @torch.no_grad()
     def count(self, latents: Latents) -> None:
         """A batch has been seen."""
-        silent = self.tokens_since_fired
-        silent += latents.pattern.batch
-        spared = (latents.values <= 0) * torch.iinfo(silent.dtype).max
-        silent.scatter_reduce_(0, latents.indices, spared, "amin")
+        pattern, silent = latents.pattern, self.tokens_since_fired
+        operations(silent).count_silence_(silent, latents.values, pattern.by_latent, pattern.batch)
 
     def listed_at(self, step: int) -> Int[Tensor, " listed"] | None:
         """The dead of the last listing, which may be of this very `step`; None if there were none. On a GPU others
@@ -63,7 +64,8 @@ class DeadLatents(nn.Module):
     def _list(self) -> Int[Tensor, " listed"]:
         length = int(self.listed.sum())
         if length and self.listed.device.type != "cpu":
-            length = min(len(self.listed), max(LEAST_LISTED, 1 << (length - 1).bit_length()))
+            quarter = max(LEAST_LISTED, 2 ** length.bit_length() // 8)
+            length = min(len(self.listed), math.ceil(length / quarter) * quarter)
         return self.listed.byte().sort(descending=True, stable=True).indices[:length]
 
     def part(self, coder: SparseCoder, listed: Int[Tensor, " listed"]) -> Dead:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from matryoshka.coder.coder import Forward, SparseCoder
+from matryoshka.coder.kernels import operations
 from matryoshka.coder.losses import CONVENTIONS, fvu
 from matryoshka.coder.scaling import Scaling
 from matryoshka.coder.sparse import random_widths
@@ -20,12 +21,12 @@ from matryoshka.training.recipe import TrainingSection
 
 
 class Terms(NamedTuple):
-    """The loss of one step and its parts, each as it enters the sum."""
+    """The loss of one step and its parts, each as it enters the sum; None where there is no such part."""
 
     loss: Tensor
     reconstruction: Tensor
-    aux: Tensor
-    sparsity: Tensor
+    aux: Tensor | None
+    sparsity: Tensor | None
 
 
 FILLS_A_GPU = 2**26
@@ -114,7 +115,7 @@ class Trainee(nn.Module):
 
         norm = self.optimiser.step(self._clock.rate)
 
-        self._count(forward, torch.stack([*terms, norm]).detach())
+        self._count(forward, (*terms, norm))
         if measure:
             for name, value in self._measure(forward).items():
                 self._measures.setdefault(name, torch.empty_like(value)).copy_(value)
@@ -123,14 +124,17 @@ class Trainee(nn.Module):
         """The convention's main term, plus the dead latents' term, plus the activation's own."""
         coder, section = self.coder, self.section
         reconstruction = self.convention.reconstruction(forward.errors, forward.total_error, forward.y, forward.bias)
-        aux = sparsity = reconstruction.new_zeros(())
+        aux = sparsity = None
         if dead is not None:
             k = section.aux_k or max(1, coder.config.d_out // 2)
             r_hat = dead.subset.reconstruct(forward.x, dead.now, k)
-            aux = self._aux_weight * self.convention.aux(forward.residual, r_hat.to(aux.dtype)) * dead.now.any()
+            aux = self._aux_weight * self.convention.aux(forward.residual, r_hat.to(forward.y.dtype)) * dead.now.any()
         if (penalty := coder.activation.penalty(forward.selected)) is not None:
             sparsity = section.l0_coefficient * penalty
-        return Terms(reconstruction + aux + sparsity, reconstruction, aux, sparsity)
+        loss = reconstruction
+        for term in (aux, sparsity):
+            loss = loss if term is None else loss + term
+        return Terms(loss, reconstruction, aux, sparsity)
 
     def _widths(self, step: int) -> Tensor | None:
         """Where a step draws its widths: a tensor, since they change from step to step."""
@@ -143,14 +147,11 @@ class Trainee(nn.Module):
         return torch.tensor(drawn).to(self.coder.device, non_blocking=True)
 
     @torch.no_grad()
-    def _count(self, forward: Forward, values: Tensor) -> None:
+    def _count(self, forward: Forward, terms: tuple[Tensor | None, ...]) -> None:
         self.dead.count(forward.latents)
         self.coder.activation.revive(self.dead.now)
-        self.sums += values
         # a NaN input could pass the selection unseen, so inputs are looked at too
-        everything = values.sum() + forward.x.sum()
-        bad = everything - everything != 0  # of NaN and Inf alone
-        self.bad_step.copy_(torch.where(bad & (self.bad_step < 0), self._clock.step, self.bad_step))
+        operations(self.sums).tally_(self.sums, terms, forward.x, self.bad_step, self._clock.step)
 
     @torch.no_grad()
     def _measure(self, forward: Forward) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from matryoshka.coder.kernels import triton as fast
 from matryoshka.coder.kernels.triton import launch
 
 TYPES = {
+    torch.float64: "fp64",
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
     torch.int64: "i64",
@@ -28,6 +29,9 @@ def kind(path, value, constants, attributes):
     """The type of an argument, specialised on alignment and on ones as Triton's launcher does."""
     if isinstance(value, tuple):
         return tuple(kind((*path, i), part, constants, attributes) for i, part in enumerate(value))
+    if value is None:
+        constants[path] = None
+        return "constexpr"
     if isinstance(value, float):
         return "fp32"
     if isinstance(value, int) and value == 1:
@@ -68,11 +72,29 @@ def main():
             table = torch.zeros(64, d, dtype=dtype)
             fast.dots(table, table, i, i)
             fast.bags(table, i, torch.zeros(len(i)), torch.tensor([0, len(i)]))
+            by = i, i, i, torch.tensor([0, len(i)])
+            fast.exact(table, table, torch.zeros(64), by)
+            fast.encoder_gradients(table, torch.zeros(len(i)), by)
             for m in 5, 1:
-                by, widths = (i, i, i, torch.tensor([0, len(i)])), torch.arange(1, m + 1)
-                _, left = fast.prefix_errors(table, torch.zeros(len(i)), i, i, torch.arange(65), table, widths)
-                fast.prefix_gradients(left, torch.ones(()), table, torch.zeros(len(i)), by, widths)
+                widths, located = torch.arange(1, m + 1), (i, i, torch.arange(65))
+                for bias in None, table[0]:
+                    _, left = fast.prefix_errors(table, torch.zeros(len(i)), *located, table, bias, widths)
+                parts = left, torch.ones(()), table, torch.zeros(len(i)), by, widths
+                fast.prefix_gradients(*parts, each_row=True)
             fast.quantise_rows(table)
+    by = i, i, i, torch.tensor([0, len(i)])
+    for n in 65_536, 70_000, 1:
+        fast.transpose(i, i, n)
+    for entries in 2048, 327_680, 1:
+        values, kept = torch.zeros(entries), torch.zeros(max(1, entries * 4 // 5), dtype=torch.int64)
+        located = fast.locate(torch.zeros(entries, dtype=torch.int64), 8192, 65_536)
+        fast.keep(kept, located, values, (*(torch.zeros(entries, dtype=torch.int64) for _ in range(3)), i))
+    for dtype in torch.bfloat16, torch.float32:
+        fast.follow_smallest_(torch.zeros(()), i[0], torch.zeros(len(i), dtype=dtype), 0.8)
+    fast.count_silence_(i[:1], torch.zeros(len(i)), by, 8192)
+    for terms in 5, 3:
+        parts = [torch.zeros(())] * terms
+        fast.tally_(torch.zeros(terms, dtype=torch.float64), parts, torch.zeros(4, 4), i[0], i[1])
     for d in 2304, 60_000, 7:  # whole rows, and one in several pieces
         shapes = ((16, d), True), ((16, d), False), ((d,), False)
         taught = [Taught(*torch.zeros(4, *shape), torch.zeros(()), unit_rows) for shape, unit_rows in shapes]

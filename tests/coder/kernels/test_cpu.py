@@ -135,22 +135,22 @@ def test_bags_are_weighted_sums_and_empty_ones_zero(case):
 
 
 @CHECK
-@given(cases=nested())
-def test_prefix_errors_and_their_gradients(cases):
+@given(cases=nested(), biased=st.booleans())
+def test_prefix_errors_and_their_gradients(cases, biased):
     W_dec, values, pattern, target, widths, scale = cases
     rows = pattern.indices, pattern.rows, pattern.offsets
-    found = []
+    found, bias = [], target[0] if biased else None
     for module in (cpu, reference):
-        sums, left = module.prefix_errors(W_dec, values, *rows, target, widths)
-        excess = left[-1].clone()
-        found.append([sums, excess, *module.prefix_gradients(left, scale, W_dec, values, pattern.by_latent, widths)])
+        sums, left = module.prefix_errors(W_dec, values, *rows, target, bias, widths)
+        excess, parts = left[-1].clone(), (left, scale, W_dec, values, pattern.by_latent, widths)
+        found.append([sums, excess, *module.prefix_gradients(*parts, each_row=not biased)])
     torch.testing.assert_close(*found)
 
 
 def test_prefix_errors_in_float32_add_up_in_float64():
     none, offsets = torch.zeros(0, dtype=torch.int64), torch.zeros(40_001, dtype=torch.int64)
     target = torch.full((40_000, 16), 1.1)
-    sums, _ = cpu.prefix_errors(target[:1], torch.zeros(0), none, none, offsets, target, torch.tensor([1]))
+    sums, _ = cpu.prefix_errors(target[:1], torch.zeros(0), none, none, offsets, target, None, torch.tensor([1]))
     assert sums.item() == pytest.approx(40_000 * 16 * 1.1**2, rel=1e-6)
 
 

@@ -23,7 +23,16 @@ from matryoshka.coder.sparse import nested_errors
 if fast is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from matryoshka.coder.kernels.triton import launch, prefixes, quantising, selection, sums, weights
+from matryoshka.coder.kernels.triton import (
+    bookkeeping,
+    launch,
+    patterns,
+    prefixes,
+    quantising,
+    selection,
+    sums,
+    weights,
+)
 
 BLOCKS = [
     (selection, {"TOPK_ROUNDS": 4, "TOPK_MAX_GROUPS": 8, "BLOCK": 64, "PROGRAMS": 4, "TILE": 128}),
@@ -33,6 +42,8 @@ BLOCKS = [
         {"MEASURED": 32, "MEASURED_ROWS": 2, "MEASURED_COLUMNS": 8, "LEARNED": 16, "ROW_COLUMNS": 16, "SUMMED": 4},
     ),
     (prefixes, {"ROWS": 2, "COLUMNS": 16, "ERRORS": 64, "PAIRS": 2, "PAIR_COLUMNS": 32, "ENTRIES": 32, "LATENTS": 4}),
+    (patterns, {"SIZE": 16, "COMPARISONS": 16}),
+    (bookkeeping, {"SIZE": 8, "LATENTS": 4, "ENTRIES": 2}),
 ]
 REAL_BLOCKS = [(module, {name: getattr(module, name) for name in blocks}) for module, blocks in BLOCKS]
 TABLES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -102,6 +113,15 @@ def offsets_of(lengths):
     return torch.tensor([0, *lengths]).cumsum(0).to(DEVICE)
 
 
+def transposed(lengths, data, rows=6):
+    """(order, rows, indices, offsets) of so many entries of each latent."""
+    entries = sum(lengths)
+    order = data.draw(st.permutations(range(entries)))
+    latents = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    order = torch.tensor(order, dtype=torch.int64, device=DEVICE)
+    return order, data.draw(integers(rows, entries)), latents.to(DEVICE), offsets_of(lengths)
+
+
 def integers(n, size):
     return st.integers(0, 2**32 - 1).map(
         lambda seed: torch.randint(n, (size,), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
@@ -162,11 +182,25 @@ def test_selecting_candidates_and_cutting_them_is_few_launches(d_sae, monkeypatc
     assert names == [*proposing, *["_batch_topk_level"] * 3, "_batch_topk_write"]
 
 
-@examples(20)
-@given(st.integers(0, 40), st.data())
-def test_places_are_those_of_what_is_true(entries, data):
-    mask = data.draw(integers(2, entries)) > 0
-    assert fast.places(mask, int(mask.sum())).equal(reference.places(mask, 0))
+def equal(ours, theirs):
+    return all(equal(a, b) if isinstance(a, tuple) else a.equal(b) for a, b in zip(ours, theirs, strict=True))
+
+
+@examples(40)
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([0.0, 0.1, 0.9, 1.0]), st.data())
+def test_entries_are_located_transposed_and_kept(batch, d_sae, share, data):
+    """None, some and all of them; rows and latents without any; long runs of what is dropped and of what is kept."""
+    chosen = data.draw(random_tensors(batch * d_sae)).abs() < 2 * share
+    chosen[: data.draw(st.integers(0, batch * d_sae))] &= data.draw(st.booleans())
+    located = fast.locate(reference.nonzero(chosen[None]), batch, d_sae)
+    assert equal(located, reference.locate(reference.nonzero(chosen[None]), batch, d_sae))
+    by = fast.transpose(*located[:2], d_sae)
+    assert equal(by, reference.transpose(*located[:2], d_sae))
+    values = data.draw(random_tensors(len(located[0])))
+    mask = data.draw(integers(8, len(values))) < data.draw(st.integers(0, 8))
+    mask[: data.draw(st.integers(0, len(mask)))] = data.draw(st.booleans())
+    places = reference.nonzero(mask[None])
+    assert equal(fast.keep(places, located, values, by), reference.keep(places, located, values, by))
 
 
 @examples(20)
@@ -225,6 +259,18 @@ def test_bags(table_dtype, weight_dtype, lengths, d, data):
     torch.testing.assert_close(found, expected)
 
 
+@examples(30)
+@given(TABLES, TABLES, bag_lengths(), SIZES, st.data())
+def test_exact_values_and_their_gradients(x_dtype, W_dtype, lengths, d, data):
+    by = transposed(lengths, data)
+    x, W = data.draw(random_tensors(6, d, dtype=x_dtype)), data.draw(random_tensors(len(lengths), d, dtype=W_dtype))
+    biases, gradient = data.draw(random_tensors(len(lengths))), data.draw(random_tensors(sum(lengths)))
+    torch.testing.assert_close(fast.exact(x, W, biases, by), reference.exact(x.float(), W.float(), biases, by))
+    found = fast.encoder_gradients(x, gradient, by)
+    torch.testing.assert_close(found, reference.encoder_gradients(x.float(), gradient, by))
+    assert equal(found, fast.encoder_gradients(x, gradient, by))
+
+
 def test_bags_of_no_entries_are_zeros():
     none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
     found = fast.bags(torch.ones(3, 5, device=DEVICE), none, none.float(), offsets_of([0, 0]))
@@ -243,18 +289,20 @@ def test_bags_share_a_long_bag_among_programs_and_give_the_same_bits(monkeypatch
     torch.testing.assert_close(found, reference.bags(table, rows, weights, offsets), rtol=1e-4, atol=1e-5)
 
 
-def prefixes_by(operations, case):
+def prefixes_by(operations, case, biased=False):
     """(sums, what is left, the gradients)"""
     W_dec, values, pattern, target, widths, scale = case
-    sums, left = operations.prefix_errors(W_dec, values, pattern.indices, pattern.rows, pattern.offsets, target, widths)
-    return sums, left, *operations.prefix_gradients(left, scale, W_dec, values, pattern.by_latent, widths)
+    bias = target[0] if biased else None
+    sums, left = operations.prefix_errors(W_dec, values, *pattern.located, target, bias, widths)
+    parts = left, scale, W_dec, values, pattern.by_latent, widths
+    return sums, left.clone(), *operations.prefix_gradients(*parts, each_row=not biased)
 
 
 @examples(15)
-@given(nested(torch.float32, DEVICE))
-def test_prefix_errors_and_their_gradients(case):
-    found = prefixes_by(fast, case)
-    torch.testing.assert_close(found, prefixes_by(reference, case), rtol=1e-5, atol=1e-4)
+@given(nested(torch.float32, DEVICE), st.booleans())
+def test_prefix_errors_and_their_gradients(case, biased):
+    found = prefixes_by(fast, case, biased)
+    torch.testing.assert_close(found, prefixes_by(reference, case, biased), rtol=1e-5, atol=1e-4)
 
 
 def test_nested_errors_learn_as_the_dense_formula_does_and_give_the_same_bits():
@@ -383,6 +431,53 @@ def test_adam_is_five_launches_and_reads_the_weights_twice(monkeypatch):
     ]
 
 
+@examples(30)
+@given(TABLES, SIZES, st.sampled_from([-9.0, 0.0, 9.0]), st.sampled_from([0, 1, 2, 40]), st.data())
+def test_a_threshold_follows_the_smallest_positive_value(dtype, entries, shift, steps, data):
+    values = data.draw(random_tensors(entries, dtype=dtype)) + shift
+    ours, theirs = ((torch.tensor(2.5, device=DEVICE), torch.tensor(steps, device=DEVICE)) for _ in range(2))
+    fast.follow_smallest_(*ours, values, 0.8)
+    reference.follow_smallest_(*theirs, values, 0.8)
+    torch.testing.assert_close(ours, theirs)
+    assert ours[1] == steps + (values > 0).any()
+
+
+@examples(30)
+@given(bag_lengths(), st.data())
+def test_silence_ends_where_an_entry_is_positive(lengths, data):
+    by = transposed(lengths, data)
+    values = data.draw(integers(2, sum(lengths))).float() * data.draw(integers(2, sum(lengths)))
+    ours = data.draw(integers(1000, len(lengths)))
+    theirs = ours.clone()
+    fast.count_silence_(ours, values, by, 7)
+    reference.count_silence_(theirs, values, by, 7)
+    assert ours.equal(theirs)
+
+
+@pytest.mark.parametrize("version", [fast, reference])
+@pytest.mark.parametrize("where", ["x", "term", "sum of both", None])
+def test_terms_are_added_up_and_the_first_bad_step_is_kept(version, where):
+    x, terms = torch.ones(5, 3, device=DEVICE), [torch.tensor(float(i), device=DEVICE) for i in range(4)]
+    terms[1], sums = None, torch.full((4,), 0.5, dtype=torch.float64, device=DEVICE)
+    if where == "x":
+        x[2, 1] = torch.nan
+    elif where is not None:
+        terms[3], x[0, 0] = torch.tensor(torch.inf, device=DEVICE), 1 if where == "term" else -torch.inf
+    for before, bad in (-1, -1 if where is None else 6), (3, 3):
+        bad_step = torch.tensor(before, device=DEVICE)
+        version.tally_(sums, terms, x, bad_step, torch.tensor(6, device=DEVICE))
+        assert bad_step == bad
+    last = 6.5 if where in ("x", None) else torch.inf
+    assert sums.tolist() == [0.5, 0.5, 4.5, last]
+
+
+@examples(20)
+@given(st.integers(1, 9), SIZES, st.data())
+def test_variance(batch, d, data):
+    y = data.draw(random_tensors(batch, d)) + 3
+    torch.testing.assert_close(fast.variance(y), reference.variance(y.double()).float())
+
+
 def test_what_is_overwritten_must_be_contiguous():
     one = Taught(*torch.zeros(4, 3, 8, device=DEVICE)[..., ::2], torch.zeros((), device=DEVICE), False)
     with pytest.raises(ValueError, match="contiguous"):
@@ -411,8 +506,9 @@ def test_every_kernel_compiles_for_an_h100(tmp_path):
     program = [sys.executable, str(Path(__file__).with_name("compile_triton.py"))]
     run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
-    everything = {**vars(selection), **vars(sums), **vars(prefixes), **vars(quantising), **vars(weights)}
-    parts = {"_keep_largest", "_digits", "_codes", "_bag_at", "_piece_of", "_moved"}  # of kernels
+    modules = bookkeeping, patterns, selection, sums, prefixes, quantising, weights
+    everything = {name: value for module in modules for name, value in vars(module).items()}
+    parts = {"_below", "_keep_largest", "_digits", "_codes", "_bag_at", "_piece_of", "_moved"}  # of kernels
     kernels = {name for name, value in everything.items() if hasattr(value, "fn")} - parts
     assert {line.split()[0] for line in run.stdout.splitlines()} == kernels
 
@@ -485,16 +581,15 @@ def test_a_cuda_graph_captures_all_of_it():
         selected = fast.topk(pre, 16)
         positions = fast.batch_topk(pre, 5000)
         cut = fast.batch_topk(pre.flatten()[positions].float()[None], 4096)
-        positions = positions[
-            fast.places(torch.zeros(5000, dtype=torch.bool, device=DEVICE).index_fill(0, cut, True), 4096)
-        ]
-        order, offsets = fast.group(positions % 4096, 4096)
-        i, j = (positions // 4096)[order], (positions % 4096)[order]
+        located = fast.locate(positions, 256, 4096)
+        by = fast.transpose(*located[:2], 4096)
+        (_, rows, starts), _, by = fast.keep(cut, located, pre.flatten()[positions].float(), by)
+        _, i, j, offsets = by
+        positions = positions[cut]
         bags = fast.bags(x, i, fast.dots(x, x, i, j % 256), offsets)
-        rows, starts = positions // 4096, torch.arange(257, device=DEVICE) * 16
-        errors, left = fast.prefix_errors(bags, x[rows, 0], positions % 4096, rows, starts, x, widths)
-        by = order, i, j, offsets
-        gradients = fast.prefix_gradients(left, errors[0].rsqrt(), bags, x[rows, 0], by, widths)
+        errors, left = fast.prefix_errors(bags, x[rows, 0], positions % 4096, rows, starts, x, x[0], widths)
+        parts = left, errors[0].rsqrt(), bags, x[rows, 0], by, widths
+        gradients = fast.prefix_gradients(*parts, each_row=False)
         one = Taught(left[0], left[1], *torch.zeros_like(left), x.new_zeros(()), True)
         norm = fast.adam_([one], lr, (0.9, 0.999), 1.0)
         proposed = fast.product(x, x[:64].T, x[:64, 0], "fp8")

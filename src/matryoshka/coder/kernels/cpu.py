@@ -91,14 +91,18 @@ def nonzero(mask: Bool[Tensor, "batch d_sae"]) -> Entries:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
-def places(mask: Bool[Tensor, " all"], n: int) -> Entries:
-    return nonzero(mask[None])
-
-
 def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:
     order = _radix_argsort(keys.numpy(), n)
     counts = torch.bincount(keys, minlength=n)
     return torch.from_numpy(order), torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def transpose(indices: Entries, rows: Entries, n: int) -> Transposed:
+    order, offsets = group(indices, n)
+    return order, rows[order], indices[order], offsets
+
+
+locate, keep = reference.locate, reference.keep
 
 
 def dots(a: Table, b: Float[Tensor, "m d"], i: Entries, j: Entries) -> Values:
@@ -106,26 +110,41 @@ def dots(a: Table, b: Float[Tensor, "m d"], i: Entries, j: Entries) -> Values:
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(a, b, j, i, i, 0)
 
 
+def exact(inputs: Inputs, rows: Table, biases: Float[Tensor, " d_sae"], by: Transposed) -> Values:
+    order, of_rows, indices, _ = by
+    values = dots(inputs, rows, of_rows, indices) + biases[indices]
+    return torch.empty_like(values).scatter_(0, order, values)
+
+
 def bags(table: Table, rows: Entries, weights: Values, offsets: Int[Tensor, " bags_plus_1"]) -> Float[Tensor, "bags d"]:
     return F.embedding_bag(rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
+def encoder_gradients(
+    inputs: Inputs, gradient: Values, by: Transposed
+) -> tuple[Float[Tensor, "d_sae d_in"], Float[Tensor, " d_sae"]]:
+    order, rows, _, offsets = by
+    weights = gradient[order]
+    return bags(inputs, rows, weights, offsets), torch.segment_reduce(weights, "sum", offsets=offsets)
+
+
 def prefix_errors(
     W_dec: Table, values: Values, indices: Entries, rows: Entries, offsets: Int[Tensor, " batch_plus_1"],
-    target: Float[Tensor, "batch d"], widths: Int[Tensor, " prefix"],
+    target: Float[Tensor, "batch d"], bias: Float[Tensor, " d"] | None, widths: Int[Tensor, " prefix"],
 ) -> tuple[Float[Tensor, " prefix"], Rings]:  # fmt: skip
     """What is left are the errors of each prefix: they are added up when their weight is known, in the same pass."""
     order, offsets = group(reference.ring_of(indices, widths) * len(target) + rows, len(widths) * len(target))
     errors = bags(W_dec, indices[order], values[order], offsets).view(len(widths), *target.shape)
-    errors[0].sub_(target)
+    errors[0].sub_(target if bias is None else target - bias)
     for below, above in pairwise(errors):
         above.add_(below)
     return torch.linalg.vector_norm(errors, dim=2).double().square_().sum(1).to(errors.dtype), errors
 
 
 def prefix_gradients(
-    left: Rings, scale: Float[Tensor, ""], W_dec: Table, values: Values, by: Transposed, widths: Int[Tensor, " prefix"]
-) -> tuple[Values, Table, Float[Tensor, "batch d"]]:
+    left: Rings, scale: Float[Tensor, ""], W_dec: Table, values: Values, by: Transposed,
+    widths: Int[Tensor, " prefix"], each_row: bool,
+) -> tuple[Values, Table, Float[Tensor, "*rows d"]]:  # fmt: skip
     order, rows, indices, offsets = by
     weight = scale.item()
     left[-1].mul_(weight)
@@ -133,7 +152,12 @@ def prefix_gradients(
         torch.add(above, here, alpha=weight, out=here)
     planes, at = left.flatten(0, 1), reference.ring_of(indices, widths) * left.shape[1] + rows
     of_values = torch.empty_like(values).scatter_(0, order, dots(planes, W_dec, at, indices))
-    return of_values, bags(planes, at, values[order], offsets), left[0].neg()
+    added = left[0] if each_row else left[0].sum(0)
+    return of_values, bags(planes, at, values[order], offsets), added
+
+
+variance = reference.variance
+follow_smallest_, count_silence_, tally_ = reference.follow_smallest_, reference.count_silence_, reference.tally_
 
 
 def adam_(

@@ -12,6 +12,8 @@ from matryoshka.coder.kernels import (
     ADAM_EPSILON,
     Entries,
     Inputs,
+    Kept,
+    Located,
     Pre,
     Precision,
     Rings,
@@ -66,9 +68,15 @@ def nonzero(mask: Bool[Tensor, "batch d_sae"]) -> Entries:
     return mask.flatten().nonzero().squeeze(1)
 
 
-def places(mask: Bool[Tensor, " all"], n: int) -> Entries:
-    """Where the `n` entries are, ascending, that are True: a size that is known before."""
-    return mask.nonzero().squeeze(1)
+def locate(positions: Entries, batch: int, d_sae: int) -> Located:
+    """The entries at ascending flat positions."""
+    rows = positions // d_sae
+    return positions - rows * d_sae, rows, _starts(rows, batch)
+
+
+def _starts(keys: Entries, n: int) -> Int[Tensor, " n_plus_1"]:
+    """Where each of the ascending `keys` below n begins."""
+    return torch.searchsorted(keys, torch.arange(n + 1, device=keys.device))
 
 
 def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:
@@ -78,9 +86,33 @@ def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:
     return keys.argsort(stable=True), torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
+def transpose(indices: Entries, rows: Entries, n: int) -> Transposed:
+    """Entries, given row by row, ordered by which of n latents they are of, rows ascending within each."""
+    order, offsets = group(indices, n)
+    return order, rows[order], indices[order], offsets
+
+
+def keep(places: Int[Tensor, " kept"], pattern: Located, values: Values, by: Transposed) -> Kept:
+    """Of a pattern, its values and the same by latent the entries at `places` alone, which are ordered row by row;
+    nothing is sorted again. Other versions want the places ascending."""
+    (indices, rows, offsets), (order, by_rows, by_indices, by_offsets) = pattern, by
+    counted = torch.arange(len(places), device=places.device)
+    now = torch.full_like(order, -1).scatter_(0, places, counted)[order]
+    kept = (now >= 0).nonzero().squeeze(1)
+    ours = indices[places], rows[places], _starts(rows[places], len(offsets) - 1)
+    return ours, values[places], (now[kept], by_rows[kept], by_indices[kept], torch.searchsorted(kept, by_offsets))
+
+
 def dots(a: Table, b: Float[Tensor, "m d"], i: Entries, j: Entries) -> Values:
     """⟨a[i], b[j]⟩ of each entry: exact pre-activations, gradients of latents."""
     return (a[i] * b[j]).sum(1)
+
+
+def exact(inputs: Inputs, rows: Table, biases: Float[Tensor, " d_sae"], by: Transposed) -> Values:
+    """Pre-activations of a pattern's entries, `rows` of the encoder a latent each."""
+    order, of_rows, indices, _ = by
+    values = dots(inputs, rows, of_rows, indices) + biases[indices]
+    return torch.empty_like(values).scatter_(0, order, values)
 
 
 def bags(table: Table, rows: Entries, weights: Values, offsets: Int[Tensor, " bags_plus_1"]) -> Float[Tensor, "bags d"]:
@@ -89,6 +121,15 @@ def bags(table: Table, rows: Entries, weights: Values, offsets: Int[Tensor, " ba
     bag = torch.arange(len(offsets) - 1, device=rows.device).repeat_interleave(offsets.diff(), output_size=len(rows))
     sums = table.new_zeros(len(offsets) - 1, table.shape[1])
     return sums.index_add_(0, bag, weights[:, None] * table[rows])
+
+
+def encoder_gradients(
+    inputs: Inputs, gradient: Values, by: Transposed
+) -> tuple[Float[Tensor, "d_sae d_in"], Float[Tensor, " d_sae"]]:
+    """What the gradient of `exact` is to rows and biases."""
+    order, rows, _, offsets = by
+    weights = gradient[order]
+    return bags(inputs, rows, weights, offsets), torch.segment_reduce(weights, "sum", offsets=offsets)
 
 
 def ring_of(indices: Entries, widths: Iterable[int | Tensor]) -> Entries:
@@ -101,11 +142,12 @@ def ring_of(indices: Entries, widths: Iterable[int | Tensor]) -> Entries:
 
 def prefix_errors(
     W_dec: Table, values: Values, indices: Entries, rows: Entries, offsets: Int[Tensor, " batch_plus_1"],
-    target: Float[Tensor, "batch d"], widths: Int[Tensor, " prefix"],
+    target: Float[Tensor, "batch d"], bias: Float[Tensor, " d"] | None, widths: Int[Tensor, " prefix"],
 ) -> tuple[Float[Tensor, " prefix"], Rings]:  # fmt: skip
-    """Σ (ŷ_m − target)² of every prefix m, ŷ_m the weighted sum of those rows of W_dec that lie within it, entries
-    row by row in any order; and Σ_{m ≥ r} (ŷ_m − target) for every ring r, from which its latents learn: what is left
-    for `prefix_gradients`. Other versions may leave something else there, but for the last plane."""
+    """Σ (ŷ_m − target)² of every prefix m, ŷ_m the bias and the weighted sum of those rows of W_dec that lie within it,
+    entries row by row in any order; and Σ_{m ≥ r} (ŷ_m − target) for every ring r, from which its latents learn: what
+    is left for `prefix_gradients`. Other versions may leave something else there, but for the last plane."""
+    target = target if bias is None else target - bias
     batch, d = target.shape
     errors = W_dec.new_zeros(len(widths) * batch, d)
     errors.index_add_(0, ring_of(indices, widths) * batch + rows, values[:, None] * W_dec[indices])
@@ -114,14 +156,21 @@ def prefix_errors(
 
 
 def prefix_gradients(
-    left: Rings, scale: Float[Tensor, ""], W_dec: Table, values: Values, by: Transposed, widths: Int[Tensor, " prefix"]
-) -> tuple[Values, Table, Float[Tensor, "batch d"]]:
-    """`scale` times the half gradients of the sum of all that `prefix_errors` has added up, to values, W_dec and
-    target. It may overwrite `left`."""
+    left: Rings, scale: Float[Tensor, ""], W_dec: Table, values: Values, by: Transposed,
+    widths: Int[Tensor, " prefix"], each_row: bool,
+) -> tuple[Values, Table, Float[Tensor, "*rows d"]]:  # fmt: skip
+    """`scale` times the half gradients of the sum of all that `prefix_errors` has added up, to values, W_dec and what
+    is added to all prefixes of each row, or of all rows. It may overwrite `left`."""
     order, rows, indices, offsets = by
     planes, at = left.flatten(0, 1), ring_of(indices, widths) * left.shape[1] + rows
     of_values = torch.empty_like(values).scatter_(0, order, dots(planes, W_dec, at, indices))
-    return scale * of_values, scale * bags(planes, at, values[order], offsets), -scale * left[0]
+    added = scale * left[0]
+    return scale * of_values, scale * bags(planes, at, values[order], offsets), added if each_row else added.sum(0)
+
+
+def variance(y: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
+    """Σ over d of (y − ȳ)², mean over the batch, ȳ the batch's mean of each dimension."""
+    return (y - y.mean(0)).square().sum(-1).mean()
 
 
 def adam_(
@@ -168,3 +217,41 @@ def project_rows_(x: Table, rows: Table) -> None:
 def normalise_rows_(rows: Table) -> None:
     """Bring each row to norm 1; rows of zeros stay."""
     rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny))
+
+
+def follow_smallest_(
+    threshold: Float[Tensor, ""], steps: Int[Tensor, ""], values: Float[Tensor, " some"], decay: float
+) -> None:
+    """Move `threshold` towards the smallest positive one of `values`, a mean over the first steps and an exponential
+    one after; where none is positive this is no step."""
+    smallest = values.masked_fill(values <= 0, torch.inf).min().float()
+    some = smallest < torch.inf
+    steps += some
+    weight = (1 / steps.clamp(min=1)).clamp(min=1 - decay).float()
+    threshold += torch.where(some, weight * (smallest - threshold), 0)
+
+
+def count_silence_(silent: Int[Tensor, " d_sae"], values: Values, by: Transposed, batch: int) -> None:
+    """Tokens since each latent fired, after a batch of so many more: 0 where one of its entries is positive."""
+    order, _, indices, _ = by
+    silent += batch
+    spared = (values[order] <= 0) * torch.iinfo(silent.dtype).max
+    silent.scatter_reduce_(0, indices, spared, "amin")
+
+
+def tally_(
+    sums: Float[Tensor, " terms"],
+    terms: Sequence[Float[Tensor, ""] | None],
+    x: Inputs,
+    bad_step: Int[Tensor, ""],
+    step: int | Int[Tensor, ""],
+) -> None:
+    """Add each term that there is to its sum. `bad_step` becomes `step` if one of them is not finite, or a number of
+    `x`, and none was before."""
+    everything = x.sum()
+    for total, term in zip(sums, terms, strict=True):
+        if term is not None:
+            total += term
+            everything = everything + term
+    bad = everything - everything != 0  # of NaN and Inf alone
+    bad_step.copy_(torch.where(bad & (bad_step < 0), step, bad_step))

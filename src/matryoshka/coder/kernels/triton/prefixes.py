@@ -31,8 +31,8 @@ LATENTS = 16  # that a program sees whether they are empty
 @triton.jit
 @no_type_check
 def _prefix_errors(
-    W_dec, indices, values, offsets, target, widths, squares, left, d, stride, plane,
-    M: tl.constexpr, PREFIXES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    W_dec, indices, values, offsets, target, bias, widths, squares, left, d, stride, plane,
+    BIASED: tl.constexpr, M: tl.constexpr, PREFIXES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     prefix = M - 1 - tl.arange(0, PREFIXES)[:, None]  # from the last one down, so that a cumulative sum is a suffix sum
@@ -40,7 +40,10 @@ def _prefix_errors(
     width = tl.load(widths + prefix, mask=(prefix >= 0) & (prefix < M - 1), other=2**62)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     error = tl.zeros([PREFIXES, COLUMNS], tl.float32)
-    error -= tl.load(target + row * d + column, mask=column < d, other=0).to(tl.float32)
+    wanted = tl.load(target + row * d + column, mask=column < d, other=0).to(tl.float32)
+    if BIASED:
+        wanted -= tl.load(bias + column, mask=column < d, other=0).to(tl.float32)
+    error -= wanted
     begin = tl.load(offsets + row)
     end = tl.load(offsets + row + 1)
     for start in range(0, end - begin, ROWS):
@@ -61,10 +64,10 @@ def _prefix_errors(
 
 def prefix_errors(
     W_dec: Table, values: Values, indices: Entries, rows: Entries, offsets: Int[Tensor, " batch_plus_1"],
-    target: Float[Tensor, "batch d"], widths: Int[Tensor, " prefix"],
+    target: Float[Tensor, "batch d"], bias: Float[Tensor, " d"] | None, widths: Int[Tensor, " prefix"],
 ) -> tuple[Float[Tensor, " prefix"], Rings]:  # fmt: skip
     if W_dec.dtype == torch.float64:
-        return reference.prefix_errors(W_dec, values, indices, rows, offsets, target, widths)
+        return reference.prefix_errors(W_dec, values, indices, rows, offsets, target, bias, widths)
     W_dec, target, (batch, d), M = sums.with_contiguous_rows(W_dec), target.contiguous(), target.shape, len(widths)
     prefixes = triton.next_power_of_2(M)
     columns = min(COLUMNS, max(ERRORS // prefixes, 1))
@@ -72,9 +75,18 @@ def prefix_errors(
     left = torch.empty(M, batch, d, dtype=torch.float32, device=W_dec.device)
     squares = left.new_empty(M, *grid)
     entries = indices.contiguous(), values.contiguous(), offsets.contiguous()
-    sizes = {"M": M, "PREFIXES": prefixes, "ROWS": ROWS, "COLUMNS": columns, "num_warps": WARPS}
+    sizes = {
+        "BIASED": bias is not None,
+        "M": M,
+        "PREFIXES": prefixes,
+        "ROWS": ROWS,
+        "COLUMNS": columns,
+        "num_warps": WARPS,
+    }
     strides = d, W_dec.stride(0), target.numel()
-    launch.run(_prefix_errors, grid, W_dec, *entries, target, widths.contiguous(), squares, left, *strides, **sizes)
+    bias = None if bias is None else bias.contiguous()
+    parts = *entries, target, bias, widths.contiguous(), squares, left, *strides
+    launch.run(_prefix_errors, grid, W_dec, *parts, **sizes)
     return squares.sum((1, 2), dtype=torch.float64).to(W_dec.dtype), left
 
 
@@ -141,10 +153,11 @@ def _prefix_gradients(
 
 
 def prefix_gradients(
-    left: Rings, scale: Float[Tensor, ""], W_dec: Table, values: Values, by: Transposed, widths: Int[Tensor, " prefix"]
-) -> tuple[Values, Table, Float[Tensor, "batch d"]]:
+    left: Rings, scale: Float[Tensor, ""], W_dec: Table, values: Values, by: Transposed,
+    widths: Int[Tensor, " prefix"], each_row: bool,
+) -> tuple[Values, Table, Float[Tensor, "*rows d"]]:  # fmt: skip
     if left.dtype == torch.float64:
-        return reference.prefix_gradients(left, scale, W_dec, values, by, widths)
+        return reference.prefix_gradients(left, scale, W_dec, values, by, widths, each_row)
     launch.check_contiguous(left)
     W_dec, (order, rows, indices, offsets) = sums.with_contiguous_rows(W_dec), (part.contiguous() for part in by)
     (M, batch, d), d_sae, entries = left.shape, len(W_dec), len(rows)
@@ -158,4 +171,5 @@ def prefix_gradients(
     sizes = {"PIECE": sums.PIECE, "PAIRS": PAIRS, "LATENTS": LATENTS, "COLUMNS": PAIR_COLUMNS, "num_warps": 1}
     launch.run(_prefix_gradients, grid, *tables, *parts, entries, d_sae, d, W_dec.stride(0), **sizes)
     sums.add_spare(offsets, out, spare)
-    return of_values.sum(0), out, left[0] * -scale
+    added = left[0] if each_row else left[0].sum(0)
+    return of_values.sum(0), out, added.mul_(scale)
