@@ -59,7 +59,7 @@ def test_auto_takes_bfloat16_where_it_is_the_faster_one() -> None:
 def test_auto_takes_fp8_for_large_products_of_gpus_that_have_it(
     capability: tuple[int, int], d_sae: int, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "find_spec", lambda name: name)
+    monkeypatch.setattr(precision, "has_triton", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert precision.choose("auto", 2304, d_sae, GPU) == chosen
 
@@ -82,7 +82,7 @@ def test_fp8_is_replaced_with_one_line_that_says_why(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(precision, "find_spec", lambda name: name if triton else None)
+    monkeypatch.setattr(precision, "has_triton", lambda: triton)
     monkeypatch.setattr(precision, "has_bfloat16_product", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     with caplog.at_level(logging.WARNING, "matryoshka"):

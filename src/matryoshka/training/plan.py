@@ -120,7 +120,7 @@ def _absolute(name: str) -> str:
 
 def default_folder(config: Config, info: Info, plans: Sequence[Plan]) -> Path:
     """runs/<sae|transcoder>/<base model>/<name>, the name made of what is trained if the config has none."""
-    kind = "sae" if all(plan.wiring.reads == plan.wiring.writes for plan in plans) else "transcoder"
+    kind = "sae" if all(plan.tied for plan in plans) else "transcoder"
     c = config.coder
     sites = "-".join(_short(field) for field in ((c.read,) if c.write in (None, c.read) else (c.read, c.write)))
     made = f"{sites}-{c.activation}-{c.d_sae}-k{c.k}-s{c.seed}"

@@ -4,11 +4,10 @@ It proposes candidates only (`matryoshka.coder.candidates`), so whatever is fast
 """
 
 import logging
-from importlib.util import find_spec
 
 import torch
 
-from matryoshka.coder.kernels import Precision
+from matryoshka.coder.kernels import Precision, has_triton
 from matryoshka.coder.kernels.cpu import has_bfloat16_product, has_native_bfloat16
 from matryoshka.training.recipe import SelectName
 
@@ -52,4 +51,4 @@ def _without_fp8(d_in: int, d_sae: int, device: torch.device) -> str | None:
         return f"{device} has no such product"
     if d_in % FP8_ALIGNMENT or d_sae % FP8_ALIGNMENT:
         return f"it takes multiples of {FP8_ALIGNMENT}, not {d_in} activations and {d_sae} latents"
-    return None if find_spec("triton") else "it takes Triton"
+    return None if has_triton() else "it takes Triton"

@@ -1,13 +1,12 @@
 """One coder in training: its optimiser, its counters, and what one step does to it."""
 
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from matryoshka.coder.coder import Forward, SparseCoder
-from matryoshka.coder.kernels import operations
+from matryoshka.coder.kernels import has_triton, operations
 from matryoshka.coder.losses import CONVENTIONS, fvu
 from matryoshka.coder.scaling import Scaling
 from matryoshka.coder.sparse import random_widths
@@ -80,9 +79,10 @@ class Trainee(nn.Module):
         """Fix the scaling, and start the coder, from the first activations."""
         x, y = (values.to(self.coder.dtype) for values in batch.of(self.plan.wiring))
         self.scaling.measure(x, y)
+        x = self.scaling.x(x)
         if not self.plan.tied:
-            self.coder.pair(self.scaling.x(x), self.scaling.y(y))
-        self.coder.calibrate(self.scaling.x(x), self.scaling.y(y.mean(0)))
+            self.coder.pair(x, self.scaling.y(y))
+        self.coder.calibrate(x, self.scaling.y(y.mean(0)))
 
     def folded(self) -> SparseCoder:
         """The coder as it stands, in raw units and in eval mode: what is measured and saved."""
@@ -178,7 +178,7 @@ def _unfit_for_graphs(plan: Plan, device: torch.device) -> str | None:
     """Why a GPU's steps cannot be graphs; None where they can, and on other devices."""
     if device.type != "cuda":
         return None
-    if not find_spec("triton"):
+    if not has_triton():
         return "Triton is not installed"
     if plan.section.activation == "jumprelu":
         return "a threshold lets through how many latents it will"

@@ -116,7 +116,12 @@ def using(version: Operations) -> Iterator[None]:
         _chosen.pop()
 
 
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
+
+
 @cache
 def _load(device: str) -> Operations:
-    fast = {"cpu": "cpu", "cuda": "triton" if find_spec("triton") else "reference"}
+    fast = {"cpu": "cpu", "cuda": "triton" if has_triton() else "reference"}
     return cast(Operations, import_module(f"{__name__}.{fast.get(device, 'reference')}"))

@@ -9,7 +9,7 @@ once from memory, and activations from the cache.
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -97,11 +97,7 @@ def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:
     return torch.from_numpy(order), torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
-def transpose(indices: Entries, rows: Entries, n: int) -> Transposed:
-    order, offsets = group(indices, n)
-    return order, rows[order], indices[order], offsets
-
-
+transpose = partial(reference.transpose, group=group)
 locate, keep = reference.locate, reference.keep
 
 
@@ -110,22 +106,14 @@ def dots(a: Table, b: Float[Tensor, "m d"], i: Entries, j: Entries) -> Values:
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(a, b, j, i, i, 0)
 
 
-def exact(inputs: Inputs, rows: Table, biases: Float[Tensor, " d_sae"], by: Transposed) -> Values:
-    order, of_rows, indices, _ = by
-    values = dots(inputs, rows, of_rows, indices) + biases[indices]
-    return torch.empty_like(values).scatter_(0, order, values)
+exact = partial(reference.exact, dots=dots)
 
 
 def bags(table: Table, rows: Entries, weights: Values, offsets: Int[Tensor, " bags_plus_1"]) -> Float[Tensor, "bags d"]:
     return F.embedding_bag(rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
-def encoder_gradients(
-    inputs: Inputs, gradient: Values, by: Transposed
-) -> tuple[Float[Tensor, "d_sae d_in"], Float[Tensor, " d_sae"]]:
-    order, rows, _, offsets = by
-    weights = gradient[order]
-    return bags(inputs, rows, weights, offsets), torch.segment_reduce(weights, "sum", offsets=offsets)
+encoder_gradients = partial(reference.encoder_gradients, bags=bags)
 
 
 def prefix_errors(

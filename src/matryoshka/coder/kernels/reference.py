@@ -1,7 +1,8 @@
 """The operations in plain torch, on any device: the oracle of the fast modules, which select without sorting all, and
-their fallback."""
+their fallback. Those made of another operation take a fast one in its place."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -86,7 +87,7 @@ def group(keys: Entries, n: int) -> tuple[Entries, Int[Tensor, " n_plus_1"]]:
     return keys.argsort(stable=True), torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
-def transpose(indices: Entries, rows: Entries, n: int) -> Transposed:
+def transpose(indices: Entries, rows: Entries, n: int, group: Callable[..., Any] = group) -> Transposed:
     """Entries, given row by row, ordered by which of n latents they are of, rows ascending within each."""
     order, offsets = group(indices, n)
     return order, rows[order], indices[order], offsets
@@ -108,7 +109,9 @@ def dots(a: Table, b: Float[Tensor, "m d"], i: Entries, j: Entries) -> Values:
     return (a[i] * b[j]).sum(1)
 
 
-def exact(inputs: Inputs, rows: Table, biases: Float[Tensor, " d_sae"], by: Transposed) -> Values:
+def exact(
+    inputs: Inputs, rows: Table, biases: Float[Tensor, " d_sae"], by: Transposed, dots: Callable[..., Any] = dots
+) -> Values:
     """Pre-activations of a pattern's entries, `rows` of the encoder a latent each."""
     order, of_rows, indices, _ = by
     values = dots(inputs, rows, of_rows, indices) + biases[indices]
@@ -124,7 +127,7 @@ def bags(table: Table, rows: Entries, weights: Values, offsets: Int[Tensor, " ba
 
 
 def encoder_gradients(
-    inputs: Inputs, gradient: Values, by: Transposed
+    inputs: Inputs, gradient: Values, by: Transposed, bags: Callable[..., Any] = bags
 ) -> tuple[Float[Tensor, "d_sae d_in"], Float[Tensor, " d_sae"]]:
     """What the gradient of `exact` is to rows and biases."""
     order, rows, _, offsets = by
