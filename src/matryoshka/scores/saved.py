@@ -62,7 +62,7 @@ def load(folder: Path, name: str) -> Saved:
         if content["format"] != FORMAT:
             raise MatryoshkaError(f"{file}: written in format {content['format']}, this version reads {FORMAT}")
         measures = {key: Measure(**fields) for key, fields in content["measures"].items()}
-        units = pq.read_table(BytesIO((folder / f"{name}.parquet").read_bytes())).to_pydict()
+        units = _read(folder / f"{name}.parquet").to_pydict()
         scores = _scores(content["scores"], measures, units)
         return Saved(Result(tuple(scores), content["details"], content["reason"]), content["identity"])
     except FileNotFoundError as error:
@@ -84,6 +84,13 @@ def _units(result: Result) -> bytes:
     file = BytesIO()
     pq.write_table(pa.table(columns, schema=UNITS), file, compression="zstd")
     return file.getvalue()
+
+
+def _read(file: Path) -> pa.Table:
+    """By its path and in order: threads of Arrow's that hold a file object of Python's abort a process that ends."""
+    file.stat()  # names the file where there is none
+    with pq.ParquetFile(file) as parquet:
+        return parquet.read(use_threads=False)
 
 
 def _scores(described: list[dict[str, Any]], measures: Mapping[str, Measure], units: Mapping[str, list]) -> list[Score]:
