@@ -78,7 +78,7 @@ class Weights(NamedTuple):
             case BatchTopK():
                 threshold = coder.activation.threshold.expand(coder.config.d_sae)
             case JumpReLU():
-                threshold = coder.activation.log_threshold.exp()
+                threshold = coder.activation.theta
             case other:
                 raise SystemExit(f"{type(other).__name__} has no thresholds: SAEBench takes batchtopk or jumprelu")
         norms = coder.W_dec.norm(dim=1)

@@ -53,8 +53,8 @@ def canonical(trainee: Trainee) -> Canonical:
     match coder.activation:
         case BatchTopK(threshold=threshold):
             pass
-        case JumpReLU(log_threshold=logarithms):
-            threshold = logarithms.detach().exp()
+        case JumpReLU(theta=theta):
+            threshold = theta.detach()
         case _:
             threshold = None
     return Canonical(coder.W_enc.detach(), coder.b_enc.detach(), coder.W_dec.detach(), coder.b_dec.detach(), threshold)

@@ -61,8 +61,8 @@ def formula(coder, x):
     match coder.activation:
         case BatchTopK(threshold=threshold):
             latents = pre * (pre > threshold)
-        case JumpReLU(log_threshold=log_threshold):
-            latents = pre * (pre > log_threshold.exp())
+        case JumpReLU(theta=theta):
+            latents = pre * (pre > theta)
         case _:
             latents = pre.relu() * (pre >= pre.topk(coder.config.k).values[:, -1:])
     y_hat = torch.stack([latents[:, :n] @ coder.W_dec[:n] for n in coder.config.widths]) + coder.b_dec

@@ -124,6 +124,6 @@ def test_jumprelu_calibrates_without_a_positive_entry():
 def test_jumprelu_thresholds_below_half_a_bandwidth_learn_from_both_sides():
     activation = JumpReLU(k=1, d_sae=1, bandwidth=0.4)
     with torch.no_grad():
-        activation.log_threshold.fill_(0.1).log_()  # θ = 0.1, so z = −0.05 lies within ε/2
+        activation.log_growth.fill_(0.1).log_()  # θ = 0.1, so z = −0.05 lies within ε/2
     activation(torch.tensor([[-0.05]])).dense().sum().backward()
-    assert activation.log_threshold.grad.item() == pytest.approx(-0.1 / 0.4 * 0.1)
+    assert activation.log_growth.grad.item() == pytest.approx(-0.1 / 0.4 * 0.1)

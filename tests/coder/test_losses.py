@@ -54,7 +54,7 @@ def make(activation="batchtopk", *, widths=(4, 8, 16), skip=False):
         if coder.W_skip is not None:
             coder.W_skip.copy_(normal(5, 3, seed=3))
         if isinstance(coder.activation, JumpReLU):
-            coder.activation.log_threshold.fill_(-0.5)
+            coder.activation.log_growth.fill_(-0.5)
     return coder
 
 
@@ -109,7 +109,7 @@ def test_the_sparsity_term_vanishes_at_k_and_pulls_from_both_sides():
         penalty = activation.penalty(activation.select(pre))
         penalty.backward()
         assert penalty.item() == value
-        pulls[l0] = activation.log_threshold.grad.sum()
+        pulls[l0] = activation.log_growth.grad.sum()
     assert pulls[16] < pulls[8] == 0 < pulls[4]  # descent raises thresholds where too many fire
 
 
@@ -165,7 +165,7 @@ def test_the_main_term_teaches_every_parameter(activation, name):
     x, y = normal(40, 5, seed=4), normal(40, 3, seed=5)
     main_term(coder, x, y, name).backward()
     taught = {n for n, p in coder.named_parameters() if p.grad is not None and (p.grad != 0).any()}
-    thresholds = {"activation.log_threshold"} if activation == "jumprelu" else set()
+    thresholds = {"activation.log_growth"} if activation == "jumprelu" else set()
     assert taught == {"W_enc", "b_enc", "W_dec", "b_dec", "W_skip"} | thresholds
 
 
@@ -204,13 +204,13 @@ def test_the_main_term_reaches_jumprelu_thresholds_by_the_straight_through_estim
     expected, latents = dense_main_term(dense, x, y)
     latents.retain_grad()
     expected.backward()
-    theta, bandwidth = dense.activation.log_threshold.detach().exp(), dense.config.activation.bandwidth
+    theta, bandwidth = dense.activation.log_growth.detach().exp(), dense.config.activation.bandwidth
     z = (x @ dense.W_enc + dense.b_enc).detach()
     near = ((z - theta).abs() / bandwidth < 0.5).double()
     assert (near * (z < theta)).sum() > 20  # these are inactive and still teach
     of_theta = -(theta / bandwidth) * (near * latents.grad).sum(0)
 
-    torch.testing.assert_close(coder.activation.log_threshold.grad, of_theta * theta, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(coder.activation.log_growth.grad, of_theta * theta, rtol=1e-10, atol=1e-14)
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         torch.testing.assert_close(getattr(coder, name).grad, getattr(dense, name).grad, rtol=1e-10, atol=1e-14)
 
@@ -273,7 +273,7 @@ def test_the_aux_term_teaches_dead_latents_only(activation, name):
         assert (gradient[~dead] == 0).all()
     assert coder.b_dec.grad is None
     if activation == "jumprelu":
-        assert coder.activation.log_threshold.grad is None
+        assert coder.activation.log_growth.grad is None
 
 
 def residual_reconstruction(pre, W_dec, k_aux):
@@ -314,7 +314,7 @@ def test_the_sparsity_term_teaches_thresholds_only():
     selected = coder(normal(40, 5, seed=4), normal(40, 3, seed=5)).selected
     assert coder.activation.l0(selected).item() > coder.config.k
     coder.activation.penalty(selected).backward()
-    thresholds = coder.activation.log_threshold.grad
+    thresholds = coder.activation.log_growth.grad
     assert (thresholds <= 0).all()  # descent raises thresholds: fewer latents fire
     assert (thresholds < 0).any()
-    assert {name for name, p in coder.named_parameters() if p.grad is not None} == {"activation.log_threshold"}
+    assert {name for name, p in coder.named_parameters() if p.grad is not None} == {"activation.log_growth"}

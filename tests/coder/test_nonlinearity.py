@@ -252,7 +252,7 @@ def jumprelu(d_sae, seed=0):
     """Thresholds well above half a bandwidth, in float64."""
     activation = JumpReLU(k=4, d_sae=d_sae, bandwidth=BANDWIDTH).double()
     with torch.no_grad():
-        activation.log_threshold.copy_(0.3 * normal(d_sae, seed=seed, dtype=torch.float64))
+        activation.log_growth.copy_(0.3 * normal(d_sae, seed=seed, dtype=torch.float64))
     return activation
 
 
@@ -263,7 +263,7 @@ def rectangle(u):
 def test_jumprelu_keeps_what_exceeds_its_latents_threshold():
     activation = jumprelu(12)
     pre = normal(6, 12, seed=1, dtype=torch.float64)
-    expected = pre * (pre > activation.log_threshold.exp())
+    expected = pre * (pre > activation.log_growth.exp())
     for mode in (True, False):
         assert torch.equal(activation.train(mode)(pre).dense(), expected)
     assert (activation.eval()(pre).values > 0).all()
@@ -276,12 +276,12 @@ def test_jumprelu_gradients_are_those_of_the_paper():
     upstream = normal(40, 12, seed=3, dtype=torch.float64)
     (activation(pre).dense() * upstream).sum().backward()
 
-    theta = activation.log_threshold.detach().exp()
+    theta = activation.log_growth.detach().exp()
     near = rectangle((pre.detach() - theta) / BANDWIDTH)
     assert (near * (pre.detach() < theta)).sum() > 5  # the case is there
     of_theta = -(theta / BANDWIDTH * near * upstream).sum(0)
     torch.testing.assert_close(pre.grad, upstream * (pre.detach() > theta))
-    torch.testing.assert_close(activation.log_threshold.grad, of_theta * theta)
+    torch.testing.assert_close(activation.log_growth.grad, of_theta * theta)
 
 
 def test_jumprelu_l0_counts_and_its_gradient_goes_to_thresholds_only():
@@ -289,12 +289,12 @@ def test_jumprelu_l0_counts_and_its_gradient_goes_to_thresholds_only():
     activation = jumprelu(12)
     pre = normal(40, 12, seed=4, dtype=torch.float64).requires_grad_()
     l0 = activation.l0(activation.select(pre))
-    theta = activation.log_threshold.detach().exp()
+    theta = activation.log_growth.detach().exp()
     assert l0.item() == pytest.approx((pre > theta).sum().item() / 40)
 
     l0.backward()
     near = rectangle((pre.detach() - theta) / BANDWIDTH)
-    torch.testing.assert_close(activation.log_threshold.grad, -near.sum(0) / BANDWIDTH / 40 * theta)
+    torch.testing.assert_close(activation.log_growth.grad, -near.sum(0) / BANDWIDTH / 40 * theta)
     assert pre.grad is None
 
 
@@ -323,9 +323,9 @@ def test_the_dead_come_down_to_the_median_threshold_of_the_living():
         ([True] * 5, [1, 2, 4, 8, 0.5]),
         ([False] * 5, [1, 2, 4, 8, 0.5]),
     ):
-        activation.log_threshold.data.copy_(before)
+        activation.log_growth.data.copy_(before)
         activation.revive(torch.tensor(dead))
-        assert activation.log_threshold.exp().tolist() == pytest.approx(after)
+        assert activation.log_growth.exp().tolist() == pytest.approx(after)
 
 
 def test_a_jumprelu_of_which_nobody_knows_k_has_nothing_to_aim_at():
@@ -410,3 +410,19 @@ def test_parameters_of_another_kind_are_refused(values, named):
 def test_a_config_that_is_none_of_them_is_refused(values):
     with pytest.raises(ValidationError):
         NONLINEARITY.validate_python(values)
+
+
+def test_thresholds_come_back_from_a_file_to_the_last_bit_and_0_is_one(tmp_path):
+    config = CoderConfig(reads=(4,), writes=(4,), d_sae=50, widths=(50,), activation=JumpReLUConfig(k=2))
+    coder = SparseCoder(config).initialise(0, tied=True).eval()
+    activation = coder.activation
+    activation.threshold.copy_(torch.rand(50, generator=torch.Generator().manual_seed(1)))
+    activation.threshold[7] = 0
+    activation.log_growth.data.copy_(0.3 * normal(50, seed=2))
+    coder.save(tmp_path / "coder")
+    again = SparseCoder.load(tmp_path / "coder").activation
+    assert torch.equal(again.theta, activation.theta)
+    assert again.theta[7] == 0
+    pre = again.theta.detach().repeat(2, 1)
+    pre[1] = pre[0].nextafter(torch.tensor(2.0))
+    assert again(pre).dense().count_nonzero(1).tolist() == [0, 50]

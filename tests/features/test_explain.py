@@ -76,8 +76,8 @@ def planted_coder(lm: LanguageModel) -> SparseCoder:
         others = pre[torch.arange(len(pre)) != token].max()
         coder.W_enc.data[:, i] = row / (pre[token] - others)
         coder.b_enc.data[i] = -(embedding.mean(0) @ row + others) / (pre[token] - others)
-    coder.activation.log_threshold.data.fill_(np.log(0.5))  # pyright: ignore
-    coder.activation.log_threshold.data[NEVER] = 9.0  # pyright: ignore
+    coder.activation.log_growth.data.fill_(np.log(0.5))  # pyright: ignore
+    coder.activation.log_growth.data[NEVER] = 9.0  # pyright: ignore
     coder.W_dec.data[:, :24] = torch.eye(24)
     return coder
 

@@ -19,7 +19,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from matryoshka.coder import io
-from matryoshka.coder.architecture import CoderConfig, check_ascending
+from matryoshka.coder.architecture import (
+    CoderConfig,
+    NonlinearityConfig,
+    TopKConfig,
+    check_ascending,
+    resolve_widths,
+)
 from matryoshka.coder.candidates import SLACK, Candidates
 from matryoshka.coder.card import Card
 from matryoshka.coder.kernels import Inputs, Pre, Precision, Values, operations
@@ -27,6 +33,7 @@ from matryoshka.coder.latents import Latents, from_mask
 from matryoshka.coder.losses import Errors, Prefixes, Target
 from matryoshka.coder.nonlinearity import build
 from matryoshka.coder.sparse import Widths, exact_values, nested_decode, nested_errors, pre_activations
+from matryoshka.coder.weights import Weights
 from matryoshka.errors import MatryoshkaError
 
 START = 0.9
@@ -255,12 +262,60 @@ class SparseCoder(nn.Module):
         for whole, part in zip(wholes, parts, strict=True):
             whole[subset.index] += _gradient(part)
 
-    # --- on disk
+    # --- as plain tensors, and on disk
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        weights: Weights,
+        activation: NonlinearityConfig,
+        widths: Sequence[int] = (),
+        card: Card | None = None,
+        where: object = "the weights",
+    ) -> "SparseCoder":
+        """A coder of one read and one written site, in eval mode, with copies of these weights (default: no inner
+        prefixes). Raises MatryoshkaError, naming `where` they lie, if they do not fit together or are not finite."""
+        sizes = {"reads": (weights.W_enc.shape[0],), "writes": (weights.W_dec.shape[1],), "d_sae": weights.d_sae}
+        prefixes = resolve_widths(widths, weights.d_sae)
+        skip = weights.W_skip is not None
+        coder = cls(CoderConfig.build({**sizes, "widths": prefixes, "activation": activation, "skip": skip}), card)
+        given = {name: tensor for name, tensor in weights._asdict().items() if tensor is not None}
+        if (threshold := given.pop("threshold", None)) is not None:
+            given["activation.threshold"] = threshold
+        return coder._filled(where, given)
+
+    @property
+    def weights(self) -> Weights:
+        """Its function in plain tensors, without gradients."""
+        stored = {name.removeprefix("activation."): tensor.detach() for name, tensor in self._stored().items()}
+        return Weights(**stored)
+
+    def prefix(self, width: int) -> "SparseCoder":
+        """The coder of the first `width` latents alone, in eval mode, with their prefixes.
+
+        Raises MatryoshkaError unless `width` is one of `widths`, and for a TopK: its k largest are chosen before the
+        cut, so that its prefix is no TopK.
+        """
+        if width not in self.widths:
+            raise MatryoshkaError(f"prefix {width:,} is none of the coder's: {', '.join(map(str, self.widths))}")
+        if width == self.config.d_sae:
+            return self
+        activation = self.config.activation
+        if isinstance(activation, TopKConfig):
+            raise MatryoshkaError(
+                f"the first {width:,} latents of a TopK are no TopK: it chooses among all {self.config.d_sae:,} before"
+                " the cut; train with batchtopk or jumprelu, or take the whole coder"
+            )
+        if (k := self.config.k) is not None:
+            activation = activation.model_copy(update={"k": min(k, width)})
+        widths = [inner for inner in self.widths if inner <= width]
+        return SparseCoder.of(self.weights.prefix(width), activation, widths, self.card)
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and weights.safetensors into `folder`, which is replaced as a whole or not at all. Raises
         MatryoshkaError if something other than a coder lies there."""
-        io.save(Path(folder), self.config, self.card, self.state_dict())
+        io.save(Path(folder), self.config, self.card, self._stored())
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "SparseCoder":
@@ -270,11 +325,22 @@ class SparseCoder(nn.Module):
         coder = cls(config, card)
         if (dtype := tensors["W_enc"].dtype if "W_enc" in tensors else torch.float32).is_floating_point:
             coder.to(dtype)
-        io.check_tensors(f"{path}: the weights", coder.state_dict(), tensors)
-        if (threshold := tensors.get("activation.threshold")) is not None and threshold < 0:
-            raise MatryoshkaError(f"{path}: the weights: activation.threshold is {threshold:g}, expected 0 or more")
-        coder.load_state_dict(tensors)
-        return coder.to(device).eval()
+        return coder._filled(f"{path}: the weights", tensors).to(device)
+
+    def _filled(self, where: object, tensors: dict[str, Tensor]) -> "SparseCoder":
+        """With these tensors of a file, in eval mode. Raises MatryoshkaError where they are not a coder's."""
+        io.check_tensors(str(where), self._stored(), tensors)
+        threshold = tensors.get("activation.threshold")
+        if threshold is not None and (least := threshold.min().item()) < 0:
+            raise MatryoshkaError(f"{where}: activation.threshold is {least:g}, expected 0 or more")
+        self.load_state_dict(tensors, strict=False)
+        return self.eval()
+
+    def _stored(self) -> dict[str, Tensor]:
+        """Every tensor of a coder's file, by name."""
+        thresholds = {f"activation.{name}": tensor for name, tensor in self.activation.stored().items()}
+        weights = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("activation.")}
+        return weights | thresholds
 
 
 def _gradient(weights: Tensor) -> Tensor:

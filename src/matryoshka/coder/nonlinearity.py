@@ -13,7 +13,6 @@ its parameters in `config`, and a line in `build`. All are positively homogeneou
 thresholds along, so constants fold.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -63,6 +62,10 @@ class ReLU(nn.Module):
 
     def rescale(self, factor: float) -> None:
         """Follow latents that are multiplied by `factor`, where there is a threshold."""
+
+    def stored(self) -> dict[str, Tensor]:
+        """What a file holds of it: its thresholds, by name."""
+        return dict(self.state_dict())
 
 
 class TopK(ReLU):
@@ -148,16 +151,25 @@ class BatchTopK(ReLU):
 
 
 class JumpReLU(ReLU):
-    """latents = pre · H(pre − θ), with a threshold θ = exp(log_threshold) of its own for each latent.
+    """latents = pre · H(pre − θ), with a threshold θ = threshold · exp(log_growth) ≥ 0 of its own for each latent.
 
-    H has no gradient: θ learns by the straight-through estimators of Rajamanoharan et al. (2024), a rectangle kernel of
-    `bandwidth` around θ. In training, entries within half a bandwidth below θ therefore stay in the pattern, as 0.
+    Training moves `log_growth` alone; what is stored is θ, to the last bit. H has no gradient: θ learns by the
+    straight-through estimators of Rajamanoharan et al. (2024), a rectangle kernel of `bandwidth` around θ. In training,
+    entries within half a bandwidth below θ therefore stay in the pattern, as 0.
     """
+
+    threshold: Tensor
 
     def __init__(self, k: int | None, d_sae: int, bandwidth: float) -> None:
         super().__init__()
         self.k, self.bandwidth = k, bandwidth
-        self.log_threshold = nn.Parameter(torch.zeros(d_sae))
+        self.register_buffer("threshold", torch.ones(d_sae))
+        self.log_growth = nn.Parameter(torch.zeros(d_sae))
+
+    @property
+    def theta(self) -> Float[Tensor, " d_sae"]:
+        """The thresholds, differentiable."""
+        return self.threshold * self.log_growth.exp()
 
     def select(self, pre: Pre, slack: Slack = EXACT) -> Latents:
         """Those above their threshold; in training also those within half a bandwidth below it. Candidates that turn
@@ -165,7 +177,7 @@ class JumpReLU(ReLU):
         return from_mask(pre, operations(pre).nonzero(pre.detach() > self._reach() - slack.margin))
 
     def _reach(self) -> Float[Tensor, " d_sae"]:
-        return self.log_threshold.detach().exp() - (self.bandwidth / 2 if self.training else 0)
+        return self.theta.detach() - (self.bandwidth / 2 if self.training else 0)
 
     def shortfall(self, selected: Latents, candidates: Candidates, slack: Slack) -> Float[Tensor, ""]:
         """By all thresholds together: candidates begin by the same margin below each."""
@@ -177,7 +189,7 @@ class JumpReLU(ReLU):
 
     def activate(self, selected: Latents) -> Latents:
         """What exceeds its threshold, otherwise 0."""
-        threshold = self.log_threshold.exp()[selected.indices]
+        threshold = self.theta[selected.indices]
         return selected._replace(values=_Jump.apply(selected.values, threshold, self.bandwidth, False))
 
     def penalty(self, selected: Latents) -> Float[Tensor, ""] | None:
@@ -187,7 +199,7 @@ class JumpReLU(ReLU):
     def l0(self, selected: Latents) -> Float[Tensor, ""]:
         """Mean number of active latents a row, differentiable in the thresholds. `selected` are those of a
         training-mode `select`: their pattern holds every entry that has a gradient."""
-        threshold = self.log_threshold.exp()[selected.indices]
+        threshold = self.theta[selected.indices]
         return _Jump.apply(selected.values.detach(), threshold, self.bandwidth, True).sum() / selected.pattern.batch
 
     @torch.no_grad()
@@ -197,21 +209,27 @@ class JumpReLU(ReLU):
             raise ValueError("a JumpReLU without k has nothing to aim at")
         values = pre.flatten()[operations(pre).batch_topk(pre, self.k * len(pre))]
         if (values > 0).any():
-            self.log_threshold.fill_(values[values > 0].min().log().item())
+            self.threshold.fill_(1)
+            self.log_growth.fill_(values[values > 0].min().log().item())
 
     @torch.no_grad()
     def revive(self, dead: Bool[Tensor, " d_sae"]) -> None:
         """Lower the thresholds of the dead to the median of the living: the estimators give no gradient to one that
         nothing comes near, while those of the living come down as they learn."""
-        living = torch.where(dead, torch.nan, self.log_threshold).nanmedian()
-        lower = dead & (living < self.log_threshold)  # of no living ones the median is NaN: nothing is lower
-        self.log_threshold.copy_(torch.where(lower, living, self.log_threshold))
+        log_theta = self.theta.log()
+        living = torch.where(dead, torch.nan, log_theta).nanmedian()
+        lower = dead & (living < log_theta)  # of no living ones the median is NaN: nothing is lower
+        self.log_growth.copy_(torch.where(lower, living - self.threshold.log(), self.log_growth))
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:
         """Thresholds and the kernel around them are ones of latents."""
-        self.log_threshold += math.log(factor)
+        self.threshold *= factor
         self.bandwidth *= factor
+
+    def stored(self) -> dict[str, Tensor]:
+        """θ alone: what training has moved is in it."""
+        return {"threshold": self.theta.detach()}
 
 
 class _Jump(torch.autograd.Function):

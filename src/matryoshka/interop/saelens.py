@@ -1,0 +1,124 @@
+"""SAELens: a folder with cfg.json and sae_weights.safetensors (6.x, and flat configs from before 6.0).
+
+Its coders read n(x) − b_dec where apply_b_dec_to_input, with n a normalisation for each token that is none here. Gated
+coders are JumpReLUs, TopK that ranks by decoder norms is a TopK of unit rows, negative thresholds act as 0.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from matryoshka.coder.architecture import (
+    BatchTopKConfig,
+    JumpReLUConfig,
+    NonlinearityConfig,
+    ReLUConfig,
+    TopKConfig,
+)
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.coder.weights import Weights
+from matryoshka.errors import MatryoshkaError
+from matryoshka.files import read_json
+from matryoshka.interop.conventions import gated_as_jumprelu, of_unit_rows, reads_x_itself
+from matryoshka.interop.foreign import Facts, Foreign
+from matryoshka.interop.names import model_of, site_of_hook
+from matryoshka.interop.tensors import Fields, Tensors
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+ARCHITECTURES = ("standard", "gated", "topk", "jumprelu", *TRANSCODERS, "batchtopk", "matryoshka_batchtopk")
+"""Those that can be our function; the last two lie in checkpoints of training alone."""
+PER_TOKEN = "is a normalisation of each token by itself, which no coder here has; it cannot be folded into weights"
+
+
+def recognises(folder: Path) -> bool:
+    """By the names of its two files."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def read(folder: Path) -> Iterator[Foreign]:
+    """Its one coder. Raises MatryoshkaError, by file and field, for what is no coder of ours."""
+    config, tensors = Fields(folder / CONFIG, read_json(folder / CONFIG)), Tensors.open(folder / WEIGHTS)
+    architecture = _architecture(config)
+    config.refuse_unless("normalize_activations", ("none", "expected_average_only_in"), PER_TOKEN, "none")
+    config.refuse_unless(
+        "reshape_activations", ("none",), "reads heads' outputs side by side, which are no site here", "none"
+    )
+    metadata = config.section("metadata") if "metadata" in config.values else config
+    details = metadata.section("training_architecture_details")
+    weights = _weights(config, tensors, architecture)
+    activation = _activation(config, details, architecture)
+    widths = config.get("matryoshka_widths", list, details.get("matryoshka_widths", list, []))
+    coder = SparseCoder.of(weights, activation, widths, where=tensors.file)
+    version = metadata.get("sae_lens_version", str, config.get("sae_lens_version", str, "before 6.0"))
+    yield Foreign("coder", coder, _facts(config, metadata), f"sae-lens {version}")
+
+
+def _architecture(config: Fields) -> str:
+    named = config.get("architecture", str, "standard")
+    if config.get("activation_fn_str", str, config.get("activation_fn", str)) == "topk":
+        named = "topk"  # before 6.0
+    if named not in ARCHITECTURES:
+        raise MatryoshkaError(
+            f"{config.file}: architecture {named!r} computes something else than any coder here; read are:"
+            f" {', '.join(ARCHITECTURES)}"
+        )
+    return named
+
+
+def _weights(config: Fields, tensors: Tensors, architecture: str) -> Weights:
+    d_in, d_sae = config.size("d_in"), config.size("d_sae")
+    transcodes = architecture in TRANSCODERS
+    d_out = config.size("d_out") if transcodes else d_in
+    weights = Weights(
+        tensors.take("W_enc", d_in, d_sae),
+        tensors.take("b_mag" if architecture == "gated" else "b_enc", d_sae),
+        tensors.take("W_dec", d_sae, d_out),
+        tensors.take("b_dec", d_out),
+        tensors.take("W_skip", d_out, d_in).T if "skip" in architecture else None,
+    )
+    if "scaling_factor" in tensors and not (tensors.take("scaling_factor", d_sae) == 1).all():
+        raise MatryoshkaError(f"{tensors.file}: scaling_factor is not 1 throughout, which SAELens itself cannot load")
+    if architecture == "gated":
+        r_mag, b_gate = (tensors.take(name, d_sae) for name in ("r_mag", "b_gate"))
+        weights = gated_as_jumprelu(weights, r_mag, b_gate)
+    elif "jumprelu" in architecture:
+        weights = weights._replace(threshold=tensors.take("threshold", d_sae).clamp(min=0))
+    elif "batchtopk" in architecture:
+        weights = weights._replace(threshold=tensors.take("topk_threshold").clamp(min=0))
+    if "topk" in architecture and config.get("rescale_acts_by_decoder_norm", bool, False):
+        weights = of_unit_rows(weights)  # it ranks, and judges by its threshold, what latents write
+    # before 6.0 nothing said it, and it was so
+    subtracts = config.get("apply_b_dec_to_input", bool, not transcodes)
+    if subtracts and transcodes:
+        raise MatryoshkaError(f"{config.file}: apply_b_dec_to_input true, which no {architecture} of SAELens has")
+    return reads_x_itself(weights) if subtracts else weights
+
+
+def _activation(config: Fields, details: Fields, architecture: str) -> NonlinearityConfig:
+    match architecture:
+        case "topk":
+            old = config.section("activation_fn_kwargs")  # before 6.0
+            return TopKConfig(k=(old if "k" in old.values else config).size("k"))
+        case "batchtopk" | "matryoshka_batchtopk":
+            return BatchTopKConfig(k=config.size("k"))
+        case "standard" | "transcoder" | "skip_transcoder":
+            return ReLUConfig()
+    trained_for = details.get("k", int)
+    return JumpReLUConfig(k=trained_for if trained_for and trained_for > 0 else None)
+
+
+def _facts(config: Fields, metadata: Fields) -> Facts:
+    model = model_of(metadata.get("model_name", str))
+    hook = metadata.get("hook_name", str, config.get("hook_point", str))  # the latter before 6.0
+    out = metadata.get("hook_name_out", str)
+    read, write = (site_of_hook(name, model) for name in (hook, out))
+    called = " → ".join(name for name in (hook, out) if name)
+    known = read is not None and (out is None or write is not None)
+    return Facts(
+        model=model,
+        read=read if known else None,
+        write=write if known else None,
+        context=metadata.get("context_size", int),
+        prepend_bos=metadata.get("prepend_bos", bool, True),
+        called=called or None,
+    )
