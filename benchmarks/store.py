@@ -31,8 +31,8 @@ from matryoshka.features.schema import STATISTICS, About
 from matryoshka.features.store import FeatureStore
 from matryoshka.features.writer import Row, Writer
 from matryoshka.report import data
-from matryoshka.report.export import export
 from matryoshka.report.server import Shown, serve
+from matryoshka.report.static_page import write_page
 
 CONTEXT, WINDOWS, VOCABULARY = 128, 15_625, 50_000
 GROUPS, NEIGHBOURS, EFFECTS, TOP_TOKENS = 5, 10, 10, 10
@@ -209,7 +209,10 @@ def measure(features: int, examples: int, exported: int, rounds: int) -> dict[st
             build(part, exported, examples)
             with closing(FeatureStore(part)) as store:
                 page = Path(folder) / "page"
-                results["export"] = {"features": exported, "seconds": seconds(partial(export, store, "", page), 1)[0]}
+                results["export"] = {
+                    "features": exported,
+                    "seconds": seconds(partial(write_page, store, "", page), 1)[0],
+                }
                 results["export"]["megabytes"] = sum(f.stat().st_size for f in page.rglob("*") if f.is_file()) / 1e6
     return results
 

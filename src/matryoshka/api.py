@@ -39,11 +39,11 @@ from matryoshka.interventions.steering import steer as steer_text
 from matryoshka.lm.model import describe, load_vocabulary
 from matryoshka.progress import progress_bar
 from matryoshka.report import markdown
-from matryoshka.report.export import export
 from matryoshka.report.figures import draw
 from matryoshka.report.notebook import FeatureCard
 from matryoshka.report.server import Shown
 from matryoshka.report.server import serve as serve_page
+from matryoshka.report.static_page import write_page
 from matryoshka.run import Run
 from matryoshka.run import names as run_names
 from matryoshka.scores.comparison import Entry
@@ -314,7 +314,7 @@ def export_page(run: Run | str | Path, folder: str | Path, overwrite: bool = Fal
     """
     run = Run.sole(run)
     with progress_bar(f"writing {folder}") as update:
-        export(store(run), run.path.resolve().name, Path(folder), overwrite, update)
+        write_page(store(run), run.path.resolve().name, Path(folder), overwrite, update)
     return Path(folder) / "index.html"
 
 

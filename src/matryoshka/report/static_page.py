@@ -26,7 +26,9 @@ WINDOWS = 2048
 LIVE, STATIC = (f'<meta name="matryoshka" content="{kind}">' for kind in ("live", "static"))
 
 
-def export(store: FeatureStore, name: str, folder: Path, overwrite: bool = False, progress: Progress = silent) -> None:
+def write_page(
+    store: FeatureStore, name: str, folder: Path, overwrite: bool = False, progress: Progress = silent
+) -> None:
     """Write the page of a store into `folder`, whole or not at all. Raises MatryoshkaError if something lies there;
     with `overwrite` an earlier page is replaced, nothing else."""
     folder = folder.resolve()

@@ -17,7 +17,7 @@ from small_store import make_store
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features.store import FeatureStore
 from matryoshka.report import data
-from matryoshka.report.export import WEB, export
+from matryoshka.report.static_page import WEB, write_page
 
 RECEIVE = re.compile(r'matryoshka\.receive\("([0-9a-z/-]+)", "([0-9A-Za-z+/=]+)"\);\n')
 """All that a data file may be: nothing of a token, a label or a name stands in it as it is."""
@@ -46,8 +46,8 @@ def store(tmp_path: Path) -> FeatureStore:
 def folder(store: FeatureStore, tmp_path: Path) -> Path:
     folder = tmp_path / "page"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matryoshka.report.export.WINDOWS", 5)
-        export(store, "a </script> run", folder)
+        patch.setattr("matryoshka.report.static_page.WINDOWS", 5)
+        write_page(store, "a </script> run", folder)
     return folder
 
 
@@ -88,7 +88,7 @@ def test_the_export_of_nothing_but_letters(folder: Path) -> None:
 
 def test_progress_counts_features(store: FeatureStore, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    export(store, "run", tmp_path / "page", progress=lambda done, total: seen.append((done, total)))
+    write_page(store, "run", tmp_path / "page", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(0, 70), (64, 70)]
 
 
@@ -107,7 +107,7 @@ def test_interrupted_it_leaves_nothing(
     target = folder if earlier else tmp_path / "new" / "page"
     before, names = files(folder), set(os.listdir(tmp_path))
     with pytest.raises(error):
-        export(store, "run", target, overwrite=True, progress=interrupt)
+        write_page(store, "run", target, overwrite=True, progress=interrupt)
     assert files(folder) == before
     assert set(os.listdir(tmp_path)) - {"new"} == names
     assert not target.parent.exists() or os.listdir(target.parent) == [] or earlier
@@ -115,11 +115,11 @@ def test_interrupted_it_leaves_nothing(
 
 def test_ctrl_c_leaves_nothing(store: FeatureStore, tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from matryoshka.report.export import export\n"
+        "import sys, time; from pathlib import Path; from matryoshka.report.static_page import write_page\n"
         "from matryoshka.features.store import FeatureStore\n"
         "def wait(done, total):\n"
         "    if done: print('half', flush=True); time.sleep(60)\n"
-        "export(FeatureStore(sys.argv[1]), 'run', Path(sys.argv[2]), progress=wait)"
+        "write_page(FeatureStore(sys.argv[1]), 'run', Path(sys.argv[2]), progress=wait)"
     )
     command = [sys.executable, "-c", program, store.path, tmp_path / "page"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -137,7 +137,7 @@ def test_a_damaged_store_gives_no_page(store: FeatureStore, tmp_path: Path) -> N
         file.seek(middle - middle % 4096)
         file.write(os.urandom(40_000))
     with pytest.raises(MatryoshkaError, match=re.escape(str(store.path))):
-        export(store, "run", tmp_path / "page")
+        write_page(store, "run", tmp_path / "page")
     assert os.listdir(tmp_path) == ["features.sqlite"]
 
 
@@ -146,7 +146,7 @@ def test_a_damaged_store_gives_no_page(store: FeatureStore, tmp_path: Path) -> N
 
 def test_an_empty_folder_is_taken(store: FeatureStore, tmp_path: Path) -> None:
     (tmp_path / "page").mkdir()
-    export(store, "run", tmp_path / "page")
+    write_page(store, "run", tmp_path / "page")
     assert received(tmp_path / "page", "runs")["runs"][0]["name"] == "run"
 
 
@@ -163,14 +163,14 @@ def test_what_lies_there_is_left_alone(store: FeatureStore, folder: Path, tmp_pa
         (tmp_path / "file", True, "not a page, so --overwrite leaves it alone"),
     ):
         with pytest.raises(MatryoshkaError, match=re.escape(f"{target}: {said}")):
-            export(store, "other", target, overwrite=overwrite)
+            write_page(store, "other", target, overwrite=overwrite)
         assert files(tmp_path) == before
 
 
 def test_overwrite_replaces_a_page(store: FeatureStore, folder: Path, tmp_path: Path) -> None:
     (folder / "data" / "0" / "shard-9.js").write_text("of a longer store")
     store.annotate(4, "newer")
-    export(store, "second", folder, overwrite=True)
+    write_page(store, "second", folder, overwrite=True)
     assert received(folder, "runs")["runs"][0]["name"] == "second"
     assert received(folder, "0/overview")["columns"]["label"][4] == "newer"
     assert not (folder / "data" / "0" / "shard-9.js").exists()
@@ -183,7 +183,7 @@ def test_overwrite_keeps_what_was_put_beside_a_page(store: FeatureStore, folder:
     (folder / name / "work").write_text("of weeks")
     before = files(folder)
     with pytest.raises(MatryoshkaError, match=f"holds {re.escape(name)}, which is not of the page"):
-        export(store, "second", folder, overwrite=True)
+        write_page(store, "second", folder, overwrite=True)
     assert files(folder) == before
 
 
@@ -191,11 +191,11 @@ def test_a_link_and_a_relative_folder(
     store: FeatureStore, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "link").symlink_to(folder)
-    export(store, "second", tmp_path / "link", overwrite=True)
+    write_page(store, "second", tmp_path / "link", overwrite=True)
     assert (tmp_path / "link").is_symlink()
     assert received(folder, "runs")["runs"][0]["name"] == "second"
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    export(store, "run", Path("."))
+    write_page(store, "run", Path("."))
     assert received(tmp_path / "here", "runs")["live"] is False
     assert set(os.listdir(tmp_path)) == {"features.sqlite", "page", "link", "here"}
