@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matryoshka.coder.architecture import CoderConfig
-from matryoshka.coder.coder import SparseCoder, Subset
+from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.losses import (
     CONVENTIONS,
     fvu,
@@ -14,6 +14,7 @@ from matryoshka.coder.losses import (
     variance,
 )
 from matryoshka.coder.nonlinearity import JumpReLU
+from matryoshka.coder.subset import Subset
 
 ACTIVATIONS = ("topk", "batchtopk", "jumprelu")
 

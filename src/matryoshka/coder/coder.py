@@ -10,15 +10,14 @@ widths == (d_sae,). What is saved and loaded is in raw units; in training a `Sca
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from matryoshka.coder import io
+from matryoshka.coder import io, pretrained
 from matryoshka.coder.architecture import (
     CoderConfig,
     NonlinearityConfig,
@@ -33,6 +32,7 @@ from matryoshka.coder.latents import Latents, from_mask
 from matryoshka.coder.losses import Errors, Prefixes, Target
 from matryoshka.coder.nonlinearity import build
 from matryoshka.coder.sparse import Widths, exact_values, nested_decode, nested_errors, pre_activations
+from matryoshka.coder.subset import Subset
 from matryoshka.coder.weights import Weights
 from matryoshka.errors import MatryoshkaError
 
@@ -65,27 +65,6 @@ class Forward(NamedTuple):
     def residual(self) -> Target:
         """y − ŷ of the whole dictionary, without a gradient; to be asked for before the backward pass."""
         return self.excess.neg()
-
-
-@dataclass(frozen=True, eq=False)
-class Subset:
-    """Some latents as a small dense coder of their own: copies of their weights, so that its backward pass touches
-    nothing of the whole dictionary. Their gradients are added afterwards (`SparseCoder.add_gradients`)."""
-
-    index: Int[Tensor, " n"]
-    encoder: Float[Tensor, "n d_in"]
-    biases: Float[Tensor, " n"]
-    decoder: Float[Tensor, "n d_out"]
-
-    def reconstruct(self, x: Inputs, some: Bool[Tensor, " n"], k: int) -> Target:
-        """What the `k` largest positive pre-activations of each row decode to, without b_dec, of `some` of these
-        latents: one dense product."""
-        biases = self.biases.masked_fill(~some, -torch.inf)
-        values = torch.addmm(biases, x, self.encoder.T).relu()
-        if k < values.shape[1]:
-            largest = operations(values).topk(values.detach(), k)
-            values = values * torch.zeros_like(values, dtype=torch.bool).scatter_(1, largest, True)
-        return values @ self.decoder
 
 
 class SparseCoder(nn.Module):
@@ -326,6 +305,13 @@ class SparseCoder(nn.Module):
         if (dtype := tensors["W_enc"].dtype if "W_enc" in tensors else torch.float32).is_floating_point:
             coder.to(dtype)
         return coder._filled(f"{path}: the weights", tensors).to(device)
+
+    @classmethod
+    def from_pretrained(cls, repository: str, id: str, revision: str | None = None) -> "SparseCoder":
+        """The coder `id` of a repository on the hub, or of a release that is known by name (`matryoshka releases`), in
+        eval mode, whichever program it is of. Raises MatryoshkaError where it cannot be had or is no function of ours.
+        """
+        return pretrained.read(repository, id, revision)
 
     def _filled(self, where: object, tensors: dict[str, Tensor]) -> "SparseCoder":
         """With these tensors of a file, in eval mode. Raises MatryoshkaError where they are not a coder's."""

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from matryoshka.coder.coder import SparseCoder, Subset
+from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.kernels import operations
 from matryoshka.coder.latents import Latents
+from matryoshka.coder.subset import Subset
 
 REFRESH = 8
 """Steps between two listings of the dead. To list them the host has to know their number, and would wait for a GPU. A
