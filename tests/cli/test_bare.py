@@ -123,15 +123,19 @@ def test_what_nobody_knows_of_one_of_two_is_left_empty(
 
 
 def test_a_coder_that_was_not_trained_here_has_no_training_to_draw(
-    bare: Run, capsys: pytest.CaptureFixture[str]
+    bare: Run, trained: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
     code, out, err = typed(capsys, "figures", bare.path)
     assert code == 2
     assert not out
     assert len(err.strip().splitlines()) == 1
-    assert f"{bare.path}: was not trained here, so there is no training to draw" in err
+    assert "no such results; measure first: matryoshka eval" in err
     assert not (bare.path / "figures").exists()
+    shutil.copytree(trained.evaluation, bare.evaluation)
+    code, out, _ = typed(capsys, "figures", bare.path)
+    assert code == 0
+    assert sorted(Path(line).name for line in out.split()) == ["fvu-per-prefix.png", "fvu-per-prefix.svg"]
 
 
 def test_two_runs_of_one_model_and_text_read_it_once(

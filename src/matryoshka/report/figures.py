@@ -4,7 +4,8 @@
     fvu-per-prefix    evaluation/reconstruction.json: held-out FVU and CE recovered against the prefix's width
     density           the features' firing shares (given), ring by ring
 
-Each is one column of a paper wide, and no date is written: the same numbers on the same machine give the same bytes.
+A coder that was not trained here has no training to draw. Each is one column of a paper wide, and no date is written:
+the same numbers on the same machine give the same bytes.
 """
 
 from collections.abc import Sequence
@@ -36,12 +37,14 @@ def draw(run: Run, density: np.ndarray | None) -> list[Path]:
     if members and run not in members:
         names = ", ".join(str(member.path) for member in members)
         raise MatryoshkaError(f"{run.path}: holds several coders; draw the figures of one of: {names}")
-    curves = read_metrics(run)
-    results = read_results(run, prefixes=curves.fvu.shape[1])
+    elsewhere = not run.config_file.is_file() and not run.metrics.is_file()
+    curves = None if elsewhere else read_metrics(run)
+    results = read_results(run, None if curves is None else curves.fvu.shape[1])
     about, widths = results.details, results.details["widths"]
     name = f"{run.path.resolve().name}: {about['read']} → {about['write']} of {about['model']}"
     with drawing.style():
-        figures = {"training": training_figure(curves, widths), "fvu-per-prefix": prefix_figure(results)}
+        figures = {} if curves is None else {"training": training_figure(curves, widths)}
+        figures["fvu-per-prefix"] = prefix_figure(results)
         if density is not None:
             figures["density"] = density_figure(_checked(density, widths, run), widths)
         files = {
@@ -88,8 +91,6 @@ def read_metrics(run: Run) -> Curves:
         except (ValueError, TypeError, KeyError) as error:
             why = f"{type(error).__name__}: {error}"
             raise MatryoshkaError(f"{run.metrics}: line {number} is no record of training ({why})") from None
-    if not training and not run.config_file.is_file():
-        raise MatryoshkaError(f"{run.path}: was not trained here, so there is no training to draw")
     if not training:
         raise MatryoshkaError(
             f"{run.metrics}: no record of training yet; matryoshka train writes them, and goes on after a stop with:"
@@ -104,13 +105,15 @@ def read_metrics(run: Run) -> Curves:
     return Curves(tokens, fvu, l0, dead, held_out_steps * batch, held_out_fvu, held_out_l0)
 
 
-def read_results(run: Run, prefixes: int) -> Result:
-    """The run's evaluation/reconstruction.json, with one number a prefix. Raises MatryoshkaError otherwise."""
+def read_results(run: Run, prefixes: int | None) -> Result:
+    """The run's evaluation/reconstruction.json, with one number for each of `prefixes` (None: for each that it names).
+    Raises MatryoshkaError otherwise."""
     results, file = load(run.evaluation, "reconstruction").result, run.evaluation / "reconstruction.json"
     lengths = {name: len(results.of(name)) for name in DRAWN}
-    if {*lengths.values()} != {prefixes}:
+    expected = len(results.details["widths"]) if prefixes is None else prefixes
+    if {*lengths.values()} != {expected}:
         raise MatryoshkaError(
-            f"{file}: not the results of this coder (prefixes: {lengths}, {run.metrics.name} has {prefixes});"
+            f"{file}: not the results of this coder (prefixes: {lengths}, expected {expected});"
             f" run: matryoshka eval {run.path} --overwrite"
         )
     return results

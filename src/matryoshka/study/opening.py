@@ -52,13 +52,14 @@ class Studied(NamedTuple):
 
     def open_tokens(self, vocabulary: Vocabulary, split: Split = "held_out", least: int = 0) -> Tokens:
         """The text's tokens, made now if they are not there yet; read on until there are some `least` of `split`, or to
-        the text's end.
+        the text's end. Windows are no longer than the model reads, whatever the card of a coder from elsewhere says.
 
         Raises MatryoshkaError where the text that the coder was trained on is another one by now.
         """
         needed = (least, 0) if split == "train" else (0, least)
         text, trained = self.text.read_on(*needed) if least else self.text, self.card.trained
-        tokens = tokenise(text, *vocabulary)
+        longest = describe(self.card.model.name, self.card.model.revision).context
+        tokens = tokenise(text.model_copy(update={"context": min(text.context, longest)}), *vocabulary)
         if self.trained_on and trained is not None and tokens.text_hash != trained.text_hash:
             raise MatryoshkaError(
                 f"{self.folder}: was trained on another text: {self.text.source} gives {tokens.text_hash} now, and gave"
