@@ -6,11 +6,11 @@ features, name, explain                every feature's evidence, rules and expla
 store, feature                         what it holds
 steer                                  what the language model writes with a feature held at a level, and without
 serve, export_page, figures            to look at
+import_run, import_coder, releases     coders of others: to a run, or into memory
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,9 @@ from matryoshka.features.naming import Named, name_by_rules
 from matryoshka.features.reading import reader
 from matryoshka.features.store import FeatureStore
 from matryoshka.features.summary import Wanted
+from matryoshka.interop.importing import import_coder as import_coder
+from matryoshka.interop.importing import import_run as import_run
+from matryoshka.interop.registry import releases as releases
 from matryoshka.interventions.steering import Steered, measure_unit
 from matryoshka.interventions.steering import steer as steer_text
 from matryoshka.lm.model import describe, load_vocabulary
@@ -44,7 +47,7 @@ from matryoshka.report.notebook import FeatureCard
 from matryoshka.report.server import Shown
 from matryoshka.report.server import serve as serve_page
 from matryoshka.report.static_page import write_page
-from matryoshka.run import Run
+from matryoshka.run import Run, all_held
 from matryoshka.run import names as run_names
 from matryoshka.scores.comparison import Entry
 from matryoshka.scores.result import NotMeasurable, Result
@@ -130,15 +133,6 @@ def tokenise(config: TokensConfig) -> Tokens:
     return tokenise_text(config.text, *load_vocabulary(describe(config.model.name, config.model.revision)))
 
 
-@contextmanager
-def _held(runs: Iterable[Run], verb: str) -> Iterator[None]:
-    """No other process does the same to any of these runs meanwhile."""
-    with ExitStack() as stack:
-        for path in dict.fromkeys(run.path.resolve() for run in runs):
-            stack.enter_context(Run(path).held(verb))
-        yield
-
-
 class Evaluated(NamedTuple):
     """What `evaluate` found, and where its report lies."""
 
@@ -171,7 +165,7 @@ def evaluate(
     members = list(dict.fromkeys(member for run in opened for member in run.trained()))
     subjects = [subject_of(member.coder, text) for member in members]
     scored: list[dict[str, Result]] = [{} for _ in members]
-    with _held(members, "eval"):
+    with all_held(members, "eval"):
         for key in dict.fromkeys(subject.key for subject in subjects):
             together = [i for i, subject in enumerate(subjects) if subject.key == key]
             setting = setting_of(subjects[together[0]], tokens, texts, device)
@@ -212,7 +206,7 @@ def features(
             raise MatryoshkaError(f"{member.features_file}: exists already; --overwrite collects anew and keeps labels")
     keep_freed_memory()
     request = Request(tokens, split, wanted, keep_recording)
-    with _held(opened if World.current().rank == 0 else (), "features"):
+    with all_held(opened if World.current().rank == 0 else (), "features"):
         return collect(opened, request, text, device, announce)
 
 
@@ -245,7 +239,7 @@ def explain(
     endpoint.check()
     models = Models(device)
     scored = {}
-    with _held(stores, "explain"):
+    with all_held(stores, "explain"):
         for member, its in stores.items():
             lm = models.of(read_card(member.coder))
             try:

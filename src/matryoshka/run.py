@@ -8,8 +8,8 @@ but a coder's two files, wherever it comes from, is one too.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +107,7 @@ class Run:
             begun = any(run.checkpoints.glob("step_*"))
             hint = f"; to go on with it: matryoshka resume {path}" if begun else ""
             raise MatryoshkaError(f"{path}: exists already; give another --name or --out, or --overwrite{hint}")
-        if not run.config_file.is_file():
+        if not run.config_file.is_file() and not run.provenance.is_file():
             raise MatryoshkaError(f"{path}: not a run, so --overwrite leaves it alone; give another --out")
 
     @classmethod
@@ -137,6 +137,15 @@ class Run:
             for folder in (self.path.resolve().parent, self.path, self.checkpoints, self.evaluation, self.recording):
                 sweep(folder)
             yield
+
+
+@contextmanager
+def all_held(runs: Iterable[Run], verb: str) -> Iterator[None]:
+    """Keep other processes from doing the same to any of these runs meanwhile."""
+    with ExitStack() as stack:
+        for path in dict.fromkeys(run.path.resolve() for run in runs):
+            stack.enter_context(Run(path).held(verb))
+        yield
 
 
 def names(runs: Sequence[Run]) -> list[str]:

@@ -34,6 +34,8 @@ VERBS = (
     "serve",
     "export-page",
     "figures",
+    "import",
+    "releases",
     "tokens",
     "models",
     "quickstart",

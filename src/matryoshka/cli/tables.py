@@ -75,6 +75,22 @@ def _show_recovery(name: str, results: "Result") -> None:
     )
 
 
+def show_imported(run: "Run") -> None:
+    """The coders of a run that was not trained here, where they belong, and what can be done with them."""
+    from matryoshka.coder import io
+    from matryoshka.study.hooked import wiring_of
+    from matryoshka.study.opening import read_card
+
+    table = new_table(None, "coder", "activation", "latents", "prefixes", "reads → writes", "model")
+    for member in run.members():
+        config, card = io.load_card(member.coder)[0], read_card(member.coder)
+        prefixes = ", ".join(f"{width:,}" for width in config.widths[:-1]) or "–"
+        sizes = (f"{config.d_sae:,}", prefixes)
+        table.add_row(member.path.name, config.activation.kind, *sizes, str(wiring_of(card)), card.model.name)
+    console.print(table)
+    console.print(f"run: {run.path}\nmeasure it with: matryoshka eval {run.path} --text SOURCE", soft_wrap=True)
+
+
 def show_features(store: "FeatureStore") -> None:
     """What a store holds: a row a ring."""
     import numpy as np

@@ -1,5 +1,6 @@
 """What a foreign file gives: a coder in our convention, and what it says of where the coder belongs."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from matryoshka.coder.card import Card, ModelCard, SourceCard
@@ -32,7 +33,7 @@ class Facts(NamedTuple):
         """With what `other` knows in place of it."""
         known = self._replace(**{name: value for name, value in other._asdict().items() if value is not None})
         if self.unless_norm_follows and norm_follows(known.model):
-            return known._replace(read=other.read, write=other.write)
+            return known._replace(read=other.read, write=other.write, unless_norm_follows=None)
         return known
 
     def refuse_unknown(self, where: object) -> None:
@@ -67,6 +68,15 @@ def sites(read: Site | None, write: Site | None) -> tuple[Site | None, Site | No
     if read is None or write is None:
         return None, None
     return read, None if read == write else write
+
+
+def facts_of(model: str | None, read: str | None, write: str | None) -> Facts:
+    """Facts in words: a model as `--model` takes it, sites as `--read` and `--write` do. A model's folder is kept
+    whole, so that it is found from any other. Raises MatryoshkaError for a site that no model has."""
+    read_site, write_site = (None if site is None else Site.parse(site) for site in (read, write))
+    if model is not None and (path := Path(model).expanduser()).exists() and model != "bundled":
+        model = str(path.resolve())
+    return Facts(model, read_site, write_site)
 
 
 class Foreign(NamedTuple):
