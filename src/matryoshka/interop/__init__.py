@@ -2,7 +2,9 @@
 
     recognises(folder) → bool                     whether the files there are of this format, by what lies there
     read(folder) → Iterator[Foreign]              its coders, one after another, in our convention
-    write(coders, folder)                         ours in its files (formats that are written: `WRITTEN`)
+    FILES                                         patterns of the files that it writes (formats of WRITTEN)
+    arrange(coders) → {place: Ours}               where in the folder each goes; refuses what it cannot hold
+    write(arranged, folder)                       ours in its files, one after another
 
 `importing` makes runs of what is read, `exporting` folders of runs; `conventions` holds the arithmetic that several
 formats need. A new format is a file here and a line in FORMATS. What is not exactly our function is refused by name.
@@ -17,3 +19,12 @@ FORMATS = {
     "gemma-scope": "gemma_scope",
 }
 """Formats that are read, and their files here, in the order in which a folder is tried."""
+
+WRITTEN = {
+    "saelens": "saelens",
+    "circuit-tracer": "circuit_tracer",
+    "sparsify": "sparsify",
+    "saebench": "saebench",
+    "neuronpedia": "neuronpedia",
+}
+"""Formats that are written, and their files here."""

@@ -19,19 +19,35 @@ def blocks(d_sae: int) -> Iterator[slice]:
 
 def reads_x_itself(weights: Weights) -> Weights:
     """Of a coder that reads x − b_dec, the one that reads x: b_enc − b_dec W_enc. Exact but for rounding."""
+    return weights._replace(b_enc=_moved(weights, -1))
+
+
+def reads_x_less_b_dec(weights: Weights) -> Weights:
+    """Of a coder that reads x, the one that reads x − b_dec: b_enc + b_dec W_enc. Exact but for rounding."""
+    return weights._replace(b_enc=_moved(weights, 1))
+
+
+def _moved(weights: Weights, sign: int) -> Float[Tensor, " d_sae"]:
+    """b_enc ± b_dec W_enc."""
     b_enc = torch.empty_like(weights.b_enc)
     for some in blocks(weights.d_sae):
         moved = weights.b_dec.double() @ weights.W_enc[:, some].double()
-        b_enc[some] = (weights.b_enc[some].double() - moved).to(b_enc.dtype)
-    return weights._replace(b_enc=b_enc)
+        b_enc[some] = (weights.b_enc[some].double() + sign * moved).to(b_enc.dtype)
+    return b_enc
+
+
+def row_norms(weights: Weights) -> Float[Tensor, " d_sae"]:
+    """‖W_dec[j]‖, in float64."""
+    return torch.cat([weights.W_dec[some].double().norm(dim=1) for some in blocks(weights.d_sae)])
 
 
 def of_unit_rows(weights: Weights) -> Weights:
     """Every latent times the norm of its decoder row, which becomes a unit vector: the same reconstruction, of latents
     in units of what they write. A latent that writes nothing is never active. The threshold is left as it is; the other
     weights are written over."""
+    all_norms = row_norms(weights)
     for some in blocks(weights.d_sae):
-        norms = weights.W_dec[some].double().norm(dim=1)
+        norms = all_norms[some]
         weights.W_enc[:, some] = (weights.W_enc[:, some].double() * norms).to(weights.W_enc.dtype)
         weights.b_enc[some] = (weights.b_enc[some].double() * norms).to(weights.b_enc.dtype)
         rows = weights.W_dec[some].double() / torch.where(norms > 0, norms, 1)[:, None]

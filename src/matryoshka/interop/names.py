@@ -6,7 +6,7 @@ and no site (`norm_follows`).
 
 import re
 
-from matryoshka.lm.sites import Site
+from matryoshka.lm.sites import Family, Site
 
 HOOKS = {
     "hook_resid_pre": "resid_pre",
@@ -118,3 +118,38 @@ def _within_block(path: str) -> tuple[str, int]:
     """(a module's name within its block, the block); a name that no module has where it is in none."""
     match = re.fullmatch(r"(?:\w+\.)*?(?:layers|h)\.(\d{1,6})(?:\.(.+))?", path)
     return (match[2] or "", int(match[1])) if match else ("?", 0)
+
+
+def returned_by(site: Site, family: Family) -> str | None:
+    """The path from the model of the module that returns what is at a site; None where none does."""
+    match site.kind:
+        case "resid_post":
+            return f"{family.blocks}.{site.layer}"
+        case "resid_pre" if site.layer > 0:
+            return f"{family.blocks}.{site.layer - 1}"
+    within = {
+        "attn_in": family.attn_norm,
+        "attn_out": _adding(family.attention, family.attn_added),
+        "mlp_in": family.mlp_norm,
+        "mlp_out": _adding(family.mlp, family.mlp_added),
+    }
+    return f"{family.blocks}.{site.layer}.{within[site.kind]}" if site.kind in within else None
+
+
+def computed_by(read: Site, write: Site, family: Family) -> str | None:
+    """The path from the model of the module that reads what is at one site and returns what is at the other; None where
+    none does."""
+    parts = {
+        ("resid_pre", "resid_post"): ("", ""),
+        ("attn_in", "attn_out"): (family.attention, _adding(family.attention, family.attn_added)),
+        ("mlp_in", "mlp_out"): (family.mlp, _adding(family.mlp, family.mlp_added)),
+    }
+    module, adding = parts.get((read.kind, write.kind), ("", None))
+    if read.layer != write.layer or module != adding:
+        return None
+    return f"{family.blocks}.{read.layer}.{module}".removesuffix(".")
+
+
+def _adding(module: str, added: str) -> str:
+    """Which module returns what is added to the residual: a dropout does nothing outside training."""
+    return module if added.endswith("dropout") else added

@@ -2,13 +2,24 @@
 
 Its coders read n(x) − b_dec where apply_b_dec_to_input, with n a normalisation for each token that is none here. Gated
 coders are JumpReLUs, TopK that ranks by decoder norms is a TopK of unit rows, negative thresholds act as 0.
+
+Ours are written as they are: nothing taken off x, nothing normalised, a BatchTopK as the JumpReLU that it is at
+inference. Prefixes stand in the metadata, under the names that SAELens gives them in training.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from matryoshka.coder.architecture import (
     BatchTopKConfig,
+    CoderConfig,
     JumpReLUConfig,
     NonlinearityConfig,
     ReLUConfig,
@@ -20,10 +31,17 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.files import read_json
 from matryoshka.interop.conventions import gated_as_jumprelu, of_unit_rows, reads_x_itself
 from matryoshka.interop.foreign import Facts, Foreign
-from matryoshka.interop.names import model_of, site_of_hook
+from matryoshka.interop.names import model_of, returned_by, short_name, site_of_hook
+from matryoshka.interop.ours import Ours, distinct
 from matryoshka.interop.tensors import Fields, Tensors
+from matryoshka.lm.info import describe
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+FILES = tuple(f"{folder}{name}" for folder in ("", "blocks.*/") for name in (CONFIG, WEIGHTS, SPARSITY))
+VERSION = "6.54.12"
+"""Of SAELens, whose files these are: it rewrites the configs of versions before 6."""
+PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed")
+"""What TransformerLens does to models unless told not to; our sites are of raw ones."""
 TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 ARCHITECTURES = ("standard", "gated", "topk", "jumprelu", *TRANSCODERS, "batchtopk", "matryoshka_batchtopk")
 """Those that can be our function; the last two lie in checkpoints of training alone."""
@@ -121,3 +139,103 @@ def _facts(config: Fields, metadata: Fields) -> Facts:
         prepend_bos=metadata.get("prepend_bos", bool, True),
         called=called or None,
     )
+
+
+def arrange(coders: Sequence[Ours]) -> dict[str, Ours]:
+    """The folder of each: of one coder the export itself, of several one called by the hook that is read.
+
+    Raises MatryoshkaError for a TopK transcoder and for sites without a hook.
+    """
+    for ours in coders:
+        written_as(ours)
+        ours.hooks()
+    return {".": coders[0]} if len(coders) == 1 else distinct((ours.hooks()[0], ours) for ours in coders)
+
+
+def write(arranged: Mapping[str, Ours], folder: Path) -> None:
+    """A folder a coder, with its latents' firing frequencies where its run has features.
+
+    Their modules' paths (`hf_hook_name`) stand in it only where the language model's config is at hand.
+    """
+    for place, ours in arranged.items():
+        coder = ours.load()
+        write_one(ours, coder.config, ours.weights(coder), folder / place)
+
+
+def written_as(ours: Ours) -> str:
+    """The architecture that is our function there. Raises MatryoshkaError where none is."""
+    kind, skip = ours.config.activation.kind, ours.config.skip
+    if not ours.transcodes and not skip:
+        return {"relu": "standard", "batchtopk": "jumprelu"}.get(kind, kind)
+    if kind == "topk":
+        raise MatryoshkaError(
+            f"{ours.run.path}: SAELens has no TopK transcoder, and with a threshold in place of its k it would be"
+            " another function; nearest: --format sparsify, or one trained with batchtopk or jumprelu"
+        )
+    return f"{'' if kind == 'relu' else 'jumprelu_'}{'skip_' if skip else ''}transcoder"
+
+
+def write_one(ours: Ours, config: CoderConfig, weights: Weights, folder: Path) -> None:
+    """The three files of one coder: `config` and `weights` are of the latents that are written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    architecture = written_as(ours)
+    tensors = {name: tensor for name, tensor in weights._asdict().items() if tensor is not None}
+    if weights.W_skip is not None:
+        tensors["W_skip"] = weights.W_skip.T
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    fields = {
+        "architecture": architecture,
+        "d_in": config.d_in,
+        "d_sae": config.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": _metadata(ours, config),
+    }
+    if architecture in TRANSCODERS:
+        fields["d_out"] = config.d_out
+    if architecture == "topk":
+        fields |= {"k": config.k, "rescale_acts_by_decoder_norm": False}
+    (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    if ours.run.features_file.is_file():
+        save_file({"sparsity": _sparsity(ours)[: config.d_sae].contiguous()}, folder / SPARSITY)
+
+
+def _metadata(ours: Ours, config: CoderConfig) -> dict[str, Any]:
+    card, trained = ours.card, ours.card.trained
+    (hook, hook_out), (path, path_out) = ours.hooks(), _module_paths(ours)
+    out = {"hook_name_out": hook_out, "hook_head_index_out": None, "hf_hook_name_out": path_out}
+    details = {"k": config.k, "matryoshka_widths": list(config.widths)}
+    kind = config.activation.kind
+    return {
+        "sae_lens_version": VERSION,
+        "model_name": short_name(card.model.name),
+        "model_class_name": "HookedTransformer",
+        "model_from_pretrained_kwargs": dict.fromkeys(PROCESSING, False),
+        "hook_name": hook,
+        "hook_head_index": None,
+        "hf_hook_name": path,
+        **(out if written_as(ours) in TRANSCODERS else {}),
+        "context_size": card.context,
+        "prepend_bos": card.prepend_bos,
+        "dataset_path": trained.text.get("source") if trained is not None else None,
+        "training_architecture": f"matryoshka_{kind}" if len(config.widths) > 1 else kind,
+        "training_architecture_details": {name: value for name, value in details.items() if value is not None},
+    }
+
+
+def _module_paths(ours: Ours) -> tuple[str | None, str | None]:
+    try:
+        family = describe(ours.card.model.name, ours.card.model.revision).family
+    except MatryoshkaError:
+        return None, None
+    read, write = (returned_by(site, family) for site in (ours.read, ours.write))
+    return (f"{read}.output" if read else None), (f"{write}.output" if write else None)
+
+
+def _sparsity(ours: Ours) -> Tensor:
+    """log10 of each latent's firing frequency [d_sae], as SAELens floors it."""
+    with closing(ours.features()) as store:
+        return (torch.tensor(store.columns()["density"], dtype=torch.float32) + 1e-10).log10()
