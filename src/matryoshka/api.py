@@ -7,6 +7,7 @@ store, feature                         what it holds
 steer                                  what the language model writes with a feature held at a level, and without
 serve, export_page, figures            to look at
 import_run, import_coder, releases     coders of others: to a run, or into memory
+export, push, pull                     in the files of other programs, and on the hub
 """
 
 import json
@@ -34,9 +35,12 @@ from matryoshka.features.naming import Named, name_by_rules
 from matryoshka.features.reading import reader
 from matryoshka.features.store import FeatureStore
 from matryoshka.features.summary import Wanted
+from matryoshka.interop.exporting import export as export
 from matryoshka.interop.importing import import_coder as import_coder
 from matryoshka.interop.importing import import_run as import_run
 from matryoshka.interop.registry import releases as releases
+from matryoshka.interop.sharing import pull as pull
+from matryoshka.interop.sharing import push as push
 from matryoshka.interventions.steering import Steered, measure_unit
 from matryoshka.interventions.steering import steer as steer_text
 from matryoshka.lm.model import describe, load_vocabulary

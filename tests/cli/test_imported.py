@@ -11,7 +11,7 @@ from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.run import Run
 
-from ..interop.hub_folder import HubFolder, write_saelens
+from ..interop.hub_folder import HubFolder, same, write_saelens
 
 
 def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -92,13 +92,25 @@ def test_figures_of_an_imported_coder_are_those_that_need_no_training(
         ("import {theirs} --read 1.mlp_im", "did you mean '1.mlp_in'?"),
         ("import gpt2-small-res-jd", "did you mean 'gpt2-small-res-jb'?"),
         ("import somebody/coders", "the Hugging Face hub cannot be reached"),
+        ("pull somebody/coders", "the Hugging Face hub cannot be reached"),
+        ("pull gpt2-small-res-jd", "did you mean 'gpt2-small-res-jb'?"),
+        ("push {run} --repo coders", "expected user/repo"),
+        ("push {run}", "the following arguments are required: --repo"),
+        ("push {run} --repo me/coders", "the Hugging Face hub cannot be reached"),
+        ("push {run} --repo me/coders --prefix 33", "prefix 33 is none of the coder's"),
+        ("export {run} --format saelnes --out new", "did you mean 'saelens'?"),
+        ("export {run} --format saelens", "the following arguments are required: --out"),
+        ("export {run} --format saelens --out theirs", "exists already; give another --out, or --overwrite"),
+        ("export absent --format saelens --out new", "absent: no run here"),
         ("releases gpt5-small", "no release here is of 'gpt5-small'"),
         ("improt x", "did you mean 'import'?"),
     ],
 )
-def test_mistakes_are_one_line(words: str, line: str, theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    words: str, line: str, theirs: Path, trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = sorted(path.name for path in theirs.parent.rglob("*"))
-    code, out, err = typed(capsys, *words.format(theirs=theirs).split())
+    code, out, err = typed(capsys, *words.format(theirs=theirs, run=trained.path).split())
     assert code == 2
     assert not out
     assert line in err
@@ -124,3 +136,28 @@ def test_an_import_from_the_hub_says_which_commit(
     assert "run: runs/imported/bundled/coders-a" in out
     said = json.loads(Path("runs/imported/bundled/coders-a/provenance.json").read_text())
     assert (said["source"], said["revision"]) == (f"some/coders/a/cfg.json@{commit}", commit)
+
+
+def test_an_export_is_imported_as_it_was(trained: Run, theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = typed(capsys, "export", trained.path, "--format", "saelens", "--prefix", 96, "--out", "exported")
+    assert (code, out.strip()) == (0, "exported")
+    assert typed(capsys, "import", "exported", "--out", "run")[0] == 0
+    assert same(SparseCoder.load("run"), SparseCoder.load(trained.path).prefix(96), 192)
+    assert typed(capsys, "export", "run", "--format", "saelens", "--out", "exported", "--overwrite")[0] == 0
+
+
+def test_push_and_pull_say_where_it_is(
+    trained: Run, theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = HubFolder(tmp_path).serve(monkeypatch)
+    code, out, _ = typed(capsys, "push", trained.path, "--repo", "me/coders", "--license", "mit")
+    assert code == 0
+    commit = hub.commit("me/coders").name
+    assert out.splitlines() == ["blocks.1.mlp.hook_in", f"https://huggingface.co/me/coders at {commit}"]
+    code, out, _ = typed(capsys, "push", trained.path, "--repo", "me/coders", "--prefix", 96, "--overwrite")
+    assert code == 0
+    code, out, _ = typed(capsys, "pull", "me/coders", "blocks.1.mlp.hook_in")
+    assert code == 0
+    assert "run: runs/imported/bundled/coders" in out
+    assert "32, 96" not in out
+    assert SparseCoder.load("runs/imported/bundled/coders").widths == (32, 96)

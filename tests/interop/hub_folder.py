@@ -142,6 +142,7 @@ def write_saelens(folder: Path, coder: SparseCoder, hook: str = "blocks.1.mlp.ho
 
 
 def same(one: SparseCoder, other: SparseCoder, d: int) -> bool:
-    """Whether two coders are one function."""
+    """Whether two coders are one function, at every prefix of the second."""
     x = torch.randn(32, d, generator=torch.Generator().manual_seed(1)) * 3
-    return bool(torch.allclose(one.decode(one.encode(x)), other.decode(other.encode(x)), atol=1e-4))
+    y, y_other = (coder.decode(coder.encode(x), widths=other.widths) for coder in (one, other))
+    return bool(torch.allclose(y, y_other, atol=1e-4))
