@@ -1,7 +1,7 @@
 """circuit-tracer: a set of transcoders, one for every layer of a model: config.yaml and layer_N.safetensors.
 
-Its JumpReLU has no ReLU, so thresholds below 0 would let negative activations pass: none is written. What has no
-threshold is a ReLU there, whatever it was trained with: a TopK cannot be told.
+Its JumpReLU has no ReLU: thresholds below 0 would let negative activations pass, and no coder of ours has any. What has
+no threshold is a ReLU there, whatever it was trained with: a TopK cannot be told.
 """
 
 from collections.abc import Mapping, Sequence
@@ -95,6 +95,6 @@ def _tensors(weights: Weights) -> dict[str, Tensor]:
     """As its files call them: the encoder has a row a latent, the skip a row an output."""
     tensors = {name: tensor for name, tensor in weights._asdict().items() if tensor is not None}
     if (threshold := tensors.pop("threshold", None)) is not None:
-        tensors["activation_function.threshold"] = threshold.clamp(min=0)
+        tensors["activation_function.threshold"] = threshold
     transposed = {name: tensors[name].T for name in ("W_enc", "W_skip") if name in tensors}
     return {name: tensor.contiguous() for name, tensor in (tensors | transposed).items()}
