@@ -33,6 +33,7 @@ ROOMS = [
     "matryoshka.evaluation",
     "matryoshka.interventions",
     "matryoshka.features",
+    "matryoshka.interop",
 ]
 install_import_hook(ROOMS, "beartype.beartype")
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from matryoshka.coder.card import Card, ModelCard, SourceCard
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.errors import MatryoshkaError
+from matryoshka.interop.names import norm_follows
 from matryoshka.lm.sites import Site
 
 CONTEXT = 1024
@@ -24,10 +25,15 @@ class Facts(NamedTuple):
     prepend_bos: bool | None = None
     called: str | None = None
     """What its file calls its sites, in words of its own."""
+    unless_norm_follows: bool | None = None
+    """True of sites that hold unless a norm follows attention and MLP, in a model that is not known yet."""
 
     def overlaid(self, other: "Facts") -> "Facts":
         """With what `other` knows in place of it."""
-        return Facts(*(mine if theirs is None else theirs for mine, theirs in zip(self, other, strict=True)))
+        known = self._replace(**{name: value for name, value in other._asdict().items() if value is not None})
+        if self.unless_norm_follows and norm_follows(known.model):
+            return known._replace(read=other.read, write=other.write)
+        return known
 
     def refuse_unknown(self, where: object) -> None:
         """Raise MatryoshkaError, with the flags that would say it, where too little is known for a card."""
@@ -54,6 +60,13 @@ class Facts(NamedTuple):
             prepend_bos=self.prepend_bos is not False,
             origin=origin,
         )
+
+
+def sites(read: Site | None, write: Site | None) -> tuple[Site | None, Site | None]:
+    """Both, as facts: nothing where one of them is no site of ours, and the first alone where they are the same."""
+    if read is None or write is None:
+        return None, None
+    return read, None if read == write else write
 
 
 class Foreign(NamedTuple):

@@ -1,7 +1,6 @@
 """From foreign files to coders and runs: the format is recognised by what lies there, and nothing is written before all
 of it has been read."""
 
-import json
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path

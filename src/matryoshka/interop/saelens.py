@@ -64,8 +64,8 @@ def read(folder: Path) -> Iterator[Foreign]:
     metadata = config.section("metadata") if "metadata" in config.values else config
     details = metadata.section("training_architecture_details")
     weights = _weights(config, tensors, architecture)
-    activation = _activation(config, details, architecture)
-    widths = config.get("matryoshka_widths", list, details.get("matryoshka_widths", list, []))
+    activation = _activation(config, details, architecture, weights.d_sae)
+    widths = config.widths("matryoshka_widths", weights.d_sae) or details.widths("matryoshka_widths", weights.d_sae)
     coder = SparseCoder.of(weights, activation, widths, where=tensors.file)
     version = metadata.get("sae_lens_version", str, config.get("sae_lens_version", str, "before 6.0"))
     yield Foreign("coder", coder, _facts(config, metadata), f"sae-lens {version}")
@@ -112,17 +112,16 @@ def _weights(config: Fields, tensors: Tensors, architecture: str) -> Weights:
     return reads_x_itself(weights) if subtracts else weights
 
 
-def _activation(config: Fields, details: Fields, architecture: str) -> NonlinearityConfig:
+def _activation(config: Fields, details: Fields, architecture: str, d_sae: int) -> NonlinearityConfig:
     match architecture:
         case "topk":
             old = config.section("activation_fn_kwargs")  # before 6.0
-            return TopKConfig(k=(old if "k" in old.values else config).size("k"))
+            return TopKConfig(k=(old if "k" in old.values else config).size("k", d_sae))
         case "batchtopk" | "matryoshka_batchtopk":
-            return BatchTopKConfig(k=config.size("k"))
+            return BatchTopKConfig(k=config.size("k", d_sae))
         case "standard" | "transcoder" | "skip_transcoder":
             return ReLUConfig()
-    trained_for = details.get("k", int)
-    return JumpReLUConfig(k=trained_for if trained_for and trained_for > 0 else None)
+    return JumpReLUConfig(k=details.size("k", d_sae, needed=False) or None)
 
 
 def _facts(config: Fields, metadata: Fields) -> Facts:
@@ -136,7 +135,7 @@ def _facts(config: Fields, metadata: Fields) -> Facts:
         model=model,
         read=read if known else None,
         write=write if known else None,
-        context=metadata.get("context_size", int),
+        context=metadata.size("context_size", needed=False) or None,
         prepend_bos=metadata.get("prepend_bos", bool, True),
         called=called or None,
     )
