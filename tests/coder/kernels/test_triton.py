@@ -26,19 +26,19 @@ if fast is None:
 from matryoshka.coder.kernels.triton import (
     bookkeeping,
     launch,
+    optimising,
     patterns,
     prefixes,
     quantising,
     selection,
     sums,
-    weights,
 )
 
 BLOCKS = [
     (selection, {"TOPK_ROUNDS": 4, "TOPK_MAX_GROUPS": 8, "BLOCK": 64, "PROGRAMS": 4, "TILE": 128}),
     (sums, {"DOTS_COLUMNS": 16, "PIECE": 4, "BAG_ROWS": 2, "BAG_COLUMNS": 16}),
     (
-        weights,
+        optimising,
         {"MEASURED": 32, "MEASURED_ROWS": 2, "MEASURED_COLUMNS": 8, "LEARNED": 16, "ROW_COLUMNS": 16, "SUMMED": 4},
     ),
     (prefixes, {"ROWS": 2, "COLUMNS": 16, "ERRORS": 64, "PAIRS": 2, "PAIR_COLUMNS": 32, "ENTRIES": 32, "LATENTS": 4}),
@@ -421,7 +421,7 @@ def test_adam_is_five_launches_and_reads_the_weights_twice(monkeypatch):
     shapes = ((600, 12), True), ((600, 10), False), ((600,), False), ((10,), False)
     taught = [Taught(*torch.ones(4, *shape), torch.zeros(()), unit_rows) for shape, unit_rows in shapes]
     fast.adam_(taught, torch.tensor(1e-2), (0.9, 0.999), 1.0)
-    blocks = [sum(-(-n // size) for n in (6000, 600, 10)) for size in (weights.MEASURED, weights.LEARNED)]
+    blocks = [sum(-(-n // size) for n in (6000, 600, 10)) for size in (optimising.MEASURED, optimising.LEARNED)]
     assert launches == [
         ("_measure", (blocks[0],)),
         ("_measure_rows", (300,)),
@@ -506,7 +506,7 @@ def test_every_kernel_compiles_for_an_h100(tmp_path):
     program = [sys.executable, str(Path(__file__).with_name("compile_triton.py"))]
     run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
-    modules = bookkeeping, patterns, selection, sums, prefixes, quantising, weights
+    modules = bookkeeping, patterns, selection, sums, prefixes, quantising, optimising
     everything = {name: value for module in modules for name, value in vars(module).items()}
     parts = {"_below", "_keep_largest", "_digits", "_codes", "_bag_at", "_piece_of", "_moved"}  # of kernels
     kernels = {name for name, value in everything.items() if hasattr(value, "fn")} - parts

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from matryoshka.coder.kernels import reference
-from matryoshka.coder.kernels.triton import bookkeeping, patterns, prefixes, quantising, selection, sums, weights
+from matryoshka.coder.kernels.triton import bookkeeping, optimising, patterns, prefixes, quantising, selection, sums
 
 product, quantise_rows = quantising.product, quantising.quantise_rows
 topk, batch_topk = selection.topk, selection.batch_topk
@@ -16,7 +16,7 @@ nonzero = reference.nonzero  # the size of its result depends on the data: the h
 locate, group, transpose, keep = patterns.locate, patterns.group, patterns.transpose, patterns.keep
 dots, exact, bags, encoder_gradients = sums.dots, sums.exact, sums.bags, sums.encoder_gradients
 prefix_errors, prefix_gradients = prefixes.prefix_errors, prefixes.prefix_gradients
-adam_ = weights.adam_
+adam_ = optimising.adam_
 follow_smallest_, count_silence_, tally_ = bookkeeping.follow_smallest_, bookkeeping.count_silence_, bookkeeping.tally_
 
 
