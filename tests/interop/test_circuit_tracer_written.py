@@ -9,6 +9,7 @@ from written_coders import circuit_tracer, close, inputs, ours, random_coder, sa
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.errors import MatryoshkaError
 from matryoshka.interop.exporting import export
+from matryoshka.interop.importing import import_coder
 from matryoshka.run import Run
 
 LAYERS = range(4)
@@ -42,7 +43,12 @@ def test_every_kind_is_the_same_function_there(kind: str, skip: bool, read: str,
     runs = layers(tmp_path, kind, read, skip=skip)
     folder = export(runs[::-1], tmp_path / "out", "circuit-tracer")  # in whatever order
     for layer, run in enumerate(runs):
-        close(circuit_tracer(folder, layer, inputs(6)), ours(SparseCoder.load(run.path), inputs(6)))
+        want = ours(SparseCoder.load(run.path), inputs(6))
+        close(circuit_tracer(folder, layer, inputs(6)), want)
+        back = import_coder(folder, part=f"layer_{layer}")
+        close(ours(back, inputs(6)), want)
+        assert back.card is not None
+        assert back.card.sources[0].reads == (f"{layer}.{read}",)
     assert yaml.safe_load((folder / "config.yaml").read_text())["feature_input_hook"] == hook
 
 

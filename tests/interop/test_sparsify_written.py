@@ -12,6 +12,7 @@ from written_coders import close, inputs, ours, random_coder, saved, sparsify
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.errors import MatryoshkaError
 from matryoshka.interop.exporting import export
+from matryoshka.interop.importing import import_coder
 from matryoshka.interop.names import computed_by, returned_by
 from matryoshka.lm.sites import FAMILIES, Site
 from matryoshka.run import Run
@@ -52,6 +53,11 @@ def test_any_coder_is_the_same_function_there(transcodes: bool, skip: bool, seed
     with TemporaryDirectory() as parent:
         folder = export(saved(coder, Path(parent) / "run"), Path(parent) / "out", "sparsify") / "h.1.mlp"
         close(sparsify(folder, inputs(6)), ours(coder, inputs(6)), 3e-6)
+        back = import_coder(folder)
+        close(ours(back, inputs(6)), ours(coder, inputs(6)), 3e-6)
+        assert back.card is not None
+        assert coder.card is not None
+        assert (back.card.model.name, back.card.sources) == ("bundled", coder.card.sources)
         assert json.loads((folder / "cfg.json").read_text())["normalize_decoder"] is False
 
 

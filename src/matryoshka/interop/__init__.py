@@ -17,6 +17,8 @@ FORMATS = {
     "dictionary-learning": "dictionary_learning",
     "openmoss": "openmoss",
     "gemma-scope": "gemma_scope",
+    "llama-scope": "llama_scope",
+    "qwen-scope": "qwen_scope",
 }
 """Formats that are read, and their files here, in the order in which a folder is tried."""
 

@@ -4,8 +4,8 @@ A layer with thresholds is a JumpReLU. One without is a ReLU, or a TopK where co
 versions of the program alone). Its JumpReLU has no ReLU: with a negative threshold latents may be negative, which those
 of no coder here are. Its TopK has none either: where fewer than k are positive, what it keeps below 0 is left out here.
 
-None is written with a threshold below 0. What has no threshold is a ReLU there, whatever it was trained with: a TopK
-cannot be told.
+No coder of ours has a threshold below 0. What has none is a ReLU there, whatever it was trained with: a TopK cannot be
+told.
 """
 
 import re
@@ -192,6 +192,6 @@ def _tensors(weights: Weights) -> dict[str, Tensor]:
     """As its files call them: the encoder has a row a latent, the skip a row an output."""
     tensors = {name: tensor for name, tensor in weights._asdict().items() if tensor is not None}
     if (threshold := tensors.pop("threshold", None)) is not None:
-        tensors["activation_function.threshold"] = threshold.clamp(min=0)
+        tensors["activation_function.threshold"] = threshold
     transposed = {name: tensors[name].T for name in ("W_enc", "W_skip") if name in tensors}
     return {name: tensor.contiguous() for name, tensor in (tensors | transposed).items()}

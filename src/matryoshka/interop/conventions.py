@@ -1,4 +1,4 @@
-"""The arithmetic between conventions: all in float64, some thousand latents at a time."""
+"""The arithmetic between conventions: all in float64, some latents at a time."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from matryoshka.coder.weights import Weights
 
-LATENTS = 8192
+LATENTS = 1024
 """That are float64 at once."""
 
 

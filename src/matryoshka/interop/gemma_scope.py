@@ -58,6 +58,9 @@ def _first(folder: Path) -> Foreign:
         if layer is not None and (kinds := SITES.get(repository[3])):
             read, write = (None if kind is None else Site(kind, int(layer[1])) for kind in kinds)
             facts = facts._replace(read=read, write=write)
+    sizes = weights.W_enc.shape[0], weights.W_dec.shape[1]
+    if facts.read is not None and facts.write is None and sizes[0] != sizes[1]:
+        raise MatryoshkaError(f"{tensors.file}: is an SAE by its path, but reads {sizes[0]:,} and writes {sizes[1]:,}")
     return Foreign("coder", _coder(weights, tensors), facts, "Gemma Scope")
 
 

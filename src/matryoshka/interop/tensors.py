@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from matryoshka.coder.io import finite
 from matryoshka.errors import MatryoshkaError, did_you_mean, first_line
 
 MOST = 2**31 - 1
@@ -75,7 +76,7 @@ class Tensors:
             expected = ["any" if n is None else n for n in shape]
             raise MatryoshkaError(f"{self.file}: {name} has shape {list(tensor.shape)}, expected {expected}")
         tensor = tensor.detach().float()
-        if not all(part.isfinite().all() for part in torch.atleast_1d(tensor).split(1024)):
+        if not finite(tensor):
             raise MatryoshkaError(f"{self.file}: {name} holds NaN or Inf")
         return tensor
 
