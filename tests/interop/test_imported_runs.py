@@ -18,6 +18,7 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.files import checksum
 from matryoshka.interop import importing
 from matryoshka.interop.foreign import Facts, Foreign
+from matryoshka.interop.hub import fetch, fetch_folders, parse
 from matryoshka.interop.importing import import_coder, import_run, new_run
 from matryoshka.run import Run
 from matryoshka.study.opening import read_card
@@ -243,14 +244,36 @@ def test_of_a_file_its_folder_alone_is_fetched(hub: HubFolder, folder: Path, tmp
 
 def test_weights_that_lie_a_folder_below_are_fetched_too(hub: HubFolder, tmp_path: Path) -> None:
     """Llama Scope's."""
-    from matryoshka.interop.hub import fetch_folders
-
     for name in ("L0/hyperparams.json", "L0/checkpoints/final.safetensors", "L1/hyperparams.json"):
         (tmp_path / "repository" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "repository" / name).write_text("{}")
     hub.add("some/coders", tmp_path / "repository")
+    both = ["L0/hyperparams.json", "L0/checkpoints/final.safetensors"]
     fetch_folders("some/coders", ["L0"])
-    assert hub.fetched == ["L0/hyperparams.json", "L0/checkpoints/final.safetensors"]
+    assert hub.fetched == both
+    hub.fetched.clear()
+    fetch(parse("some/coders", "L0/checkpoints/final.safetensors"))
+    assert sorted(set(hub.fetched)) == sorted(both)
+
+
+def test_a_file_of_several_is_one_coder_whatever_lies_beside_it(hub: HubFolder, tmp_path: Path) -> None:
+    """Qwen-Scope's: what was fetched of a commit before lies in the same folder."""
+    (tmp_path / "repository").mkdir()
+    for n in range(3):
+        tensors = {
+            "W_enc": torch.randn(64, 8),
+            "W_dec": torch.randn(8, 64),
+            "b_enc": torch.ones(64),
+            "b_dec": torch.ones(8) * n,
+        }
+        torch.save(tensors, tmp_path / "repository" / f"layer{n}.sae.pt")
+    hub.add("Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50", tmp_path / "repository")
+    for n in range(3):
+        run = import_run(f"qwen-scope-qwen3-8b-base-w64k-l0_50/layer{n}", out=str(n))
+        assert hub.fetched == [f"layer{m}.sae.pt" for m in range(n + 1)]
+        assert read_card(run.coder).sources[0].reads == (f"{n}.resid_post",)
+        assert list(json.loads(run.provenance.read_text())["files"]) == [f"layer{n}.sae.pt"]
+        assert SparseCoder.load(run.path).weights.b_dec.tolist() == [n] * 8
 
 
 def test_a_release_is_known_by_its_name_and_by_its_repository(

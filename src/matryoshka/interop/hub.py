@@ -88,7 +88,9 @@ def fetch(place: HubPlace) -> Fetched:
     if place.file and not folder:
         snapshot = _snapshot(place, [place.file, *BESIDE])
     else:
-        snapshot = fetch_folders(place.repository, [folder], place.revision).path
+        above, _, last = folder.rpartition("/")
+        folders = [above, folder] if place.file and last in BELOW.values() else [folder]
+        snapshot = fetch_folders(place.repository, folders, place.revision).path
     path = snapshot / place.folder / (place.file or "")
     if not path.is_file() and not (path.is_dir() and any(path.iterdir())):
         missing = path.relative_to(snapshot).as_posix()

@@ -90,8 +90,11 @@ def import_coder(
 
 
 def located_coders(located: Located, format: str | None = None) -> Iterator[Foreign]:
-    """The coders of a source, one after another, with what is known of it in place of what they say."""
+    """The coders of a source, one after another, with what is known of it in place of what they say; of a file of
+    several that lie in one folder, the one that is called as it is."""
     coders = foreign_coders(located.path, format or located.format)
+    if located.path.is_file():
+        coders = (foreign for foreign in coders if foreign.label in (located.path.stem, "coder"))
     return (foreign._replace(facts=foreign.facts.overlaid(located.facts)) for foreign in coders)
 
 
@@ -105,7 +108,8 @@ def _only(source: str, coders: Iterator[Foreign], part: str | None) -> Foreign:
     """The one coder, or the one that `part` names."""
     if part is not None:
         return next(_part(source, coders, part))
-    foreign = next(coders)
+    if (foreign := next(coders, None)) is None:
+        raise MatryoshkaError(f"{source}: holds no coder")
     if (other := next(coders, None)) is not None:
         raise MatryoshkaError(
             f"{source}: holds several coders, {foreign.label!r} and {other.label!r} among them: give one as part="
@@ -168,7 +172,8 @@ def new_run(
 
     Raises MatryoshkaError where that is not known, where something lies in the way, and for whatever reading raises.
     """
-    foreign = next(coders)
+    if (foreign := next(coders, None)) is None:
+        raise MatryoshkaError(f"{origin['source']}: holds no coder")
     facts = foreign.facts.overlaid(asked)
     facts.refuse_unknown(origin["source"])
     base = Path(str(facts.model)).name.lower().removesuffix(".gguf")

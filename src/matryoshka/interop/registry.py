@@ -35,6 +35,8 @@ class Release(Section):
     """How its coders are called; none: the repository is one set."""
     folder: str | None = None
     """Where they lie; as they are called where nothing is said."""
+    file: str | None = None
+    """The file that each is, where they lie in one folder: the repository itself."""
     read: str | None = None
     """The site, where the files do not say it."""
     write: str | None = None
@@ -44,7 +46,7 @@ class Release(Section):
     refused: str | None = None
     """Why none of them can be read."""
 
-    @field_validator("coders", "folder")
+    @field_validator("coders", "folder", "file")
     @classmethod
     def _safe(cls, path: str | None) -> str | None:
         try:
@@ -70,6 +72,7 @@ class Listed(NamedTuple):
     """"" of a release that is one set."""
     repository: str
     folder: str
+    file: str | None
     format: str | None
     model: str
     read: str | None
@@ -119,7 +122,7 @@ def find(source: str) -> Listed | None:
 def known(repository: str, folder: str) -> Listed | None:
     """What is known here of a folder of a repository."""
     for name, release in _all().items():
-        if release.repository == repository and not release.refused:
+        if release.repository == repository and not release.refused and not release.file:
             pattern = release.folder or release.coders or ""
             if (fields := _fields(pattern, folder)) is not None:
                 return _listed(name, release, (release.coders or "").format(**fields), fields)
@@ -145,6 +148,8 @@ def _fields(pattern: str, text: str) -> dict[str, Any] | None:
 
 
 def _listed(name: str, release: Release, id: str, fields: dict[str, Any]) -> Listed:
-    folder = (release.folder or release.coders or "").format(**fields)
-    read, write = (None if site is None else site.format(**fields) for site in (release.read, release.write))
-    return Listed(name, id, release.repository, folder, release.format, release.model, read, write)
+    folder = "" if release.file else (release.folder or release.coders or "").format(**fields)
+    file, read, write = (
+        None if pattern is None else pattern.format(**fields) for pattern in (release.file, release.read, release.write)
+    )
+    return Listed(name, id, release.repository, folder, file, release.format, release.model, read, write)

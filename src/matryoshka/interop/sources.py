@@ -12,8 +12,8 @@ from matryoshka.files import checksum
 from matryoshka.interop import hub, registry
 from matryoshka.interop.foreign import Facts, facts_of
 
-KEPT = (".json", ".yaml", ".safetensors", ".npz", ".pt")
-"""Endings of the files that a coder may be made of."""
+DESCRIBE, HOLD = (".json", ".yaml"), (".safetensors", ".npz", ".pt")
+"""Endings of the files that a coder may be made of: of what describes one, and of what holds its weights."""
 
 
 class Located(NamedTuple):
@@ -31,10 +31,13 @@ class Located(NamedTuple):
     facts: Facts = Facts()
 
     def checksums(self) -> dict[str, str]:
-        """sha256 of the file, or of every file in the folder that a coder may be made of, by name."""
-        folder = self.path.parent if self.path.is_file() else self.path
-        files = [self.path] if self.path.is_file() else [*folder.iterdir(), *folder.glob("checkpoints/*")]
-        kept = sorted(file for file in files if file.suffix in KEPT and file.is_file())
+        """sha256 of every file in the folder that a coder may be made of, by name; of one file, that and what describes
+        it."""
+        alone = self.path.is_file()
+        folder = self.path.parent if alone else self.path
+        files = [self.path, *folder.iterdir()] if alone else [*folder.iterdir(), *folder.glob("checkpoints/*")]
+        endings = DESCRIBE if alone else (*DESCRIBE, *HOLD)
+        kept = sorted({file for file in files if file == self.path or (file.suffix in endings and file.is_file())})
         return {file.relative_to(folder).as_posix(): checksum(file) for file in kept}
 
 
@@ -48,7 +51,7 @@ def locate(source: str, file: str | None = None) -> Located:
     if (listed := registry.find(name)) is not None:
         if file is not None:
             raise MatryoshkaError(f"{source}: the release says where its coders lie; leave --file out")
-        place = hub.HubPlace(listed.repository, listed.folder, revision or None)
+        place = hub.HubPlace(listed.repository, listed.folder, revision or None, listed.file)
         return _fetched(place, listed, "-".join(name.split("/")))
     if "/" not in name:
         hint = registry.nearest(name) or "; expected a folder, user/repo of the hub, or one of: matryoshka releases"
