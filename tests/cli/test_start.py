@@ -35,6 +35,9 @@ def cpu_seconds(words: list[str]) -> tuple[float, int]:
         ("steer MISSING 3", 2),
         ("serve MISSING", 2),
         ("figures MISSING", 2),
+        ("export MISSING --format saelens --out new", 2),
+        ("push MISSING --repo me/coders", 2),
+        ("releases", 0),
     ],
 )
 def test_help_and_mistakes_are_answered_at_once(words: str, code: int) -> None:

@@ -190,3 +190,23 @@ def test_coders_of_a_release_are_pulled_at_one_commit(hub: HubFolder, tmp_path: 
     assert run.path == Path("runs/imported/gpt2/gpt2-small-res-jb")
     assert [read_card(member.coder).sources[0].reads[0] for member in run.members()] == ["0.resid_pre", "1.resid_pre"]
     assert json.loads(run.provenance.read_text())["revision"] == commit
+
+
+def test_a_branch_that_moves_meanwhile_is_read_at_one_commit(
+    hub: HubFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        write_saelens(tmp_path / "r" / name, random_coder("jumprelu", seed=1))
+        write_saelens(tmp_path / "later" / name, random_coder("jumprelu", seed=2))
+    first, download = hub.add("me/coders", tmp_path / "r"), hub.snapshot_download
+
+    def moving(repo_id: str, **asked: object) -> str:
+        snapshot = download(repo_id, **asked)  # type: ignore[arg-type]
+        hub.add("me/coders", tmp_path / "later")
+        return snapshot
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", moving)
+    run = pull("me/coders", ["a", "b"], out="run")
+    assert json.loads(run.provenance.read_text())["revision"] == first
+    for member in run.members():
+        assert same(SparseCoder.load(member.path), random_coder("jumprelu", seed=1), 6)
