@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from exports import ALL, ALL_JUMPRELU, JUMPRELU, PEERS_BY_FORMAT, SAE, SKIP, TOPK, Export, read_text
-from harness import HERE, OFFLINE, environment
+from exports import PEERS, SAE, Export, read_text
+from harness import HERE, OFFLINE
 from saebench import core_agreement
 from safetensors.torch import save_file
 from torch import Tensor
@@ -56,40 +56,42 @@ class Number(NamedTuple):
         return abs(self.ours - self.theirs) <= TOLERANCE * abs(self.ours)
 
 
-def compare(runs: Mapping[str, Run], written: Mapping[Export, Path], peers: Path) -> list[Number]:
+PROGRAMS = {"sae-lens": "saelens_at_work.py", "circuit-tracer": "circuit_tracer_at_work.py"}
+"""By peer: its program in peers/."""
+
+
+def compare(runs: Mapping[str, Run], written: Mapping[Export, Path], environments: Path) -> list[Number]:
     """Of all whole coders that were written for these peers."""
-    numbers = []
-    for name in (SAE, TOPK, JUMPRELU, SKIP):
-        numbers += _compare_one("saelens", "saelens_at_work.py", name, runs, written, peers)
-    for name in (ALL, ALL_JUMPRELU):
-        numbers += _compare_one("circuit-tracer", "circuit_tracer_at_work.py", name, runs, written, peers)
-    if place := written.get(Export("saebench", SAE, None)):
-        core = core_agreement(runs[SAE].path, environment("saebench", peers), place)
+    numbers, by_name = [], {peer.name: peer for peer in PEERS}
+    for name, program in PROGRAMS.items():
+        peer = by_name[name]
+        for export in (Export(peer.format, coder, None) for coder in peer.holds):
+            if export in written:
+                place, python = peer.place(written[export]), peer.python(environments)
+                numbers += [
+                    Number(name, f"{export.coder}: {what}", *pair)
+                    for what, pair in _pairs(program, runs[export.coder], place, python).items()
+                ]
+    peer, export = by_name["sae-bench"], Export("saebench", SAE, None)
+    if export in written:
+        core = core_agreement(runs[SAE].path, peer.python(environments), peer.place(written[export]))
         pairs = ((name, core["ours"][name], core["theirs"][name]) for name in ONE_DEFINITION)
-        numbers += [
-            Number(PEERS_BY_FORMAT["saebench"].distribution, f"{SAE}: {name}", ours, theirs)
-            for name, ours, theirs in pairs
-        ]
+        numbers += [Number(peer.name, f"{SAE}: {name}", ours, theirs) for name, ours, theirs in pairs]
     return numbers
 
 
-def _compare_one(
-    form: str, program: str, name: str, runs: Mapping[str, Run], written: Mapping[Export, Path], peers: Path
-) -> list[Number]:
-    place = written.get(Export(form, name, None))
-    if place is None:
-        return []
-    lm, hooked, rows = read_text(runs[name])
+def _pairs(program: str, run: Run, place: Path, python: Path) -> dict[str, tuple[float, float]]:
+    """Ours and theirs, by what it is."""
+    lm, hooked, rows = read_text(run)
     ours = measure(hooked, rows)
     given = {"tokens": rows.tokens, "kept": rows.kept(hooked[0]), "prompt": rows.tokens[0, :PROMPT].clone()}
-    theirs = ask(program, given, lm, place, environment(form.replace("-", "_"), peers))
+    theirs = ask(program, given, lm, place, python)
     ours["features"] = [float(sum(active_after_first(one, rows) for one in hooked))] if "features" in theirs else []
-    compared = []
-    for what in ("fvu", "l0", "features"):
+    pairs = {}
+    for what, words in WORDS.items():
         for layer, pair in enumerate(zip(ours[what], theirs.get(what, []), strict=True)):
-            of_layer = f" of layer {layer}" if len(ours[what]) > 1 else ""
-            compared.append(Number(PEERS_BY_FORMAT[form].distribution, f"{name}: {WORDS[what]}{of_layer}", *pair))
-    return compared
+            pairs[f"{words} of layer {layer}" if len(ours[what]) > 1 else words] = pair
+    return pairs
 
 
 WORDS = {"fvu": "FVU", "l0": "L0", "features": "features in the attribution graph"}

@@ -1,12 +1,14 @@
 """Coders of every kind, trained on the bundled language model in some minutes, and what is exported of them."""
 
 import copy
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from harness import environment
 
 import matryoshka
 from matryoshka import api
@@ -55,29 +57,47 @@ SAE, TOPK, JUMPRELU, SKIP, TOPK_SKIP, ALL, ALL_JUMPRELU = CODERS
 
 
 class Peer(NamedTuple):
-    """A program of others."""
+    """A program of others that reads exports."""
 
-    check: str
-    """the program in --checks that asks it"""
-    config: str
-    """the file by which it knows a folder"""
-    distribution: str
-    """what its environment has it from; of Neuronpedia, which has none, its name"""
+    name: str
+    """of its distribution, where it has one"""
+    format: str
+    check: tuple[str, ...]
+    """the program in --checks that asks it, and its flags"""
+    reads: str
+    """the file by which it knows a folder, or (of flags that take files) the file itself"""
     environment: str | None
-    """of harness.environment"""
+    """of harness.environment; None: it cannot be run, and the program checks by itself"""
     holds: tuple[str, ...]
     """of CODERS"""
 
+    def python(self, environments: Path) -> Path:
+        """What it runs on, of an environment in this folder; its own program on this one."""
+        return environment(self.environment, environments) if self.environment else Path(sys.executable)
 
-PEERS_BY_FORMAT = {
-    "saelens": Peer("check_saelens.py", "cfg.json", "sae-lens", "saelens", (SAE, TOPK, JUMPRELU, SKIP)),
-    "circuit-tracer": Peer(
-        "check_circuit_tracer.py", "config.yaml", "circuit-tracer", "circuit_tracer", (ALL, ALL_JUMPRELU)
+    def place(self, folder: Path) -> Path:
+        """What the program is asked about, of an export in `folder`."""
+        [file] = folder.rglob(self.reads)
+        return file if len(self.check) > 1 else file.parent
+
+
+SHOWN = (SAE, SKIP)
+"""Whose features are exported."""
+PEERS = (
+    Peer("sae-lens", "saelens", ("check_saelens.py",), "cfg.json", "saelens", (SAE, TOPK, JUMPRELU, SKIP)),
+    Peer(
+        "circuit-tracer",
+        "circuit-tracer",
+        ("check_circuit_tracer.py",),
+        "config.yaml",
+        "circuit_tracer",
+        (ALL, ALL_JUMPRELU),
     ),
-    "sparsify": Peer("check_sparsify.py", "cfg.json", "eai-sparsify", "sparsify", (TOPK, TOPK_SKIP)),
-    "saebench": Peer("check_saebench.py", "cfg.json", "sae-bench", "saebench", (SAE, TOPK)),
-    "neuronpedia": Peer("check_neuronpedia.py", "release.jsonl", "neuronpedia", None, (SAE, SKIP)),
-}
+    Peer("eai-sparsify", "sparsify", ("check_sparsify.py",), "cfg.json", "sparsify", (TOPK, TOPK_SKIP)),
+    Peer("sae-bench", "saebench", ("check_saebench.py",), "cfg.json", "saebench", (SAE, TOPK)),
+    Peer("sae-dashboard", "neuronpedia", ("check_neuronpedia.py", "--batch"), "batch-0.json", "saelens", SHOWN),
+    Peer("Neuronpedia's importer", "neuronpedia", ("check_neuronpedia.py",), "release.jsonl", None, SHOWN),
+)
 
 
 class Export(NamedTuple):
@@ -99,28 +119,26 @@ def train(folder: Path) -> dict[str, Run]:
     for number, (name, values) in enumerate(CODERS.items()):
         print(f"training: {name}", flush=True)
         runs[name] = api.train(matryoshka.Config.build({**TRAINING, **values}), folder / f"run-{number}")
-    for name in PEERS_BY_FORMAT["neuronpedia"].holds:
+    for name in SHOWN:
         api.features(runs[name], FEATURE_TOKENS)
     return runs
 
 
 def planned(runs: Iterable[str]) -> list[Export]:
-    """What is exported of these of CODERS."""
-    exports = []
+    """What is exported of these of CODERS: each once in every format."""
+    exports = {}
     for name in runs:
         prefixes = (None, PREFIX) if CODERS[name]["coder"]["widths"] else (None,)
-        for form, peer in PEERS_BY_FORMAT.items():
-            exports += [Export(form, name, prefix) for prefix in prefixes if name in peer.holds]
-    return exports
+        for peer in PEERS:
+            exports |= {Export(peer.format, name, prefix): None for prefix in prefixes if name in peer.holds}
+    return list(exports)
 
 
-def write(export: Export, run: Run, folder: Path) -> Path:
-    """Export, with our numbers beside it: the folder that the peer knows. Raises MatryoshkaError where it cannot be."""
+def write(export: Export, run: Run, folder: Path) -> None:
+    """Export into `folder`, with our numbers beside the weights. Raises MatryoshkaError where it cannot be."""
     matryoshka.export(run, folder, format=export.format, prefix=export.prefix)
-    [config] = folder.rglob(PEERS_BY_FORMAT[export.format].config)
-    if PEERS_BY_FORMAT[export.format].environment:
+    for config in (*folder.rglob("cfg.json"), *folder.rglob("config.yaml")):
         np.savez(config.parent / "io.npz", **numbers(run, export.prefix))
-    return config.parent
 
 
 def read_text(run: Run) -> tuple[LanguageModel, list[HookedCoder], Rows]:

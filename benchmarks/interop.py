@@ -17,21 +17,20 @@ import argparse
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from at_work import as_table, compare
-from exports import PEERS_BY_FORMAT, Export, planned, train, write
-from harness import HERE, OFFLINE, available_threads, environment, machine, publish
+from exports import PEERS, Export, Peer, planned, train, write
+from harness import HERE, OFFLINE, available_threads, machine, publish
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.run import Run
 
 CHECKS = HERE.parent.parent / "shared" / "formats" / "checks"
-PEERS = Path.home() / ".cache" / "matryoshka" / "peers"
+ENVIRONMENTS = Path.home() / ".cache" / "matryoshka" / "peers"
 
 
 class Verdict(NamedTuple):
@@ -46,20 +45,20 @@ class Verdict(NamedTuple):
     """the first thing that was wrong"""
 
 
-def ask(form: str, folders: Mapping[Path, str], checks: Path, peers: Path) -> list[Verdict]:
-    """What the peer of this format makes of these folders, by folder what they hold."""
-    peer = PEERS_BY_FORMAT[form]
-    python = environment(peer.environment, peers) if peer.environment else Path(sys.executable)
-    version = _version(python, peer.distribution) if peer.environment else ""
+def ask(peer: Peer, folders: Mapping[Path, str], checks: Path, environments: Path) -> list[Verdict]:
+    """What a peer makes of the exports in these folders, by folder what they hold."""
+    python = peer.python(environments)
+    version = _version(python, peer.name) if peer.environment else ""
+    places = {peer.place(folder): what for folder, what in folders.items()}
     # SAEBench's takes one folder at a time
-    calls = [[folder] for folder in folders] if form == "saebench" else [list(folders)]
+    calls = [[place] for place in places] if peer.format == "saebench" else [list(places)]
     verdicts = []
     for call in calls:
-        print(f"asking {peer.distribution} {version} about {len(call)} of our exports", flush=True)
-        command = [python, checks / peer.check, *call]
+        print(f"asking {peer.name} {version} about {len(call)} of our exports", flush=True)
+        command = [python, checks / peer.check[0], *peer.check[1:], *call]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | OFFLINE)
         judged = judge(call, done.stdout, done.stderr)
-        verdicts += [Verdict(peer.distribution, version, folders[folder], *judged[folder]) for folder in call]
+        verdicts += [Verdict(peer.name, version, places[place], *judged[place]) for place in call]
     return verdicts
 
 
@@ -81,14 +80,14 @@ def judge(folders: Sequence[Path], said: str, errors: str) -> dict[Path, tuple[f
             sections[begins] = []
         elif sections:
             next(reversed(sections.values())).append(line)
-    failures = {folder: [line for line in lines if "FAIL " in line] for folder, lines in sections.items()}
     crashed = not re.search(r"^(all good|FAILED: .*)\Z", said.strip(), re.MULTILINE)
     last_words = ["it said nothing of it", *(errors.strip().splitlines() if crashed else ())][-1]
     judged = {}
     for folder in folders:
         lines = sections.get(folder)
         differences = [float(value) for line in lines or () for value in re.findall(r"max rel ([\d.e+-]+)", line)]
-        failure = next((line.split("FAIL ", 1)[1].strip() for line in failures.get(folder, ())), None)
+        failures = (re.search(r"FAIL (.+)|note (.+ not tried)$", line) for line in lines or ())
+        failure = next((match[1] or match[2] for match in failures if match), None)
         if lines is None or (crashed and folder == next(reversed(sections), None)):
             failure = failure or last_words
         judged[folder] = (max(differences, default=None), failure)
@@ -99,22 +98,24 @@ def judge(folders: Sequence[Path], said: str, errors: str) -> dict[Path, tuple[f
 
 
 def measure(
-    runs: Mapping[str, Run], checks: Path, peers: Path, folder: Path
+    runs: Mapping[str, Run], checks: Path, environments: Path, folder: Path
 ) -> tuple[dict[Export, Path], list[Verdict]]:
     """Export these runs (by their names in CODERS) into `folder`, and ask the peers: what was written where, and what
     they say."""
     written: dict[Export, Path] = {}
     verdicts = []
     for number, export in enumerate(planned(runs)):
+        place = folder / f"export-{number}"
         try:
-            written[export] = write(export, runs[export.coder], folder / f"export-{number}")
+            write(export, runs[export.coder], place)
         except MatryoshkaError as error:
-            verdicts.append(
-                Verdict(PEERS_BY_FORMAT[export.format].distribution, "", export.what, None, f"not exported: {error}")
-            )
-    for form in PEERS_BY_FORMAT:
-        if folders := {place: export.what for export, place in written.items() if export.format == form}:
-            verdicts += ask(form, folders, checks, peers)
+            verdicts.append(Verdict(export.format, "", export.what, None, f"not exported: {error}"))
+        else:
+            written[export] = place
+    for peer in PEERS:
+        held = {place: export for export, place in written.items() if export.format == peer.format}
+        if folders := {place: export.what for place, export in held.items() if export.coder in peer.holds}:
+            verdicts += ask(peer, folders, checks, environments)
     return written, verdicts
 
 
@@ -138,7 +139,7 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--checks", type=Path, default=CHECKS, metavar="DIR", help="the programs that ask the peers")
-    parser.add_argument("--peers", type=Path, default=PEERS, metavar="DIR", help="the peers' environments")
+    parser.add_argument("--peers", type=Path, default=ENVIRONMENTS, metavar="DIR", help="the peers' environments")
     parser.add_argument("--real", action="store_true", help="what they measure on the language model, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     parser.add_argument("--save", action="store_true", help="write results/DATE-HARDWARE-interop.json and .md")

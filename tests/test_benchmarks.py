@@ -302,6 +302,8 @@ def test_a_peer_is_believed_only_when_it_has_said_so(tmp_path: Path) -> None:
     assert disagrees == {one: (2e-7, None), other: (0.3, "forward: max abs 1.00e-01, max rel 3.00e-01")}
     crashed = judge([one, other], sections, "Traceback\nKeyError: 'k'\n")
     assert crashed == {one: (2e-7, None), other: (None, "KeyError: 'k'")}
+    untried = f"{one}\n  note its own classes were not tried\nall good\n"
+    assert judge([one], untried, "noise") == {one: (None, "its own classes were not tried")}
     assert judge([one, other], "", "")[one] == (None, "it said nothing of it")
     assert judge([one, other], f"{one}: d_in 4\n{good}all good\n", "noise")[other] == (None, "it said nothing of it")
 
