@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test same chaos fuzz format check bench
+.PHONY: quickstart test same chaos fuzz format check bench interop
 
 quickstart: $(VENV)/.installed
 	$(BIN)/matryoshka quickstart
@@ -36,6 +36,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/features.py
 	$(BIN)/python benchmarks/store.py
+
+interop: $(VENV)/.dev
+	$(BIN)/python benchmarks/interop.py --real --save
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

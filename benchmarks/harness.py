@@ -258,14 +258,20 @@ def ratio(above: Iterable[float], below: Iterable[float]) -> dict[str, float]:
 
 
 def environment(peer: str, folder: Path) -> Path:
-    """The Python of the peer's environment in `folder`, made if it is missing or its pins have changed."""
-    place, pins = folder / peer, (HERE / "peers" / f"{peer}.txt").read_text()
+    """The Python of the peer's environment in `folder`, made if it is missing or its pins have changed.
+
+    Where there is `peers/PEER-nodeps.txt` too, what it names is installed last and without what it asks for itself.
+    """
+    place, needs, bare = folder / peer, HERE / "peers" / f"{peer}.txt", HERE / "peers" / f"{peer}-nodeps.txt"
+    pins = needs.read_text() + (bare.read_text() if bare.exists() else "")
     python, stamp = place / "bin" / "python", place / "installed.txt"
     if not (stamp.exists() and stamp.read_text() == pins):
         print(f"making the environment of {peer} in {place} (once; some minutes)", flush=True)
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-r", HERE / "peers" / f"{peer}.txt"], check=True)
+        subprocess.run([*pip, "-r", needs], check=True)
+        if bare.exists():
+            subprocess.run([*pip, "--no-deps", "-r", bare], check=True)
         stamp.write_text(pins)
     return python
 

@@ -235,8 +235,9 @@ CORE = {
 """Our numbers, and SAEBench's names for them."""
 
 
-def core_agreement(path: Path, python: Path) -> dict[str, dict[str, float]]:
-    """{"ours": …, "theirs": …}, each by CORE's names, for the whole dictionary."""
+def core_agreement(path: Path, python: Path, export: Path | None = None) -> dict[str, dict[str, float]]:
+    """{"ours": …, "theirs": …}, each by CORE's names, for the whole dictionary; theirs of our weights, or of an export
+    of them that SAELens loads."""
     run = Run.open(path)
     its = studied(run.coder)
     lm = its.open_lm("cpu")
@@ -253,9 +254,11 @@ def core_agreement(path: Path, python: Path) -> dict[str, dict[str, float]]:
         "layer": site.layer,
         "bos": lm.bos,
         "batch": BATCH_WINDOWS,
+        "export": None if export is None else str(export),
     }
     given = {"windows": torch.from_numpy(windows[spread_windows(windows, TOKENS)])}
-    theirs = ask("core", given | Weights.of(hooked.coder)._asdict(), about, python)
+    weights = Weights.of(hooked.coder)._asdict() if export is None else {}
+    theirs = ask("core", given | weights, about, python)
     ours = {
         "CE, clean": found.details["ce_clean"],
         "CE, reconstructed": found.values("CE")[-1],

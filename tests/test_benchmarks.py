@@ -15,6 +15,7 @@ from matryoshka.evaluation.shared.probes import fit_activations
 from matryoshka.evaluation.shared.spelling import first_letters
 from matryoshka.lm.model import load
 from matryoshka.lm.sites import Site
+from matryoshka.run import Run
 from matryoshka.training.recipe import Config
 
 BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
@@ -127,12 +128,16 @@ def test_the_judge_says_what_our_own_measures_say(monkeypatch: pytest.MonkeyPatc
     assert judge(weights._replace(b_enc=weights.b_enc / 0), "matryoshka", size, held_out, []) == {"finite": False}
 
 
-@torch.no_grad()
 def _measured(coder: SparseCoder, x: torch.Tensor) -> Meter:
+    return _measured_at(coder, x, x)
+
+
+@torch.no_grad()
+def _measured_at(coder: SparseCoder, x: torch.Tensor, y: torch.Tensor) -> Meter:
     meter = Meter(coder.config)
-    for rows in x.split(256):
+    for rows, targets in zip(x.split(256), y.split(256), strict=True):
         latents = coder.encode(rows)
-        meter.update(rows, coder.decode(latents), latents)
+        meter.update(targets, coder.decode(latents), latents)
     return meter
 
 
@@ -268,3 +273,50 @@ def test_steps_are_timed_as_they_are_taken_and_then_launched_by_python(monkeypat
     assert (graph["mode"], eager["mode"]) == ("graph", "eager")
     steps = gpu_steps.WARM_UP + 2 + graph["ms"]["calls"]
     assert launched == ["graph", "graph", "join", "join"] * steps, "of each coder, and none afterwards"
+
+
+def test_what_peers_are_held_against_is_what_our_coder_computes(trained: Run) -> None:
+    """Of a prefix: its own latents alone, in float64, and every smaller prefix beside it."""
+    from exports import TOKENS, numbers
+
+    said, coder = numbers(trained, 96), SparseCoder.load(trained.path)
+    assert 0.9 * TOKENS < len(said["x"]) < TOKENS, "activations of text, but for first tokens and sinks"
+    assert said["latents"].shape == (len(said["x"]), 96)
+    latents = coder.encode(torch.from_numpy(said["x"]))
+    torch.testing.assert_close(torch.from_numpy(said["latents"]), latents.dense()[:, :96])
+    y_hat = coder.decode(latents, widths=(32, 96))
+    torch.testing.assert_close(torch.from_numpy(said["out"]), y_hat[1])
+    assert said["widths"].tolist() == [32, 96]
+    torch.testing.assert_close(torch.from_numpy(said["out_prefixes"]), y_hat)
+
+
+def test_a_peer_is_believed_only_when_it_has_said_so(tmp_path: Path) -> None:
+    from interop import judge
+
+    one, other = tmp_path / "export-1", tmp_path / "export-10"
+    good = "  ok   encode: max abs 1.00e-01, max rel 2.00e-07\n  ok   forward: max abs 0.00e+00, max rel 0.00e+00\n"
+    bad = "  ok   encode: max abs 0.00e+00, max rel 0.00e+00\n  FAIL forward: max abs 1.00e-01, max rel 3.00e-01\n"
+    sections = f"a warning\n{one} (peer 1.0)\n{good}{other} (peer 1.0)\n"
+    assert judge([one, other], f"{sections}{good}all good\n", "noise") == {one: (2e-7, None), other: (2e-7, None)}
+    disagrees = judge([one, other], f"{sections}{bad}FAILED: forward\n", "noise")
+    assert disagrees == {one: (2e-7, None), other: (0.3, "forward: max abs 1.00e-01, max rel 3.00e-01")}
+    crashed = judge([one, other], sections, "Traceback\nKeyError: 'k'\n")
+    assert crashed == {one: (2e-7, None), other: (None, "KeyError: 'k'")}
+    untried = f"{one}\n  note its own classes were not tried\nall good\n"
+    assert judge([one], untried, "noise") == {one: (None, "its own classes were not tried")}
+    assert judge([one, other], "", "")[one] == (None, "it said nothing of it")
+    assert judge([one, other], f"{one}: d_in 4\n{good}all good\n", "noise")[other] == (None, "it said nothing of it")
+
+
+def test_numbers_of_both_sides_agree_or_not(trained: Run) -> None:
+    from at_work import Number, as_table, measure
+    from exports import read_text
+
+    _, hooked, rows = read_text(trained)
+    [fvu], [l0] = measure(hooked, rows).values()
+    meter = _measured_at(hooked[0].coder, rows.x(hooked[0]), rows.y(hooked[0]))
+    assert (fvu, l0) == (pytest.approx(meter.fvu()[-1]), pytest.approx(meter.l0()))
+    numbers = [Number("peer", "FVU", fvu, fvu * 1.0005), Number("peer", "L0", l0, l0 * 1.01)]
+    assert [number.agrees for number in numbers] == [True, False]
+    assert as_table(numbers).count("**differs**") == 1
+    assert as_table([]) == ""

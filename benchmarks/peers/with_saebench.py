@@ -28,6 +28,8 @@ from sae_bench.evals.absorption.feature_absorption_calculator import FeatureAbso
 from sae_bench.evals.absorption.main import _aggregate_results_df
 from sae_bench.evals.absorption.probing import train_linear_probe_for_task
 from sae_bench.evals.core import main as core_eval
+from sae_bench.sae_bench_utils import general_utils
+from sae_lens import SAE
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -225,9 +227,16 @@ class Store:
         return self.windows[self.place - size : self.place]
 
 
+def _exported(folder: str) -> SAE:
+    """What an export is to its evaluations: loaded by SAELens, its decoder rows brought to norm 1."""
+    sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
+    sae.fold_W_dec_norm()
+    return general_utils.load_and_format_sae("export", sae, "cpu")[1]
+
+
 def core(given: dict[str, Tensor], about: dict[str, Any]) -> dict[str, Any]:
     """The numbers of its core evaluation, with BOS left out of everything as its evaluation of published SAEs does."""
-    sae, windows = _sae(given), given["windows"]
+    sae, windows = _exported(about["export"]) if about["export"] else _sae(given), given["windows"]
     sae.cfg.hook_head_index = None  # its own runs set it, as SAEs of SAELens have it
     model = Hooked(about["folder"], about["blocks"], about["layer"])
     common = {

@@ -94,14 +94,14 @@ def test_figures_of_an_imported_coder_are_those_that_need_no_training(
         ("import somebody/coders", "the Hugging Face hub cannot be reached"),
         ("pull somebody/coders", "the Hugging Face hub cannot be reached"),
         ("pull gpt2-small-res-jd", "did you mean 'gpt2-small-res-jb'?"),
-        ("push {run} --repo coders", "expected user/repo"),
-        ("push {run}", "the following arguments are required: --repo"),
-        ("push {run} --repo me/coders", "the Hugging Face hub cannot be reached"),
-        ("push {run} --repo me/coders --prefix 33", "prefix 33 is none of the coder's"),
-        ("export {run} --format saelnes --out new", "did you mean 'saelens'?"),
-        ("export {run} --format saelens", "the following arguments are required: --out"),
-        ("export {run} --format saelens --out theirs", "exists already; give another --out, or --overwrite"),
-        ("export absent --format saelens --out new", "absent: no run here"),
+        ("push {run} coders", "expected user/repo"),
+        ("push {run}", "the following arguments are required: USER/REPO"),
+        ("push {run} me/coders", "the Hugging Face hub cannot be reached"),
+        ("push {run} me/coders --prefix 33", "prefix 33 is none of the coder's"),
+        ("export {run} new --format saelnes", "did you mean 'saelens'?"),
+        ("export {run} --format saelens", "the following arguments are required: FOLDER"),
+        ("export {run} theirs --format saelens", "exists already; give another folder, or --overwrite"),
+        ("export absent new --format saelens", "absent: no run here"),
         ("releases gpt5-small", "no release here is of 'gpt5-small'"),
         ("improt x", "did you mean 'import'?"),
     ],
@@ -139,22 +139,22 @@ def test_an_import_from_the_hub_says_which_commit(
 
 
 def test_an_export_is_imported_as_it_was(trained: Run, theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = typed(capsys, "export", trained.path, "--format", "saelens", "--prefix", 96, "--out", "exported")
+    code, out, _ = typed(capsys, "export", trained.path, "exported", "--format", "saelens", "--prefix", 96)
     assert (code, out.strip()) == (0, "exported")
     assert typed(capsys, "import", "exported", "--out", "run")[0] == 0
     assert same(SparseCoder.load("run"), SparseCoder.load(trained.path).prefix(96), 192)
-    assert typed(capsys, "export", "run", "--format", "saelens", "--out", "exported", "--overwrite")[0] == 0
+    assert typed(capsys, "export", "run", "--format", "saelens", "exported", "--overwrite")[0] == 0
 
 
 def test_push_and_pull_say_where_it_is(
     trained: Run, theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub = HubFolder(tmp_path).serve(monkeypatch)
-    code, out, _ = typed(capsys, "push", trained.path, "--repo", "me/coders", "--license", "mit")
+    code, out, _ = typed(capsys, "push", trained.path, "me/coders", "--license", "mit")
     assert code == 0
     commit = hub.commit("me/coders").name
     assert out.splitlines() == ["blocks.1.mlp.hook_in", f"https://huggingface.co/me/coders at {commit}"]
-    code, out, _ = typed(capsys, "push", trained.path, "--repo", "me/coders", "--prefix", 96, "--overwrite")
+    code, out, _ = typed(capsys, "push", trained.path, "me/coders", "--prefix", 96, "--overwrite")
     assert code == 0
     code, out, _ = typed(capsys, "pull", "me/coders", "blocks.1.mlp.hook_in")
     assert code == 0

@@ -29,9 +29,9 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     variants = {**{f"layer {n}": sites for n, sites in enumerate(LAYERS)}, **OTHERS}
     config = {
         "text": {"context": 64},
-        "activations": {"chunk": 4096},
+        "activations": {"chunk": 2048},
         "coder": {"read": "1.mlp_in", "write": "1.mlp_out", "d_sae": 256, "k": 6, "widths": [32, 96, 256]},
-        "training": {"tokens": 8192, "batch": 512, "lr": 3e-3, "dead_after_tokens": 5000},
+        "training": {"tokens": 4096, "batch": 256, "lr": 3e-3, "dead_after_tokens": 2000},
         "evaluation": {"tokens": 1024},
         "variants": list(variants.values()),
     }

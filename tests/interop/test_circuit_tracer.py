@@ -171,7 +171,7 @@ def test_links_to_what_is_no_file_of_tensors(tmp_path: Path, target: str) -> Non
         ({}, {"activation": "topk", "k": 17}, "config.yaml: k is 17: expected"),
         ({}, {"activation": "gelu"}, "config.yaml: activation is 'gelu': layer_0.safetensors holds no thresholds"),
         ({}, {"activation": "jump_relu"}, "activation is 'jump_relu': layer_0.safetensors holds no thresholds"),
-        ({"k": np.array(0)}, {}, "layer_0.safetensors: k is 0.0, expected a whole number from 1 to 16"),
+        ({"k": np.array(0)}, {}, "layer_0.safetensors: k is 0, expected a whole number from 1 to 16"),
         ({"k": np.array(3)}, {"k": 4}, "config.yaml: k is 4: layer_0.safetensors holds k 3"),
         ({"k": np.array(3)}, {"activation": "relu"}, "activation is 'relu': layer_0.safetensors holds k"),
         ({"activation_function.threshold": np.ones(F, np.float32)}, {"activation": "topk", "k": 3}, "thresholds"),

@@ -249,9 +249,14 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, by: str) -> None:
         ),
         (
             upright(group_sizes=torch.tensor([16]), k=17, threshold=1.0),
-            "k is 17.0, expected a whole number from 1 to 16",
+            "k is 17, expected a whole number from 1 to 16",
         ),
         (upright(group_sizes=torch.tensor([16]), threshold=1.0), "config.json: k is None: expected"),
+        (
+            {**upright(group_sizes=torch.tensor([16]), threshold=1.0), "k": 10**30},
+            "k is a int too large: expected a whole",
+        ),
+        ({**upright(group_sizes=torch.tensor([16]), threshold=1.0), "k": True}, "k is True: expected int"),
         ({**linear(), "bias": torch.ones(1).expand(D)}, "bias is no tensor of numbers"),
         ({**linear(), "bias": torch.ones(D).to_sparse()}, "bias is no tensor of numbers"),
         ({**linear(), "bias": torch.ones(D, dtype=torch.complex64)}, "bias is no tensor of numbers"),

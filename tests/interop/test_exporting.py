@@ -118,7 +118,7 @@ print(memory("VmHWM") - before)
 """
 
 
-@pytest.mark.parametrize(("format", "kind"), [("saelens", "batchtopk"), ("saebench", "jumprelu"), ("sparsify", "topk")])
+@pytest.mark.parametrize(("format", "kind"), [("saebench", "jumprelu"), ("sparsify", "topk")])
 def test_a_large_coder_takes_little_beside_itself(format: str, kind: str, tmp_path: Path) -> None:
     """16k latents of 2,304 numbers: at most 1.5 times its bytes beyond itself."""
     coder = random_coder(kind, d_in=2304, widths=(4096, 16_384))

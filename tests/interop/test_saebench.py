@@ -40,7 +40,7 @@ def test_a_trained_coder_has_the_face_that_evaluations_use(kind: str, kinds: dic
         "blocks.2.hook_resid_post",
         2,
     )
-    assert (given.cfg.d_in, given.cfg.d_sae, given.cfg.dtype, given.cfg.training_tokens) == (192, 256, "float32", 8192)
+    assert (given.cfg.d_in, given.cfg.d_sae, given.cfg.dtype, given.cfg.training_tokens) == (192, 256, "float32", 4096)
     given.cfg.architecture_str = "theirs"  # type: ignore[attr-defined]  # it writes onto it
     assert json.loads(json.dumps(given.cfg.to_dict()))["context_size"] == 64
 

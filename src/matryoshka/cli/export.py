@@ -12,8 +12,8 @@ SUMMARY = "Write coders in the files of another program: SAELens, circuit-tracer
 def define(parser: argparse.ArgumentParser) -> None:
     add_runs(parser)
     add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="new folder for the files")
     add("--format", required=True, metavar="NAME", help=f"one of: {', '.join(WRITTEN)}")
-    add("--out", dest="folder", type=Path, required=True, metavar="FOLDER", help="new folder for the files")
     add("--prefix", type=count, metavar="N", help="the first N latents alone: one of the coder's prefixes")
     add("--overwrite", action="store_true", help="replace the export that lies there")
 

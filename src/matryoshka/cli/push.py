@@ -10,7 +10,7 @@ SUMMARY = "Upload coders to the Hugging Face hub, with a model card, as SAELens 
 def define(parser: argparse.ArgumentParser) -> None:
     add_runs(parser)
     add = parser.add_argument
-    add("--repo", dest="repository", required=True, metavar="USER/REPO", help="repository, made if it is not there yet")
+    add("repository", metavar="USER/REPO", help="repository on the hub, made if it is not there yet")
     add("--prefix", type=count, metavar="N", help="the first N latents alone: one of the coder's prefixes")
     add("--license", metavar="NAME", help="for the card, by the hub's name: apache-2.0, cc-by-4.0, mit …")
     add("--private", action="store_true", help="make a new repository private")

@@ -57,16 +57,16 @@ def export(
 
 def _refuse_existing(folder: Path, patterns: Sequence[str], format: str, overwrite: bool) -> None:
     if os.path.isfile(folder):  # which says no to a name that is too long
-        raise MatryoshkaError(f"{folder}: is a file; an export is a folder, give another --out")
+        raise MatryoshkaError(f"{folder}: is a file; an export is a folder, give another folder")
     refuse_unwritable(folder)
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not overwrite:
-        raise MatryoshkaError(f"{folder}: exists already; give another --out, or --overwrite")
+        raise MatryoshkaError(f"{folder}: exists already; give another folder, or --overwrite")
     for file in folder.rglob("*"):
         name = file.relative_to(folder).as_posix()
         if not file.is_dir() and not any(fnmatch(name, pattern) for pattern in (*patterns, *BESIDE)):
             raise MatryoshkaError(
                 f"{folder}: holds {name}, which is no file of {format}, so --overwrite leaves it alone; give another"
-                " --out"
+                " folder"
             )

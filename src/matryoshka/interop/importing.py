@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -26,6 +27,8 @@ from matryoshka.version import __version__
 
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]{0,199}")
 """What a member of a run may be called: it is a folder's name."""
+LOOKED_INTO = 100
+"""Folders within one that holds no coder."""
 
 
 @runtime_checkable
@@ -51,6 +54,10 @@ def recognised(path: Path) -> str:
             return name
     if (folder / CODER).is_file() and (folder / "weights.safetensors").is_file():
         raise MatryoshkaError(f"{folder}: holds a coder of matryoshka, which every command takes as a run as it is")
+    below = (inner for depth in ("*/", "*/*/") for inner in sorted(folder.glob(depth)))
+    for inner in islice(below, LOOKED_INTO):
+        if any(_reader(name).recognises(inner) for name in FORMATS):
+            raise MatryoshkaError(f"{folder}: holds no coder itself; import a folder in it, such as {inner}")
     raise MatryoshkaError(f"{folder}: holds no coder in a format known here ({', '.join(FORMATS)})")
 
 

@@ -83,9 +83,11 @@ class Tensors:
     def whole_number(self, name: str, most: int) -> int:
         """The whole number that lies there, as a tensor or not. Raises MatryoshkaError unless it is in 1 … `most`."""
         value = self.value(name)
-        number = value if isinstance(value, int) else self.take(name).item()
-        if isinstance(number, bool) or not 1 <= number <= most or number != int(number):
-            raise MatryoshkaError(f"{self.file}: {name} is {number}, expected a whole number from 1 to {most:,}")
+        if isinstance(value, int):
+            return Fields(self.file, {name: value}).size(name, most)
+        number = self.take(name).item()
+        if not 1 <= number <= most or number != int(number):
+            raise MatryoshkaError(f"{self.file}: {name} is {number:g}, expected a whole number from 1 to {most:,}")
         return int(number)
 
     def refuse_others(self, known: Sequence[str], why: str) -> None:
