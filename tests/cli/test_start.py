@@ -35,8 +35,8 @@ def cpu_seconds(words: list[str]) -> tuple[float, int]:
         ("steer MISSING 3", 2),
         ("serve MISSING", 2),
         ("figures MISSING", 2),
-        ("export MISSING --format saelens --out new", 2),
-        ("push MISSING --repo me/coders", 2),
+        ("export MISSING new --format saelens", 2),
+        ("push MISSING me/coders", 2),
         ("releases", 0),
     ],
 )
