@@ -134,4 +134,5 @@ def test_a_large_coder_takes_little_beside_itself(format: str, kind: str, tmp_pa
         [sys.executable, "-c", BIG, str(tmp_path), format], capture_output=True, text=True, env=environment, timeout=250
     )
     assert child.returncode == 0, child.stderr
+    print(f"{int(child.stdout) / size:.3f} times its bytes, itself among them")
     assert size <= int(child.stdout) <= 2.5 * size

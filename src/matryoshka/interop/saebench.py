@@ -9,6 +9,7 @@ unit norm already.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,7 @@ def arrange(coders: Sequence[Ours]) -> dict[str, Ours]:
 def write(arranged: Mapping[str, Ours], folder: Path) -> None:
     """SAELens' files of coders of unit rows."""
     for place, ours in arranged.items():
-        config, weights = unit_rows(ours)
-        saelens.write_one(ours, config, weights, folder / place)
+        saelens.write_one(ours, partial(unit_rows, ours), folder / place)
 
 
 def unit_rows(ours: Ours) -> tuple[CoderConfig, Weights]:

@@ -8,8 +8,9 @@ inference. Prefixes stand in the metadata, under the names that SAELens gives th
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,12 @@ def write(arranged: Mapping[str, Ours], folder: Path) -> None:
     Their modules' paths (`hf_hook_name`) stand in it only where the language model's config is at hand.
     """
     for place, ours in arranged.items():
-        coder = ours.load()
-        write_one(ours, coder.config, ours.weights(coder), folder / place)
+        write_one(ours, partial(_whole, ours), folder / place)
+
+
+def _whole(ours: Ours) -> tuple[CoderConfig, Weights]:
+    coder = ours.load()
+    return coder.config, ours.weights(coder)
 
 
 def written_as(ours: Ours) -> str:
@@ -175,14 +180,16 @@ def written_as(ours: Ours) -> str:
     return f"{'' if kind == 'relu' else 'jumprelu_'}{'skip_' if skip else ''}transcoder"
 
 
-def write_one(ours: Ours, config: CoderConfig, weights: Weights, folder: Path) -> None:
-    """The three files of one coder: `config` and `weights` are of the latents that are written."""
+def write_one(ours: Ours, load: Callable[[], tuple[CoderConfig, Weights]], folder: Path) -> None:
+    """The three files of one coder: `load` gives the shape and the weights of the latents that are written."""
     folder.mkdir(parents=True, exist_ok=True)
     architecture = written_as(ours)
-    tensors = {name: tensor for name, tensor in weights._asdict().items() if tensor is not None}
-    if weights.W_skip is not None:
-        tensors["W_skip"] = weights.W_skip.T
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    config, weights = load()
+    skip = None if weights.W_skip is None else weights.W_skip.T
+    given = {**weights._asdict(), "W_skip": skip}
+    tensors = {name: tensor.contiguous() for name, tensor in given.items() if tensor is not None}
+    del weights, given  # the file's bytes are made of copies: these need not lie beside them
+    save_file(tensors, folder / WEIGHTS)
     fields = {
         "architecture": architecture,
         "d_in": config.d_in,
