@@ -67,7 +67,7 @@ class Peer(NamedTuple):
     reads: str
     """the file by which it knows a folder, or (of flags that take files) the file itself"""
     environment: str | None
-    """of harness.environment; None: it cannot be run, and the program checks by itself"""
+    """of harness.environment; None: it cannot be run here, and the program in --checks says what it would take"""
     holds: tuple[str, ...]
     """of CODERS"""
 
@@ -96,7 +96,7 @@ PEERS = (
     Peer("eai-sparsify", "sparsify", ("check_sparsify.py",), "cfg.json", "sparsify", (TOPK, TOPK_SKIP)),
     Peer("sae-bench", "saebench", ("check_saebench.py",), "cfg.json", "saebench", (SAE, TOPK)),
     Peer("sae-dashboard", "neuronpedia", ("check_neuronpedia.py", "--batch"), "batch-0.json", "saelens", SHOWN),
-    Peer("Neuronpedia's importer", "neuronpedia", ("check_neuronpedia.py",), "release.jsonl", None, SHOWN),
+    Peer("Neuronpedia's columns", "neuronpedia", ("check_neuronpedia.py",), "release.jsonl", None, SHOWN),
 )
 
 

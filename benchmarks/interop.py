@@ -9,8 +9,8 @@
     4. each peer loads the exports in an environment of its own and is held against that (the programs in --checks,
        default ../shared/formats/checks beside the checkout; where they are not there, nothing is done)
 
-A peer disagrees where a number is off by more than 1e-4 of the largest one. Neuronpedia has no program to run: its
-files are held against the columns of its database. Exit code 1 where a peer disagrees or an export fails.
+A peer disagrees where a number is off by more than 1e-4 of the largest one. Exit code 1 where one does, or an export
+fails.
 """
 
 import argparse
@@ -124,7 +124,9 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
     lines = [
         "# Exports, read by the programs that they are for",
         "",
-        "Largest difference: of latents, output and prefixes, relative to the largest number.",
+        "Largest difference: of latents, output and prefixes, relative to the largest number. SAEDashboard's own"
+        " classes read the first batch of features and write it back unchanged. Neuronpedia's importer is not run:"
+        " its files are held against the columns of its database.",
         "",
         "| peer | version | what | largest difference | |",
         "|---|---|---|---|---|",
