@@ -1,0 +1,192 @@
+"""Which latents of two coders fire alike on the same rows: exact sums over all rows, from the active entries alone.
+
+    Pearson    cov(a, b) / (σ_a σ_b) of the latents over all rows, silent ones as zeros
+    Jaccard    rows where both fire / rows where either does
+    lift       P(a and b fire) / (P(a fires) · P(b fires))
+
+1. of both coders the rows that count for both, and the latents that fire on at least FIRINGS of them
+2. for each latent of the first the rows of the second where it fires, gathered a block at a time: how often each of the
+   second's fires there, and the sums of products. No matrix of all pairs is ever held
+3. of each latent of either coder the best partner by Pearson and by Jaccard; of equally good ones the first
+
+What chance would give is the same with the rows of the second exchanged within their documents (`exchanged`): a match
+that is left is one of documents or of how often latents fire, and not of tokens.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Bool, Float, Int
+
+from matryoshka.progress import Progress, silent
+from matryoshka.study.recording import RecordedCoder
+
+FIRINGS = 10
+"""Rows on which a latent has to fire to be matched: two that fire once or twice coincide by chance."""
+GATHERED = 8192
+"""Active entries of the first coder of which the rows of the second are gathered at once: some megabytes."""
+TOTALLED = 1 << 18
+"""Rows summed at once."""
+TOLD_PROGRESS = 64
+"""Latents between two reports of progress."""
+
+
+class Activity(NamedTuple):
+    """The latents of one coder that fire often enough, on the rows that are compared."""
+
+    rows: int
+    features: Int[np.ndarray, " living"]
+    """Their numbers in the dictionary."""
+    latents: sp.csr_array
+    """float32 [rows, living]."""
+    all_firings: Int[np.ndarray, " d_sae"]
+    """Rows on which each latent of the dictionary fires."""
+    sums: Float[np.ndarray, " living"]
+    squares: Float[np.ndarray, " living"]
+    """Σ and Σ of squares over the rows, in float64."""
+
+    @property
+    def firings(self) -> Int[np.ndarray, " living"]:
+        """Rows on which each fires."""
+        return self.all_firings[self.features]
+
+    @property
+    def inverse_deviations(self) -> Float[np.ndarray, " living"]:
+        """1 / √Σ(a − mean)²; 0 of a latent that has the same value everywhere, which correlates with nothing."""
+        variation = self.squares - self.sums**2 / max(1, self.rows)
+        varies = variation > 1e-12 * self.squares
+        return np.where(varies, 1 / np.sqrt(np.where(varies, variation, 1)), 0)
+
+    def sample(self, most: int) -> "Activity":
+        """At most so many of the living latents, spread evenly over them."""
+        n = len(self.features)
+        chosen = np.arange(min(n, most)) * n // max(1, min(n, most))
+        sums, squares = self.sums[chosen], self.squares[chosen]
+        features, latents = self.features[chosen], self.latents[:, chosen]
+        return Activity(self.rows, features, latents, self.all_firings, sums, squares)
+
+
+class Best(NamedTuple):
+    """The best partner of each living latent of one coder, by its place among the other's living ones; −1 where the
+    other has none."""
+
+    pearson: Float[np.ndarray, " living"]
+    by_pearson: Int[np.ndarray, " living"]
+    jaccard: Float[np.ndarray, " living"]
+    by_jaccard: Int[np.ndarray, " living"]
+    lift: Float[np.ndarray, " living"]
+    """Of the partner by Jaccard."""
+
+
+def activity(recorded: RecordedCoder, rows: Bool[np.ndarray, " places"]) -> Activity:
+    """What a recording holds of a coder at these places, all of which count for it."""
+    lengths = np.maximum(recorded.counts, 0)
+    chosen = np.repeat(rows, lengths)
+    indices = recorded.indices[chosen]
+    firings = np.bincount(indices, minlength=recorded.d_sae)
+    features = np.flatnonzero(firings >= FIRINGS)
+    place = np.full(recorded.d_sae, -1, np.int32)
+    place[features] = np.arange(len(features))
+    places, values, offsets = place[indices], recorded.values[chosen], _offsets(lengths[rows])
+    if not (lives := places >= 0).all():
+        offsets = np.concatenate([[0], np.cumsum(lives)]).astype(offsets.dtype)[offsets]
+        places, values = places[lives], values[lives]
+    count = int(rows.sum())
+    latents = sp.csr_array((np.asarray(values), places, offsets), (count, len(features)))
+    totals = np.zeros((2, len(features)))
+    for start in range(0, count, TOTALLED):
+        entries = slice(*latents.indptr[[start, min(start + TOTALLED, count)]])
+        some = latents.data[entries].astype(np.float64)
+        totals += [np.bincount(latents.indices[entries], powers, len(features)) for powers in (some, some**2)]
+    return Activity(count, features, latents, firings, *totals)
+
+
+def _offsets(lengths: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n_plus_1"]:
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return ends.astype(np.int32) if ends[-1] < 2**31 else ends
+
+
+def exchanged(documents: Int[np.ndarray, " rows"], seed: int) -> Int[np.ndarray, " rows"]:
+    """For each row another one of its document, each taken once: a random cycle through each document. Documents of a
+    single row are taken together."""
+    _, number, sizes = np.unique(documents, return_inverse=True, return_counts=True)
+    group = np.where(sizes[number] > 1, number, -1)
+    cycle = np.lexsort((np.random.default_rng(seed).random(len(group)), group))
+    first = np.flatnonzero(np.diff(group[cycle], prepend=-2))
+    following = np.roll(cycle, -1)
+    following[np.append(first[1:], len(cycle)) - 1] = cycle[first]
+    order = np.empty(len(cycle), np.int64)
+    order[cycle] = following
+    return order
+
+
+def match(
+    first: Activity, second: Activity, order: Int[np.ndarray, " rows"] | None = None, progress: Progress = silent
+) -> tuple[Best, Best]:
+    """The best partners of the first coder's living latents among the second's, and of the second's among the first's.
+
+    `order`: beside row r of the first stands row order[r] of the second (default: the same). `progress` counts latents
+    of the first. Memory: the first's entries once more, and nothing that grows with the number of pairs.
+    """
+    of_first, of_second = _none(len(first.features)), _none(len(second.features))
+    if not len(first.features) or not len(second.features):
+        return of_first, of_second
+    firings, other_firings = first.firings, second.firings
+    scale, other_scale = first.inverse_deviations, second.inverse_deviations
+    for a, both, products in _together(first.latents.tocsc(), second.latents, len(other_firings), order):
+        pearson = (products - first.sums[a] / first.rows * second.sums) * (scale[a] * other_scale)
+        jaccard = both / (firings[a] + other_firings - both)
+        lift = both * (first.rows / firings[a]) / other_firings
+        _keep_best(of_first, of_second, a, pearson.clip(-1, 1), jaccard, lift)
+        if a % TOLD_PROGRESS == 0 or a + 1 == len(firings):
+            progress(a + 1, len(firings))
+    return of_first, of_second
+
+
+def _together(
+    first: sp.csc_array, second: sp.csr_array, size: int, order: Int[np.ndarray, " rows"] | None
+) -> Iterator[tuple[int, Int[np.ndarray, " living"], Float[np.ndarray, " living"]]]:
+    """(a, on how many rows each latent of the second fires together with latent a of the first, Σ of their products),
+    for each a in order; every one fires somewhere. `size`: latents of the second."""
+    both, products = np.zeros(size, np.int64), np.zeros(size)
+    for start in range(0, first.nnz, GATHERED):
+        end = min(start + GATHERED, first.nnz)
+        rows = first.indices[start:end]
+        part = second[rows if order is None else order[rows]]
+        indices = part.indices.astype(np.intp)
+        weights = np.repeat(first.data[start:end].astype(np.float64), np.diff(part.indptr)) * part.data
+        a = int(np.searchsorted(first.indptr, start, side="right")) - 1
+        while a < len(first.indptr) - 1 and first.indptr[a] < end:
+            own = slice(*part.indptr[first.indptr[a : a + 2].clip(start, end) - start])
+            both += np.bincount(indices[own], minlength=size)
+            products += np.bincount(indices[own], weights[own], minlength=size)
+            if first.indptr[a + 1] <= end:  # otherwise the next rows are its own too
+                yield a, both, products
+                both, products = np.zeros(size, np.int64), np.zeros(size)
+            a += 1
+
+
+def _none(n: int) -> Best:
+    """No partner yet; filled in place."""
+    return Best(np.full(n, -2.0), np.full(n, -1), np.full(n, -1.0), np.full(n, -1), np.zeros(n))
+
+
+def _keep_best(
+    of_first: Best,
+    of_second: Best,
+    a: int,
+    pearson: Float[np.ndarray, " living"],
+    jaccard: Float[np.ndarray, " living"],
+    lift: Float[np.ndarray, " living"],
+) -> None:
+    """Latent `a` of the first against all of the second: its own best, and where it is the best so far of theirs."""
+    of_first.by_pearson[a], of_first.by_jaccard[a] = by_pearson, by_jaccard = pearson.argmax(), jaccard.argmax()
+    of_first.pearson[a], of_first.jaccard[a] = pearson[by_pearson], jaccard[by_jaccard]
+    of_first.lift[a] = lift[by_jaccard]
+    better = np.flatnonzero(pearson > of_second.pearson)
+    of_second.pearson[better], of_second.by_pearson[better] = pearson[better], a
+    better = np.flatnonzero(jaccard > of_second.jaccard)
+    of_second.jaccard[better], of_second.by_jaccard[better] = jaccard[better], a
+    of_second.lift[better] = lift[better]
