@@ -8,7 +8,7 @@ import torch
 from coders import random_coder
 
 from matryoshka.analysis import directions
-from matryoshka.analysis.directions import nearest, no_common_basis, one_to_one, shuffled_dimensions
+from matryoshka.analysis.directions import Paired, nearest, no_common_basis, one_to_one, pair_costs, shuffled_dimensions
 from matryoshka.data.tokens import Tokens
 from matryoshka.lm.model import LanguageModel
 
@@ -22,6 +22,13 @@ def cosines(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
     return unit[0] @ unit[1].T
 
 
+def paired_rows(a: torch.Tensor, b: torch.Tensor) -> Paired:
+    costs = pair_costs(len(a), len(b))
+    assert costs is not None
+    nearest(a, b, costs)
+    return one_to_one(costs)
+
+
 def test_the_nearest_rows_are_those_of_all_cosines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directions, "ROWS", 7)
     a, b = rows(0, 30), 3 * rows(1, 20)
@@ -33,8 +40,7 @@ def test_the_nearest_rows_are_those_of_all_cosines(monkeypatch: pytest.MonkeyPat
 
 def test_the_pairing_has_the_largest_sum() -> None:
     a, b = rows(0, 5), rows(1, 6)
-    paired = one_to_one(a, b)
-    assert paired is not None
+    paired = paired_rows(a, b)
     best = max(cosines(a, b)[range(5), list(chosen)].sum() for chosen in permutations(range(6), 5))
     assert paired.cosine.sum() == pytest.approx(best, abs=1e-5)
     assert paired.cosine == pytest.approx(cosines(a, b)[paired.first, paired.second], abs=1e-6)
@@ -42,8 +48,7 @@ def test_the_pairing_has_the_largest_sum() -> None:
 
 def test_a_permuted_copy_is_paired_with_itself_and_a_shuffled_one_with_nobody() -> None:
     a, permutation = rows(0, 40), torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    paired = one_to_one(a, 2 * a[permutation])
-    assert paired is not None
+    paired = paired_rows(a, 2 * a[permutation])
     assert permutation[paired.second].tolist() == paired.first.tolist()
     assert paired.cosine == pytest.approx(np.ones(40), abs=1e-6)
     shuffled = shuffled_dimensions(a, 0)
@@ -53,8 +58,8 @@ def test_a_permuted_copy_is_paired_with_itself_and_a_shuffled_one_with_nobody() 
 
 def test_too_many_rows_are_not_paired(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directions, "MOST_ASSIGNED", 5)
-    assert one_to_one(rows(0, 5), rows(1, 4)) is not None
-    assert one_to_one(rows(0, 4), rows(1, 6)) is None
+    assert pair_costs(5, 4) is not None
+    assert pair_costs(4, 6) is None
 
 
 def test_only_what_is_written_into_one_space_is_compared(lm: LanguageModel, tokens: Tokens) -> None:

@@ -8,13 +8,18 @@ from planted import latents, recorded
 
 from matryoshka.analysis import matching
 from matryoshka.analysis.correspondence import classes
-from matryoshka.analysis.matching import FIRINGS, Activity, Best, activity, exchanged, match
+from matryoshka.analysis.matching import FIRINGS, Activity, Best, Living, activity, exchanged, match
+from matryoshka.study.recording import RecordedCoder
 
 ROWS = 4096
 
 
 def activities(folder: Path, *coders: np.ndarray) -> list[Activity]:
-    return [activity(coder, np.ones(len(coder.counts), bool)) for coder in recorded(folder, *coders)]
+    return [whole(coder, np.ones(len(coder.counts), bool)) for coder in recorded(folder, *coders)]
+
+
+def whole(coder: RecordedCoder, rows: np.ndarray) -> Activity:
+    return activity(coder, rows, Living.of(coder, rows))
 
 
 def dense_scores(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -29,19 +34,20 @@ def dense_scores(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
 @pytest.mark.parametrize("gathered", [7, matching.GATHERED], ids=["latents over many blocks", "many in one block"])
 def test_scores_are_those_of_dense_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gathered: int) -> None:
     monkeypatch.setattr(matching, "GATHERED", gathered)
-    monkeypatch.setattr(matching, "TOTALLED", 1000)
+    monkeypatch.setattr(matching, "ENTRIES", 1000)
     a = latents(0, ROWS, 40, density=0.1).astype(np.float32)
     b = 0.5 * a[:, ::-1][:, :30] * (latents(1, ROWS, 30, 0.6) > 0) + latents(2, ROWS, 30)
     b = b.astype(np.float32)
     a[:, 3] = b[:, 4] = 0
     a[: FIRINGS - 1, 3] = b[: FIRINGS - 1, 4] = 1.0  # too rare
     first, second = activities(tmp_path / "recording", a, b)
-    assert first.features.tolist() == [i for i in range(40) if i != 3]
-    assert second.features.tolist() == [i for i in range(30) if i != 4]
-    assert first.all_firings.tolist() == (a > 0).sum(0).tolist()
+    assert first.living.features.tolist() == [i for i in range(40) if i != 3]
+    assert second.living.features.tolist() == [i for i in range(30) if i != 4]
+    assert first.living.firings.tolist() == np.delete((a > 0).sum(0), 3).tolist()
+    assert (first.living.rare, first.living.silent) == (1, 0)
 
     pearson, jaccard, lift = dense_scores(
-        *(x[:, act.features].astype(np.float64) for x, act in ((a, first), (b, second)))
+        *(x[:, act.living.features].astype(np.float64) for x, act in ((a, first), (b, second)))
     )
     found = match(first, second)
     for best, axis in zip(found, (1, 0), strict=True):
@@ -54,10 +60,10 @@ def test_scores_are_those_of_dense_sums(tmp_path: Path, monkeypatch: pytest.Monk
         )
 
     order = exchanged(np.arange(ROWS) // 64, 0)
-    b_there = b[order][:, second.features].astype(np.float64)
+    b_there = b[order][:, second.living.features].astype(np.float64)
     np.testing.assert_allclose(
         match(first, second, order)[0].pearson,
-        dense_scores(a[:, first.features].astype(np.float64), b_there)[0].max(1),
+        dense_scores(a[:, first.living.features].astype(np.float64), b_there)[0].max(1),
         atol=1e-12,
     )
 
@@ -70,7 +76,7 @@ def test_the_rows_are_those_that_count_for_both(tmp_path: Path) -> None:
     rows = coders[0].kept & coders[1].kept
     assert 0 < rows.sum() < min(coder.rows for coder in coders)
     for coder, dense in zip(coders, (a, b), strict=True):
-        assert np.array_equal(activity(coder, rows).latents.toarray(), dense[rows].astype(np.float32))
+        assert np.array_equal(whole(coder, rows).latents.toarray(), dense[rows].astype(np.float32))
 
 
 def test_planted_partners_are_recovered_exactly(tmp_path: Path) -> None:
@@ -163,10 +169,10 @@ def test_what_a_document_is_about_is_left_by_the_exchange_and_what_a_token_is_is
 def test_a_sample_is_spread_over_the_living(tmp_path: Path) -> None:
     [act] = activities(tmp_path / "recording", latents(0, 1024, 40))
     some = act.sample(8)
-    assert some.features.tolist() == list(range(0, 40, 5))
+    assert some.living.features.tolist() == list(range(0, 40, 5))
     assert np.array_equal(some.latents.toarray(), act.latents.toarray()[:, ::5])
-    assert np.array_equal(some.firings, act.firings[::5])
-    assert act.sample(100).features.tolist() == act.features.tolist()
+    assert np.array_equal(some.living.firings, act.living.firings[::5])
+    assert act.sample(100).living.features.tolist() == act.living.features.tolist()
 
 
 def test_no_partner_is_no_class(tmp_path: Path) -> None:

@@ -33,12 +33,14 @@ from matryoshka.analysis.directions import (
     nearest,
     no_common_basis,
     one_to_one,
+    pair_costs,
     shuffled_dimensions,
 )
-from matryoshka.analysis.matching import FIRINGS, Activity, Best, activity, exchanged, match
+from matryoshka.analysis.matching import FIRINGS, Activity, Best, Living, activity, exchanged, match
 from matryoshka.analysis.pair import Pair, Side
 from matryoshka.progress import Progress, silent
 from matryoshka.scores.result import Measure, NotMeasurable, Result, Score, score
+from matryoshka.study.reader import spread
 
 VERSION = 1
 NULL_LATENTS = 1024
@@ -101,21 +103,22 @@ ONE_TO_ONE = Measure(
 def analyse(pair: Pair, progress: Progress = silent) -> Result:
     """What matches what in a pair; `progress` counts latents. Raises NotMeasurable where one of the two has no latent
     that fires often enough on the tokens that count for both."""
-    rows = pair.rows
-    acts = {side: activity(member.recorded, rows) for side, member in pair.sides.items()}
-    for side, act in acts.items():
-        if not len(act.features):
-            name = pair.sides[side].name
+    rows, sides = pair.rows, pair.sides
+    living = {side: Living.of(member.recorded, rows) for side, member in sides.items()}
+    for side, its in living.items():
+        if not len(its.features):
+            name = sides[side].name
             raise NotMeasurable(
-                f"no latent of {name} fires on {FIRINGS} of the {act.rows:,} tokens that count for both"
+                f"no latent of {name} fires on {FIRINGS} of the {its.rows:,} tokens that count for both"
             )
-    partners = _partners(acts, exchanged(pair.documents, SEED), progress)
-    alike, why_not = _alike(pair, acts)
-    scores = [*_scores(pair, acts, partners, alike)]
-    return Result(tuple(scores), _details(pair, acts, partners, alike, why_not))
+    decoders, why_not = _decoder_matches(pair, living)  # all pairs of rows, before the latents take their memory
+    a, b = (activity(member.recorded, rows, living[side]) for side, member in sides.items())
+    matches = _matches(a, b, exchanged(pair.documents, SEED), progress)
+    scores = tuple(_scores(pair, living, matches, decoders))
+    return Result(scores, _details(pair, living, matches, decoders, why_not))
 
 
-class Partners(NamedTuple):
+class SideMatches(NamedTuple):
     """The best partners of one side's latents, and what chance gives some of them."""
 
     best: Best
@@ -125,12 +128,11 @@ class Partners(NamedTuple):
     null_classes: Int[np.ndarray, " sample"]
 
 
-def _partners(acts: dict[str, Activity], order: Int[np.ndarray, " rows"], progress: Progress) -> dict[str, Partners]:
-    a, b = acts.values()
+def _matches(a: Activity, b: Activity, order: Int[np.ndarray, " rows"], progress: Progress) -> dict[str, SideMatches]:
     best = match(a, b, progress=progress)
     nulls = match(a.sample(NULL_LATENTS), b, order)[0], match(b.sample(NULL_LATENTS), a, order)[0]
     return {
-        side: Partners(own, classes(own, other), null, classes(null))
+        side: SideMatches(own, classes(own, other), null, classes(null))
         for side, own, other, null in zip("AB", best, best[::-1], nulls, strict=True)
     }
 
@@ -146,7 +148,7 @@ def classes(best: Best, other: Best | None = None) -> Int[np.ndarray, " living"]
     return np.where(kept, 0, np.where(processed, 1, 2))
 
 
-class Alike(NamedTuple):
+class DecoderMatches(NamedTuple):
     """Decoder rows of the living latents."""
 
     nearest: dict[str, Nearest]
@@ -156,111 +158,124 @@ class Alike(NamedTuple):
     paired: Paired | None
 
 
-def _alike(pair: Pair, acts: dict[str, Activity]) -> tuple[Alike | None, str | None]:
+def _decoder_matches(pair: Pair, living: dict[str, Living]) -> tuple[DecoderMatches | None, str | None]:
     """What decoder rows say, or why they say nothing."""
     if (why_not := no_common_basis(pair.first.hooked, pair.second.hooked)) is not None:
         return None, why_not
-    a, b = (_decoder_rows(member, acts[side]) for side, member in pair.sides.items())
-    chance = nearest(a, shuffled_dimensions(b, SEED))
-    null = {side: float(of_side.cosine.mean()) for side, of_side in zip("AB", chance, strict=True)}
-    return Alike(dict(zip("AB", nearest(a, b), strict=True)), null, one_to_one(a, b)), None
+    a, b = (_decoder_rows(member, living[side]) for side, member in pair.sides.items())
+    costs = pair_costs(len(a), len(b))
+    found = dict(zip("AB", nearest(a, b, costs), strict=True))
+    null = {side: _by_chance(*rows) for side, rows in (("A", (a, b)), ("B", (b, a)))}
+    if costs is None:
+        return DecoderMatches(found, null, None), f"more than {MOST_ASSIGNED:,} latents are not paired one to one"
+    return DecoderMatches(found, null, one_to_one(costs)), None
 
 
-def _decoder_rows(side: Side, act: Activity) -> Float[Tensor, "living d_out"]:
+def _by_chance(rows: Float[Tensor, "n d"], others: Float[Tensor, "m d"]) -> float:
+    """The mean best cosine of NULL_LATENTS rows with others whose dimensions are shuffled."""
+    some = torch.from_numpy(spread(min(len(rows), NULL_LATENTS), len(rows))).to(rows.device)
+    return float(nearest(rows[some], shuffled_dimensions(others, SEED))[0].cosine.mean())
+
+
+def _decoder_rows(side: Side, living: Living) -> Float[Tensor, "living d_out"]:
     coder = side.hooked.coder
-    return coder.decoder_rows(torch.from_numpy(act.features).to(coder.device))
+    return coder.decoder_rows(torch.from_numpy(living.features).to(coder.device))
 
 
 def _scores(
-    pair: Pair, acts: dict[str, Activity], partners: dict[str, Partners], alike: Alike | None
+    pair: Pair, living: dict[str, Living], matches: dict[str, SideMatches], decoders: DecoderMatches | None
 ) -> Iterator[Score]:
-    for side, act in acts.items():
-        width, measures, of_side = pair.sides[side].hooked.coder.config.d_sae, MEASURES[side], partners[side]
+    sizes = {side: member.hooked.coder.config.d_sae for side, member in pair.sides.items()}
+    for side, of_side in matches.items():
+        width, measures, features = sizes[side], MEASURES[side], living[side].features
         for number, name in enumerate(CLASSES[side]):
             null = float((of_side.null_classes == number).mean())
-            yield score(measures[name], width, act.features, of_side.classes == number, null=null)
+            yield score(measures[name], width, features, of_side.classes == number, null=null)
         best, chance = of_side.best, of_side.null
         for name, values, null in (
             ("Pearson", best.pearson, chance.pearson),
             ("Jaccard", best.jaccard, chance.jaccard),
             ("lift", best.lift, chance.lift),
         ):
-            yield score(measures[name], width, act.features, values, null=float(null.mean()))
-        if alike is not None:
-            yield score(measures["cosine"], width, act.features, alike.nearest[side].cosine, null=alike.null[side])
-    if alike is not None and alike.paired is not None:
-        paired, features = alike.paired, [act.features for act in acts.values()]
-        units = [f"{a} {b}" for a, b in zip(features[0][paired.first], features[1][paired.second], strict=True)]
-        smaller = min(acts, key=lambda side: len(acts[side].features))
-        width = pair.sides[smaller].hooked.coder.config.d_sae
-        yield score(ONE_TO_ONE, width, units, paired.cosine, null=alike.null[smaller])
+            yield score(measures[name], width, features, values, null=float(null.mean()))
+        if decoders is not None:
+            yield score(measures["cosine"], width, features, decoders.nearest[side].cosine, null=decoders.null[side])
+    if decoders is not None and (paired := decoders.paired) is not None:
+        a, b = living["A"].features[paired.first], living["B"].features[paired.second]
+        units = [f"{first} {second}" for first, second in zip(a, b, strict=True)]
+        smaller = min(living, key=lambda side: len(living[side].features))
+        yield score(ONE_TO_ONE, sizes[smaller], units, paired.cosine, null=decoders.null[smaller])
 
 
 def _details(
-    pair: Pair, acts: dict[str, Activity], partners: dict[str, Partners], alike: Alike | None, why_not: str | None
+    pair: Pair,
+    living: dict[str, Living],
+    matches: dict[str, SideMatches],
+    decoders: DecoderMatches | None,
+    why_not: str | None,
 ) -> dict[str, Any]:
     """Who matches whom, and what the report and its figures are made of."""
-    paired = None if alike is None else alike.paired
-    if alike is not None and paired is None:
-        why_not = f"cosines only: more than {MOST_ASSIGNED:,} latents are not paired one to one"
-    others = {"A": acts["B"].features, "B": acts["A"].features}
-    matches = {side: _matches(side, acts[side], others[side], partners[side], alike) for side in acts}
+    others = {"A": living["B"].features, "B": living["A"].features}
     return {
-        "sides": {side: _about(member, acts[side]) for side, member in pair.sides.items()},
-        "tokens": acts["A"].rows,
+        "sides": {side: _about(member, living[side]) for side, member in pair.sides.items()},
+        "tokens": living["A"].rows,
         "documents": len(np.unique(pair.documents)),
         "ceiling": pair.ceiling,
         "cuts": {"firings": FIRINGS, "kept": KEPT._asdict(), "processed": PROCESSED._asdict(), "lift": LIFT},
         "directions": why_not,
-        "rings": {side: _rings(pair.sides[side], acts[side], partners[side]) for side in acts},
-        "histograms": {side: _histograms(of_side) for side, of_side in partners.items()},
-        "matches": matches,
+        "rings": {side: _rings(pair.sides[side], living[side], matches[side]) for side in living},
+        "histograms": {side: _histograms(of_side) for side, of_side in matches.items()},
+        "matches": {side: _columns(side, living[side], others[side], matches[side], decoders) for side in living},
     }
 
 
-def _about(side: Side, act: Activity) -> dict[str, Any]:
-    wiring, silent = side.hooked.wiring, int((act.all_firings == 0).sum())
-    living, d_sae = len(act.features), len(act.all_firings)
+def _about(side: Side, living: Living) -> dict[str, Any]:
+    wiring = side.hooked.wiring
     return {
         "name": side.name,
         "reads": list(map(str, wiring.reads)),
         "writes": list(map(str, wiring.writes)),
         "widths": list(side.hooked.coder.widths),
-        "living": living,
-        "rare": d_sae - living - silent,
-        "silent": silent,
+        "living": len(living.features),
+        "rare": living.rare,
+        "silent": living.silent,
     }
 
 
-def _rings(side: Side, act: Activity, partners: Partners) -> list[list[int]]:
+def _rings(side: Side, living: Living, matches: SideMatches) -> list[list[int]]:
     """Of each ring how many living latents are of each class."""
     widths = side.hooked.coder.widths
-    rings = np.searchsorted(widths, act.features, side="right")
-    return [np.bincount(partners.classes[rings == ring], minlength=3).tolist() for ring in range(len(widths))]
+    rings = np.searchsorted(widths, living.features, side="right")
+    return [np.bincount(matches.classes[rings == ring], minlength=3).tolist() for ring in range(len(widths))]
 
 
-def _histograms(partners: Partners) -> dict[str, list[int]]:
+def _histograms(matches: SideMatches) -> dict[str, list[int]]:
     """Best Pearson scores in BINS bins from 0 to 1."""
-    scores = {"latents": partners.best.pearson, "by chance": partners.null.pearson}
+    scores = {"latents": matches.best.pearson, "by chance": matches.null.pearson}
     return {name: np.histogram(of.clip(0, 1), BINS, (0, 1))[0].tolist() for name, of in scores.items()}
 
 
-def _matches(
-    side: str, act: Activity, others: Int[np.ndarray, " living"], partners: Partners, alike: Alike | None
+def _columns(
+    side: str,
+    living: Living,
+    others: Int[np.ndarray, " others"],
+    matches: SideMatches,
+    decoders: DecoderMatches | None,
 ) -> dict[str, Sequence[Any]]:
-    """Columns, a row a living latent: its class, and its partners' numbers in the other dictionary."""
+    """A row a living latent: its class, and its partners' numbers in the other dictionary."""
     columns: dict[str, Sequence[Any]] = {
-        "latent": act.features.tolist(),
-        "firings": act.firings.tolist(),
-        "class": [CLASSES[side][number] for number in partners.classes],
-        "by Pearson": others[partners.best.by_pearson].tolist(),
-        "by Jaccard": others[partners.best.by_jaccard].tolist(),
+        "latent": living.features.tolist(),
+        "firings": living.firings.tolist(),
+        "class": [CLASSES[side][number] for number in matches.classes],
+        "by Pearson": others[matches.best.by_pearson].tolist(),
+        "by Jaccard": others[matches.best.by_jaccard].tolist(),
     }
-    if alike is not None:
-        columns["by cosine"] = others[alike.nearest[side].other].tolist()
-    if alike is not None and alike.paired is not None:
-        own, other = alike.paired[:2] if side == "A" else alike.paired[1::-1]
-        place = np.full(len(act.features), -1)
-        place[own] = others[other]
-        columns["one to one"] = [None if number < 0 else int(number) for number in place]
+    if decoders is not None:
+        columns["by cosine"] = others[decoders.nearest[side].other].tolist()
+    if decoders is not None and decoders.paired is not None:
+        own, other = decoders.paired[:2] if side == "A" else decoders.paired[1::-1]
+        partner: list[int | None] = [None] * len(living.features)
+        for place, number in zip(own.tolist(), others[other].tolist(), strict=True):
+            partner[place] = number
+        columns["one to one"] = partner
     return columns

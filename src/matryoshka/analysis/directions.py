@@ -10,7 +10,6 @@ What chance would give is the same with the second coder's dimensions shuffled, 
 to each other as before.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -50,44 +49,40 @@ def no_common_basis(first: HookedCoder, second: HookedCoder) -> str | None:
     return f"they write {' + '.join(map(str, a))} and {' + '.join(map(str, b))}, which share no basis"
 
 
-def nearest(first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]) -> tuple[Nearest, Nearest]:
-    """The most alike rows of the second for each of the first, and of the first for each of the second."""
+def nearest(
+    first: Float[Tensor, "n d"], second: Float[Tensor, "m d"], costs: Float[np.ndarray, "n m"] | None = None
+) -> tuple[Nearest, Nearest]:
+    """The most alike rows of the second for each of the first, and of the first for each of the second. `costs` is
+    filled with minus the cosines of all pairs, for `one_to_one`."""
     of_first = Nearest(np.zeros(len(first)), np.full(len(first), -1))
     of_second = Nearest(np.full(len(second), -2.0), np.full(len(second), -1))
-    for start, cosines in _cosines(first, second):
-        end = start + len(cosines)
-        (of_first.cosine[start:end], of_first.other[start:end]), (cosine, other) = (
-            _largest(cosines, 1),
-            _largest(cosines, 0),
-        )
+    a, b = (torch.nn.functional.normalize(rows.cpu().float(), dim=1) for rows in (first, second))
+    for start in range(0, len(a), ROWS):
+        cosines = (a[start : start + ROWS] @ b.T).clamp_(-1, 1)
+        own = slice(start, start + len(cosines))
+        of_first.cosine[own], of_first.other[own] = _largest(cosines, 1)
+        cosine, other = _largest(cosines, 0)
         better = cosine > of_second.cosine
         of_second.cosine[better], of_second.other[better] = cosine[better], other[better] + start
+        if costs is not None:
+            np.negative(cosines.numpy(), out=costs[own])
     return of_first, of_second
 
 
-def one_to_one(first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]) -> Paired | None:
-    """The pairing with the largest sum of cosines; None of more than MOST_ASSIGNED rows."""
-    if max(len(first), len(second)) > MOST_ASSIGNED:
-        return None
-    costs = np.empty((len(first), len(second)))  # what the method works on: nothing is copied
-    for start, cosines in _cosines(first, second):
-        np.negative(cosines.numpy(), out=costs[start : start + len(cosines)])
-    a, b = linear_sum_assignment(costs)
-    return Paired(a, b, -costs[a, b])
+def pair_costs(first: int, second: int) -> Float[np.ndarray, "n m"] | None:
+    """Room for the costs of all pairs of so many rows; None of more than MOST_ASSIGNED."""
+    return None if max(first, second) > MOST_ASSIGNED else np.empty((first, second))
+
+
+def one_to_one(costs: Float[np.ndarray, "n m"]) -> Paired:
+    """The pairing with the least sum of costs."""
+    first, second = linear_sum_assignment(costs)
+    return Paired(first, second, -costs[first, second])
 
 
 def shuffled_dimensions(rows: Float[Tensor, "n d"], seed: int) -> Float[Tensor, "n d"]:
     """The rows with their dimensions in another order, the same of all."""
     return rows[:, torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(seed))]
-
-
-def _cosines(
-    first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]
-) -> Iterator[tuple[int, Float[Tensor, "rows m"]]]:
-    """(first row, cosines) of ROWS rows of the first at a time, on the CPU."""
-    a, b = (torch.nn.functional.normalize(rows.cpu().float(), dim=1) for rows in (first, second))
-    for start in range(0, len(a), ROWS):
-        yield start, (a[start : start + ROWS] @ b.T).clamp_(-1, 1)
 
 
 def _largest(cosines: Float[Tensor, "rows m"], dim: int) -> tuple[np.ndarray, np.ndarray]:

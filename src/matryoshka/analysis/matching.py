@@ -21,51 +21,68 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
 
 from matryoshka.progress import Progress, silent
+from matryoshka.study.reader import spread
 from matryoshka.study.recording import RecordedCoder
 
 FIRINGS = 10
 """Rows on which a latent has to fire to be matched: two that fire once or twice coincide by chance."""
 GATHERED = 8192
 """Active entries of the first coder of which the rows of the second are gathered at once: some megabytes."""
-TOTALLED = 1 << 18
-"""Rows summed at once."""
+ENTRIES = 1 << 22
+"""Entries counted and summed at once."""
 TOLD_PROGRESS = 64
 """Latents between two reports of progress."""
 
 
-class Activity(NamedTuple):
-    """The latents of one coder that fire often enough, on the rows that are compared."""
+class Living(NamedTuple):
+    """The latents of one coder that fire on FIRINGS of the rows."""
 
     rows: int
     features: Int[np.ndarray, " living"]
     """Their numbers in the dictionary."""
+    firings: Int[np.ndarray, " living"]
+    """Rows on which each fires."""
+    silent: int
+    """Latents that fire on none."""
+    rare: int
+    """On too few."""
+
+    @classmethod
+    def of(cls, recorded: RecordedCoder, rows: Bool[np.ndarray, " places"]) -> "Living":
+        """Of these places, all of which count for the coder."""
+        chosen = np.repeat(rows, np.maximum(recorded.counts, 0))
+        firings = np.zeros(recorded.d_sae, np.int64)
+        for start in range(0, len(chosen), ENTRIES):
+            some = slice(start, start + ENTRIES)
+            firings += np.bincount(recorded.indices[some][chosen[some]], minlength=recorded.d_sae)
+        features, silent = np.flatnonzero(firings >= FIRINGS), int((firings == 0).sum())
+        return cls(int(rows.sum()), features, firings[features], silent, recorded.d_sae - len(features) - silent)
+
+
+class Activity(NamedTuple):
+    """What the living latents of one coder are on the rows that are compared."""
+
+    living: Living
     latents: sp.csr_array
     """float32 [rows, living]."""
-    all_firings: Int[np.ndarray, " d_sae"]
-    """Rows on which each latent of the dictionary fires."""
     sums: Float[np.ndarray, " living"]
     squares: Float[np.ndarray, " living"]
     """Σ and Σ of squares over the rows, in float64."""
 
     @property
-    def firings(self) -> Int[np.ndarray, " living"]:
-        """Rows on which each fires."""
-        return self.all_firings[self.features]
-
-    @property
     def inverse_deviations(self) -> Float[np.ndarray, " living"]:
         """1 / √Σ(a − mean)²; 0 of a latent that has the same value everywhere, which correlates with nothing."""
-        variation = self.squares - self.sums**2 / max(1, self.rows)
+        variation = self.squares - self.sums**2 / max(1, self.living.rows)
         varies = variation > 1e-12 * self.squares
         return np.where(varies, 1 / np.sqrt(np.where(varies, variation, 1)), 0)
 
     def sample(self, most: int) -> "Activity":
-        """At most so many of the living latents, spread evenly over them."""
-        n = len(self.features)
-        chosen = np.arange(min(n, most)) * n // max(1, min(n, most))
-        sums, squares = self.sums[chosen], self.squares[chosen]
-        features, latents = self.features[chosen], self.latents[:, chosen]
-        return Activity(self.rows, features, latents, self.all_firings, sums, squares)
+        """At most so many of the latents, spread evenly over them."""
+        n = len(self.living.features)
+        chosen = spread(min(n, most), n)
+        features, firings = self.living.features[chosen], self.living.firings[chosen]
+        living = self.living._replace(features=features, firings=firings)
+        return Activity(living, self.latents[:, chosen], self.sums[chosen], self.squares[chosen])
 
 
 class Best(NamedTuple):
@@ -80,27 +97,21 @@ class Best(NamedTuple):
     """Of the partner by Jaccard."""
 
 
-def activity(recorded: RecordedCoder, rows: Bool[np.ndarray, " places"]) -> Activity:
-    """What a recording holds of a coder at these places, all of which count for it."""
-    lengths = np.maximum(recorded.counts, 0)
+def activity(recorded: RecordedCoder, rows: Bool[np.ndarray, " places"], living: Living) -> Activity:
+    """What a recording holds of a coder's living latents at these places."""
+    lengths, size = np.maximum(recorded.counts, 0), len(living.features)
     chosen = np.repeat(rows, lengths)
-    indices = recorded.indices[chosen]
-    firings = np.bincount(indices, minlength=recorded.d_sae)
-    features = np.flatnonzero(firings >= FIRINGS)
     place = np.full(recorded.d_sae, -1, np.int32)
-    place[features] = np.arange(len(features))
-    places, values, offsets = place[indices], recorded.values[chosen], _offsets(lengths[rows])
+    place[living.features] = np.arange(size)
+    places, values, offsets = place[recorded.indices[chosen]], recorded.values[chosen], _offsets(lengths[rows])
     if not (lives := places >= 0).all():
         offsets = np.concatenate([[0], np.cumsum(lives)]).astype(offsets.dtype)[offsets]
         places, values = places[lives], values[lives]
-    count = int(rows.sum())
-    latents = sp.csr_array((np.asarray(values), places, offsets), (count, len(features)))
-    totals = np.zeros((2, len(features)))
-    for start in range(0, count, TOTALLED):
-        entries = slice(*latents.indptr[[start, min(start + TOTALLED, count)]])
-        some = latents.data[entries].astype(np.float64)
-        totals += [np.bincount(latents.indices[entries], powers, len(features)) for powers in (some, some**2)]
-    return Activity(count, features, latents, firings, *totals)
+    totals = np.zeros((2, size))
+    for start in range(0, len(places), ENTRIES):
+        some, indices = values[start : start + ENTRIES].astype(np.float64), places[start : start + ENTRIES]
+        totals += [np.bincount(indices, powers, size) for powers in (some, some**2)]
+    return Activity(living, sp.csr_array((np.asarray(values), places, offsets), (living.rows, size)), *totals)
 
 
 def _offsets(lengths: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n_plus_1"]:
@@ -130,15 +141,15 @@ def match(
     `order`: beside row r of the first stands row order[r] of the second (default: the same). `progress` counts latents
     of the first. Memory: the first's entries once more, and nothing that grows with the number of pairs.
     """
-    of_first, of_second = _none(len(first.features)), _none(len(second.features))
-    if not len(first.features) or not len(second.features):
+    of_first, of_second = _none(len(first.living.features)), _none(len(second.living.features))
+    if not len(of_first.pearson) or not len(of_second.pearson):
         return of_first, of_second
-    firings, other_firings = first.firings, second.firings
+    rows, firings, other_firings = first.living.rows, first.living.firings, second.living.firings
     scale, other_scale = first.inverse_deviations, second.inverse_deviations
     for a, both, products in _together(first.latents.tocsc(), second.latents, len(other_firings), order):
-        pearson = (products - first.sums[a] / first.rows * second.sums) * (scale[a] * other_scale)
+        pearson = (products - first.sums[a] / rows * second.sums) * (scale[a] * other_scale)
         jaccard = both / (firings[a] + other_firings - both)
-        lift = both * (first.rows / firings[a]) / other_firings
+        lift = both * (rows / firings[a]) / other_firings
         _keep_best(of_first, of_second, a, pearson.clip(-1, 1), jaccard, lift)
         if a % TOLD_PROGRESS == 0 or a + 1 == len(firings):
             progress(a + 1, len(firings))
