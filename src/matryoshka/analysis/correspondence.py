@@ -29,7 +29,6 @@ from torch import Tensor
 from matryoshka.analysis.directions import (
     MOST_ASSIGNED,
     Nearest,
-    Paired,
     nearest,
     no_common_basis,
     one_to_one,
@@ -155,20 +154,32 @@ class DecoderMatches(NamedTuple):
     """Of either side."""
     null: dict[str, float]
     """The mean cosine by chance."""
-    paired: Paired | None
+    paired: dict[str, Int[np.ndarray, " pairs"]]
+    """Of either side those that are paired one to one, in the order of `cosine`; empty where there are too many."""
+    cosine: Float[np.ndarray, " pairs"]
 
 
 def _decoder_matches(pair: Pair, living: dict[str, Living]) -> tuple[DecoderMatches | None, str | None]:
     """What decoder rows say, or why they say nothing."""
     if (why_not := no_common_basis(pair.first.hooked, pair.second.hooked)) is not None:
         return None, why_not
-    a, b = (_decoder_rows(member, living[side]) for side, member in pair.sides.items())
-    costs = pair_costs(len(a), len(b))
-    found = dict(zip("AB", nearest(a, b, costs), strict=True))
-    null = {side: _by_chance(*rows) for side, rows in (("A", (a, b)), ("B", (b, a)))}
+    fewer, more = sorted(living, key=lambda side: len(living[side].features))
+    found, null, costs = _cosines(*(_decoder_rows(pair.sides[side], living[side]) for side in (fewer, more)))
+    matches = DecoderMatches(
+        dict(zip((fewer, more), found, strict=True)), dict(zip((fewer, more), null, strict=True)), {}, np.empty(0)
+    )
     if costs is None:
-        return DecoderMatches(found, null, None), f"more than {MOST_ASSIGNED:,} latents are not paired one to one"
-    return DecoderMatches(found, null, one_to_one(costs)), None
+        return matches, f"more than {MOST_ASSIGNED:,} latents are not paired one to one"
+    paired = one_to_one(costs)
+    return matches._replace(paired={fewer: paired.first, more: paired.second}, cosine=paired.cosine), None
+
+
+def _cosines(
+    fewer: Float[Tensor, "n d"], more: Float[Tensor, "m d"]
+) -> tuple[tuple[Nearest, Nearest], tuple[float, float], Float[np.ndarray, "n m"] | None]:
+    """Of both: the nearest rows, their mean cosine by chance; and the costs of all pairs."""
+    costs = pair_costs(len(fewer), len(more))
+    return nearest(fewer, more, costs), (_by_chance(fewer, more), _by_chance(more, fewer)), costs
 
 
 def _by_chance(rows: Float[Tensor, "n d"], others: Float[Tensor, "m d"]) -> float:
@@ -200,11 +211,11 @@ def _scores(
             yield score(measures[name], width, features, values, null=float(null.mean()))
         if decoders is not None:
             yield score(measures["cosine"], width, features, decoders.nearest[side].cosine, null=decoders.null[side])
-    if decoders is not None and (paired := decoders.paired) is not None:
-        a, b = living["A"].features[paired.first], living["B"].features[paired.second]
+    if decoders is not None and decoders.paired:
+        a, b = (living[side].features[decoders.paired[side]] for side in "AB")
         units = [f"{first} {second}" for first, second in zip(a, b, strict=True)]
-        smaller = min(living, key=lambda side: len(living[side].features))
-        yield score(ONE_TO_ONE, sizes[smaller], units, paired.cosine, null=decoders.null[smaller])
+        fewer = min(living, key=lambda side: len(living[side].features))
+        yield score(ONE_TO_ONE, sizes[fewer], units, decoders.cosine, null=decoders.null[fewer])
 
 
 def _details(
@@ -272,8 +283,8 @@ def _columns(
     }
     if decoders is not None:
         columns["by cosine"] = others[decoders.nearest[side].other].tolist()
-    if decoders is not None and decoders.paired is not None:
-        own, other = decoders.paired[:2] if side == "A" else decoders.paired[1::-1]
+    if decoders is not None and decoders.paired:
+        own, other = decoders.paired[side], decoders.paired["B" if side == "A" else "A"]
         partner: list[int | None] = [None] * len(living.features)
         for place, number in zip(own.tolist(), others[other].tolist(), strict=True):
             partner[place] = number

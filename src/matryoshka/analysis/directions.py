@@ -34,7 +34,7 @@ class Nearest(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """Rows paired one to one; as many as the smaller coder has."""
+    """Rows paired one to one; as many as the first coder has."""
 
     first: Int[np.ndarray, " pairs"]
     second: Int[np.ndarray, " pairs"]
@@ -70,8 +70,11 @@ def nearest(
 
 
 def pair_costs(first: int, second: int) -> Float[np.ndarray, "n m"] | None:
-    """Room for the costs of all pairs of so many rows; None of more than MOST_ASSIGNED."""
-    return None if max(first, second) > MOST_ASSIGNED else np.empty((first, second))
+    """Room for the costs of all pairs of so many rows, the first not more than the second (the method would copy them
+    to turn them round); None of more than MOST_ASSIGNED."""
+    if first > second:
+        raise ValueError(f"{first} rows are to be paired with {second}: the fewer ones come first")
+    return None if second > MOST_ASSIGNED else np.empty((first, second))
 
 
 def one_to_one(costs: Float[np.ndarray, "n m"]) -> Paired:

@@ -65,4 +65,4 @@ def _cell(score: "Score | None") -> Text:
     if score is None:
         return Text("")
     value, spread, null = cell([score])
-    return Text.assemble((value, "bold"), (f"  {spread}  {null}", "dim"))
+    return Text.assemble((value, "bold"), (f"  {spread}\n{null}", "dim"))

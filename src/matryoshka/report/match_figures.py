@@ -56,20 +56,20 @@ def classes_figure(names: Sequence[str], details: Sequence[dict[str, Any]]) -> "
     from matplotlib.patches import Patch
 
     figure, [axes] = drawing.panels([0.62 * len(names)], right=0.12, top=0.3)
+    beside: dict[str, Any] = {"xycoords": "data", "va": "center", "annotation_clip": False}
     for i, (name, of_pair) in enumerate(zip(names, details, strict=True)):
-        marked = f"{name} (ceiling: seeds)" if of_pair["ceiling"] else name
-        axes.annotate(marked, (0, -i - 0.36), xycoords="data", va="bottom", fontsize=6.5)
-        for row, (side, rings) in zip((0.22, -0.06), of_pair["rings"].items(), strict=True):
+        marked = f"ceiling: {name}" if of_pair["ceiling"] else name
+        axes.annotate(marked, (0, -i - 0.17), **beside, fontsize=6)
+        for place, (side, rings) in zip((-i - 0.47, -i - 0.77), of_pair["rings"].items(), strict=True):
             shares, left = np.array(rings).sum(0) / max(1, np.sum(rings)), 0.0
-            place = -i - 0.28 - row
             for share, colour, of_class in zip(shares, colours(), classes_of(side), strict=True):
-                axes.barh(place - 0.2, share, 0.22, left, color=colour, label=f"{of_class} of {side}")
+                axes.barh(place, share, 0.24, left, color=colour, label=f"{of_class} of {side}")
                 left += share
-            axes.annotate(side, (-0.012, place - 0.2), xycoords="data", ha="right", va="center", annotation_clip=False)
+            axes.annotate(side, (-0.012, place), **beside, ha="right")
     drawing.key(axes, [Patch(color=colour) for colour in colours()], ["kept", "processed", "vanished, newborn"])
-    axes.set(xlim=(0, 1), ylim=(-len(names) - 0.05, -0.1), yticks=[], xlabel="share of living latents")
+    axes.set(xlim=(0, 1), ylim=(-len(names), 0), yticks=[], xlabel="share of living latents")
     axes.xaxis.set_major_formatter(drawing.percent)
-    axes.grid(axis="x")
+    axes.grid(visible=False)
     return figure
 
 
