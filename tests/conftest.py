@@ -31,6 +31,7 @@ ROOMS = [
     "matryoshka.study",
     "matryoshka.scores",
     "matryoshka.evaluation",
+    "matryoshka.analysis",
     "matryoshka.interventions",
     "matryoshka.features",
     "matryoshka.interop",

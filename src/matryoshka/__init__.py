@@ -29,6 +29,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:
     from matryoshka.api import (
+        compare,
         evaluate,
         explain,
         export,
@@ -87,6 +88,7 @@ __all__ = [
     "Site",
     "SparseCoder",
     "__version__",
+    "compare",
     "describe",
     "evaluate",
     "explain",

@@ -2,6 +2,7 @@
 
 train, resume, tokenise, preview       from text and a language model to trained, measured coders
 evaluate, results                      what the suite of evaluations finds of them
+compare                                what matches what between several
 features, name, explain                every feature's evidence, rules and explanations, into each coder's store
 store, feature                         what it holds
 steer                                  what the language model writes with a feature held at a level, and without
@@ -46,6 +47,7 @@ from matryoshka.interventions.steering import steer as steer_text
 from matryoshka.lm.model import describe, load_vocabulary
 from matryoshka.progress import progress_bar
 from matryoshka.report import markdown
+from matryoshka.report.compared import compare as compare
 from matryoshka.report.figures import draw
 from matryoshka.report.notebook import FeatureCard
 from matryoshka.report.server import Shown

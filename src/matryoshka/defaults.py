@@ -4,6 +4,8 @@ EVALUATION_TOKENS = 32_768
 """`eval`, the evaluation at the end of `train`, and `steer`: held-out tokens to measure on."""
 FEATURE_TOKENS = 2_000_000
 """`features`: tokens to read."""
+COMPARED_TOKENS = 1_000_000
+"""`compare`: held-out tokens to read."""
 STRENGTH, PROMPT, STEERED_TOKENS, TEMPERATURE = 5.0, "I think that", 40, 0.7
 """`steer`: the level in units of the feature's maximum, the text to go on with, how far, and how tokens are drawn."""
 PORT = 8421

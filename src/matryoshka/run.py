@@ -46,6 +46,8 @@ class Run:
     """One JSON object a line: training's numbers."""
     evaluation = _Inside("evaluation")
     """Folder of the results of evaluations."""
+    comparison = _Inside("comparison")
+    """Folder of what its coders have in common, as `matryoshka compare` has found it."""
     provenance = _Inside("provenance.json")
     """Versions, model revision, tokens' hash, git commit, hardware."""
     features_file = _Inside("features.sqlite")

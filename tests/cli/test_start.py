@@ -30,6 +30,7 @@ def cpu_seconds(words: list[str]) -> tuple[float, int]:
         ("train --read 8.mlp_im --d-sae 64", 2),
         ("resume MISSING", 2),
         ("eval MISSING", 2),
+        ("compare MISSING", 2),
         ("features MISSING", 2),
         ("explain MISSING", 2),
         ("steer MISSING 3", 2),

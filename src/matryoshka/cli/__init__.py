@@ -28,6 +28,7 @@ VERBS = (
     "train",
     "resume",
     "eval",
+    "compare",
     "features",
     "explain",
     "steer",

@@ -128,11 +128,11 @@ class FeatureStore:
 
     def table(self) -> "pandas.DataFrame":
         """The columns as a pandas table, a row a feature; each flag is a column of its own."""
-        return _required("pandas").DataFrame(self._flat()).set_index("index")
+        return required("pandas").DataFrame(self._flat()).set_index("index")
 
     def arrow(self) -> "pyarrow.Table":
         """The same as an Arrow table, for Parquet and other tools."""
-        return _required("pyarrow").table(self._flat())
+        return required("pyarrow").table(self._flat())
 
     def _flat(self) -> dict[str, Any]:
         columns = self.columns()
@@ -329,7 +329,8 @@ def _by_lift(partners: Iterable[Partner]) -> list[Partner]:
     return sorted(partners, key=lambda partner: -partner.lift)
 
 
-def _required(name: str) -> Any:
+def required(name: str) -> Any:
+    """The module that tables are made with. Raises MatryoshkaError without it."""
     try:
         return __import__(name)
     except ImportError:

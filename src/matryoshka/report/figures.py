@@ -8,7 +8,7 @@ A coder that was not trained here has no training to draw. Each is one column of
 the same numbers on the same machine give the same bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,15 +47,7 @@ def draw(run: Run, density: np.ndarray | None) -> list[Path]:
         figures["fvu-per-prefix"] = prefix_figure(results)
         if density is not None:
             figures["density"] = density_figure(_checked(density, widths, run), widths)
-        files = {
-            run.path / "figures" / f"{stem}.{kind}": _encoded(figure, kind, f"{stem}, {name}")
-            for stem, figure in figures.items()
-            for kind in ("png", "svg")
-        }
-    (run.path / "figures").mkdir(exist_ok=True)
-    for file, content in files.items():
-        write_bytes(file, content)
-    return list(files)
+        return save_figures(figures, run.path / "figures", name)
 
 
 class Curves(NamedTuple):
@@ -238,6 +230,20 @@ def density_figure(density: np.ndarray, widths: Sequence[int]) -> "Figure":
     if silent < size:
         panels[0].annotate("▾ median", (1, 1), (6, 14), **beside, color=drawing.QUIET, fontsize=6.5)
     return figure
+
+
+def save_figures(figures: Mapping[str, "Figure"], folder: Path, about: str) -> list[Path]:
+    """Write each figure by its name as PNG and SVG into `folder`, all of them drawn before the first is written; the
+    files. `about`: what their titles say they are of."""
+    files = {
+        folder / f"{stem}.{kind}": _encoded(figure, kind, f"{stem}, {about}")
+        for stem, figure in figures.items()
+        for kind in ("png", "svg")
+    }
+    folder.mkdir(exist_ok=True)
+    for file, content in files.items():
+        write_bytes(file, content)
+    return list(files)
 
 
 def _encoded(figure: "Figure", kind: str, title: str) -> bytes:

@@ -47,13 +47,13 @@ def markdown(entries: Sequence[Entry]) -> str:
         parts += [f"## Differences from {entries[0].label}", "", *_differences(entries), ""]
     for entry in entries:
         parts += [f"## {entry.label}, prefix by prefix", "", *_prefixes(entry), ""]
-    return "\n".join([*parts, "## What the scores mean", "", *_legend(entries), ""])
+    return "\n".join([*parts, "## What the scores mean", "", *legend(entries), ""])
 
 
 def _table(entries: Sequence[Entry]) -> list[str]:
     heads = columns(entries)
-    rows = [[counted(entry), *(_joined(cell(entry.scores(column))) for column in heads)] for entry in entries]
-    return _lines(["", *(column.head for column in heads)], rows)
+    rows = [[counted(entry), *(joined(cell(entry.scores(column))) for column in heads)] for entry in entries]
+    return lines(["", *(column.head for column in heads)], rows)
 
 
 def _differences(entries: Sequence[Entry]) -> list[str]:
@@ -61,34 +61,36 @@ def _differences(entries: Sequence[Entry]) -> list[str]:
         [difference.entry.label, difference.column.head, *numbers(difference), verdict(difference)]
         for difference in differences(entries)
     ]
-    return _lines(["", "score", "difference", "95 % interval", "detectable", "verdict"], rows)
+    return lines(["", "score", "difference", "95 % interval", "detectable", "verdict"], rows)
 
 
 def _prefixes(entry: Entry) -> list[str]:
     widths = entry.widths()
     rows = [
-        [column.head, *(_joined(cell(entry.scores(column, width))) for width in widths)]
+        [column.head, *(joined(cell(entry.scores(column, width))) for width in widths)]
         for column in columns([entry], headlines=False)
     ]
-    return _lines(["score", *(f"first {width:,}" for width in widths)], rows)
+    return lines(["score", *(f"first {width:,}" for width in widths)], rows)
 
 
-def _legend(entries: Sequence[Entry]) -> list[str]:
-    lines = []
+def legend(entries: Sequence[Entry]) -> list[str]:
+    """What every score means, its units and its null."""
+    items = []
     for column in columns(entries, headlines=False):
         measure = column.measure
         null = f" Null: {measure.null}." if measure.null else ""
-        lines.append(f"- **{column.head}** (units: {measure.unit}). {measure.meaning}{null}")
+        items.append(f"- **{column.head}** (units: {measure.unit}). {measure.meaning}{null}")
     said = "Intervals hold 95 % of 1,000 resamplings of the units; of several seeds, ± is their standard deviation."
-    return [*lines, "", said]
+    return [*items, "", said]
 
 
-def _joined(cell: Cell) -> str:
+def joined(cell: Cell) -> str:
+    """Value, interval and null in one line."""
     more = "; ".join(part for part in (cell.spread, cell.null) if part)
     return f"{cell.value} ({more})" if more else cell.value
 
 
-def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table; a name with a bar in it cannot break it."""
     cells = ([text.replace("|", "\\|") for text in row] for row in (heads, ["---"] * len(heads), *rows))
     return [f"| {' | '.join(row)} |" for row in cells]

@@ -1,0 +1,50 @@
+"""What an analysis of two coders is given: both on the same tokens of one recording."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from matryoshka.coder.card import Card
+from matryoshka.study.hooked import HookedCoder
+from matryoshka.study.recording import RecordedCoder
+
+
+class Side(NamedTuple):
+    """One of the two."""
+
+    name: str
+    hooked: HookedCoder
+    recorded: RecordedCoder
+
+
+class Pair(NamedTuple):
+    """Two coders, in the order in which they were given: A and B in all that is said of them."""
+
+    first: Side
+    second: Side
+    ceiling: bool = False
+    """Whether they differ in their seeds alone: no other pair can be expected to match better."""
+
+    @property
+    def sides(self) -> dict[str, Side]:
+        return {"A": self.first, "B": self.second}
+
+    @property
+    def rows(self) -> Bool[np.ndarray, " places"]:
+        """The places that count for both."""
+        return self.first.recorded.kept & self.second.recorded.kept
+
+    @property
+    def documents(self) -> Int[np.ndarray, " rows"]:
+        """The document of each row."""
+        return np.asarray(self.first.recorded.documents)[self.rows]
+
+
+def seeds_of_one_recipe(first: Card, second: Card) -> bool:
+    """Whether two coders of one architecture differ, as far as their cards tell, in nothing but what chance made of
+    them: the same model, sites, windows, text and tokens. False where a card does not know its training."""
+    a, b = first.trained, second.trained
+    if a is None or b is None or (a.tokens, a.text, a.text_hash) != (b.tokens, b.text, b.text_hash):
+        return False
+    return (first.model, first.sources, first.context) == (second.model, second.sources, second.context)

@@ -1,0 +1,260 @@
+"""Coders side by side, from the command line: what is printed, written, taken again and refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from matryoshka import api
+from matryoshka.analysis import joint
+from matryoshka.cli import main
+from matryoshka.coder.coder import SparseCoder
+from matryoshka.config import merged
+from matryoshka.errors import MatryoshkaError
+from matryoshka.lm.model import LanguageModel
+from matryoshka.report.compared import Compared
+from matryoshka.run import Run
+from matryoshka.study.hooked import hook_all
+from matryoshka.study.recording import Recording
+from matryoshka.training.recipe import Config
+
+from ..conftest import SMALL
+
+pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+TOKENS = 6400
+
+
+@pytest.fixture(scope="module")
+def layers(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two seeds at one site, a wider coder there, and one of a later layer."""
+    base = {"coder": {"read": "1.resid_post", "write": None, "d_sae": 128, "widths": [32, 128]}}
+    variants = [{"seed": 0}, {"seed": 1}, {"d_sae": 256, "widths": [64, 256]}, {"read": "2.resid_post"}]
+    config = merged(SMALL, {**base, "training": {"tokens": 16_384}, "variants": variants})
+    return api.train(Config.build(config), tmp_path_factory.mktemp("layers") / "layers")
+
+
+@pytest.fixture(scope="module")
+def compared(layers: Run) -> Compared:
+    return api.compare(layers, TOKENS)
+
+
+def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    shown = capsys.readouterr()
+    return int(ended.value.code or 0), shown.out, shown.err
+
+
+def test_the_command_prints_every_pair_and_writes_the_report(
+    layers: Run, compared: Compared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compared.report.unlink()
+    code, out, _ = typed(capsys, "compare", layers.path, "--tokens", TOKENS)
+    assert code == 0
+    assert out.count(" → ") == 6, "every two of four coders"
+    for part in (
+        "kept",
+        "newborn",
+        "one-to-one cosine",
+        "null",
+        "(ceiling: seeds)",
+        str(layers.comparison / "report.md"),
+    ):
+        assert part in out, part
+    report = (layers.comparison / "report.md").read_text()
+    assert report.count("(ceiling: seeds)") == 2, "in the table and as a heading"
+    for link in report.split("(<")[1:]:
+        assert (layers.comparison / link.split(">)")[0]).is_file()
+    scores = pd.read_parquet(layers.comparison / "scores.parquet")
+    assert len(scores) == len(json.loads((layers.comparison / "scores.json").read_text()))
+    assert set(scores["evaluation"]) == {"correspondence"}
+
+
+def test_scores_are_those_of_the_dense_latents(compared: Compared, layers: Run, lm: LanguageModel) -> None:
+    """Of every token that counts for both, read and encoded again."""
+    import torch
+
+    from matryoshka.study.opening import studied
+    from matryoshka.study.reader import spread_windows
+
+    members = layers.members()
+    windows = studied(members[0].coder).open_tokens(lm.vocabulary, "held_out", TOKENS).windows("held_out")
+    tokens = torch.from_numpy(windows[spread_windows(windows, TOKENS)])
+    coders = hook_all([member.coder for member in members], lm, windows)
+    activations = lm.read(tokens, [site for hooked in coders for site in hooked.wiring.sites])
+    kept = torch.stack([hooked.keep(tokens, activations) for hooked in coders])
+    numbers = {member.path.name: i for i, member in enumerate(members)}
+    assert len(compared.pairs) == 6
+    for pair in compared.pairs:
+        a, b = (numbers[name] for name in pair.name.split(" → "))
+        both = kept[a] & kept[b]
+        dense = [
+            coders[i].coder.encode(activations[coders[i].wiring.reads[0]][both]).dense().detach().numpy()
+            for i in (a, b)
+        ]
+        tables = pair.table("A"), pair.table("B")
+        assert pair.details["tokens"] == int(both.sum())
+        columns = [latents[:, table.index].astype(np.float64) for latents, table in zip(dense, tables, strict=True)]
+        pearson = np.corrcoef(columns[0].T, columns[1].T)[: columns[0].shape[1], columns[0].shape[1] :]
+        for table, axis in zip(tables, (1, 0), strict=True):
+            np.testing.assert_allclose(table["Pearson"], pearson.max(axis), atol=1e-9)
+        living = [np.flatnonzero((latents > 0).sum(0) >= 10) for latents in dense]
+        assert [table.index.tolist() for table in tables] == [numbers.tolist() for numbers in living]
+
+
+def test_seeds_are_the_ceiling_and_nothing_matches_by_chance(compared: Compared) -> None:
+    [ceiling] = [pair for pair in compared.pairs if pair.ceiling]
+    assert ceiling.name == "seed=0 → seed=1"
+    for pair in compared.pairs:
+        for side in "AB":
+            [kept] = pair.result.of(f"kept of {side}")
+            assert kept.null is not None
+            assert kept.null <= 0.02 < kept.value
+            [pearson], [cosine] = pair.result.of(f"Pearson of {side}"), pair.result.of(f"cosine of {side}")
+            assert pearson.interval.low < pearson.value < pearson.interval.high
+            assert (pearson.null or 1) < pearson.value
+            assert (cosine.null or 1) < cosine.value
+        classes = [pair.result.values(name)[0] for name in ("kept of A", "processed of A", "vanished")]
+        assert sum(classes) == pytest.approx(1)
+    assert len(compared.table()) == 6
+
+
+def test_a_wider_coder_has_more_latents_of_its_own(compared: Compared) -> None:
+    [pair] = [pair for pair in compared.pairs if pair.name.startswith("d_sae=256") and "seed=0" in pair.name]
+    a, b = pair.table("A"), pair.table("B")
+    assert a.index.max() >= 128 > b.index.max()
+    assert set(a["by Pearson"]) <= set(b.index)
+    paired = a["one to one"].dropna()
+    assert paired.is_unique
+    assert len(paired) == min(len(a), len(b))
+    assert b.loc[paired.astype(int), "one to one"].tolist() == paired.index.tolist()
+    with pytest.raises(MatryoshkaError, match="no side 'C' in a pair"):
+        pair.table("C")
+
+
+def test_figures_show_what_was_found(compared: Compared, layers: Run) -> None:
+    from matplotlib.figure import Figure
+
+    from matryoshka.report.match_figures import densities_figure
+
+    pair = compared.pairs[0]
+    bars = compared.plot().axes[0].patches[:6]
+    shares = [pair.result.values(name)[0] for name in ("kept of A", "processed of A", "vanished")]
+    assert [bar.get_width() for bar in bars[:3]] == pytest.approx(shares)  # type: ignore[attr-defined]
+    above, below = pair.plot().axes
+    assert above.patches[0].get_data().values.sum() == pytest.approx(1)  # type: ignore[attr-defined]
+    for axes, side in zip(densities_figure(pair.details).axes, "AB", strict=True):
+        tops = [patch.get_data() for patch in axes.patches]  # type: ignore[attr-defined]
+        counted = sum(float((top.values - top.baseline).sum()) for top in tops)
+        assert counted == len(pair.table(side)) == pair.details["sides"][side]["living"]
+    assert isinstance(below.figure, Figure)
+    stems = {file.stem for file in (layers.comparison / "figures").iterdir()}
+    assert len(stems) == 1 + 2 * 6
+
+
+def test_what_was_found_is_taken_and_what_was_read_is_not_read_again(
+    layers: Run, compared: Compared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = Run(Path(shutil.copytree(layers.path, tmp_path / "layers")))
+    passes: list[int] = []
+    forward = LanguageModel._forward
+    monkeypatch.setattr(LanguageModel, "_forward", lambda self, tokens: passes.append(1) or forward(self, tokens))
+    again = api.compare(run, TOKENS)
+    assert not passes
+    assert [pair.result.scores[0].value for pair in again.pairs] == [
+        pair.result.scores[0].value for pair in compared.pairs
+    ]
+    monkeypatch.setattr(joint.correspondence, "VERSION", 0)
+    api.compare(run, TOKENS, consecutive=True)
+    assert len(passes) <= 1, "the recording is there; the model is only checked"
+
+
+def test_each_with_the_next_reads_the_text_once(
+    layers: Run, trained: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Coders of several runs too, those that write what shares no basis among them."""
+    passes: list[int] = []
+    forward = LanguageModel._forward
+    monkeypatch.setattr(LanguageModel, "_forward", lambda self, tokens: passes.append(1) or forward(self, tokens))
+    monkeypatch.chdir(tmp_path)
+    one = layers.members()[0]
+    found = api.compare([one, trained], 1024 * 2, consecutive=True)
+    of_two = len(passes)
+    passes.clear()
+    more = api.compare([*layers.members(), trained], 1024 * 2, consecutive=True, out="more")
+    assert len(passes) == of_two
+    assert [len(compared.pairs) for compared in (found, more)] == [1, 4]
+    assert found.report == Path("comparison", "report.md")
+    assert len(Recording(tmp_path / "more" / "recording").head.coders) == 5
+
+
+def test_coders_of_one_weights_match_everywhere(trained: Run, tmp_path: Path) -> None:
+    copy = shutil.copytree(trained.path, tmp_path / "copy")
+    [pair] = api.compare([trained, copy], TOKENS, out=tmp_path / "out").pairs
+    assert not pair.ceiling
+    for side in "AB":
+        table = pair.table(side)
+        assert (table["class"] == "kept").all()
+        assert table["Pearson"].to_numpy() == pytest.approx(1)
+        assert (table["Jaccard"] == 1).all()
+        assert table["cosine"].to_numpy() == pytest.approx(1, abs=1e-6)
+        assert table["one to one"].tolist() == table.index.tolist()
+
+
+def test_where_nothing_fires_often_enough_it_is_said(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    silent = Run(Path(shutil.copytree(trained.path, tmp_path / "silent")))
+    coder = SparseCoder.load(silent.coder)
+    with torch.no_grad():
+        coder.b_enc -= 1e6
+    coder.save(silent.coder)
+    code, out, _ = typed(capsys, "compare", trained.path, silent.path, "--tokens", 1024, "--out", tmp_path / "out")
+    assert code == 0
+    assert "not measured: no latent of silent fires on 10 of the" in out
+    assert "Not measured: no latent of silent" in (tmp_path / "out" / "report.md").read_text()
+
+
+def changed(run: Run, folder: Path, **card: object) -> Run:
+    """A copy whose card says something else."""
+    copy = Run(Path(shutil.copytree(run.path, folder)))
+    file = copy.coder / "config.json"
+    content = json.loads(file.read_text())
+    content["card"] |= card
+    file.write_text(json.dumps(content))
+    return copy
+
+
+def test_what_cannot_be_compared_is_one_line_and_nothing_is_written(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = json.loads((trained.coder / "config.json").read_text())["card"]
+    other_text = card["trained"] | {"text": card["trained"]["text"] | {"source": "other.txt"}}
+    (tmp_path / "other.txt").write_text("words " * 1000)
+    refused = {
+        "is one coder; a comparison takes two or more: give another run as well": trained,
+        "are of different language models (bundled float32, other float32); compare coders of one model": changed(
+            trained, tmp_path / "model", model=card["model"] | {"name": "other"}
+        ),
+        "read windows of 64 tokens with BOS and of 32 tokens with BOS": changed(
+            trained, tmp_path / "context", context=32
+        ),
+        f"know different texts (source: bundled, {tmp_path / 'other.txt'}); give one with --text": changed(
+            trained,
+            tmp_path / "text",
+            trained=other_text | {"text": other_text["text"] | {"source": str(tmp_path / "other.txt")}},
+        ),
+    }
+    for line, other in refused.items():
+        code, out, err = typed(capsys, "compare", trained.path, other.path, "--out", tmp_path / "out")
+        assert code == 2, line
+        assert not out
+        assert len(err.strip().splitlines()) == 1
+        assert line in err
+        assert not (tmp_path / "out").exists()
+    assert typed(capsys, "compare", trained.path, tmp_path / "absent")[0] == 2
