@@ -1,5 +1,8 @@
 """Coders of every kind, really trained on the bundled model, in one pass."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from matryoshka import api
@@ -49,3 +52,12 @@ def _what(config: CoderConfig, card: Card | None) -> tuple[str, ...]:
 
 def _key(read: str | list[str], write: str | list[str], activation: str, skip: bool) -> tuple[str, ...]:
     return (*(site if isinstance(site, str) else "+".join(site) for site in (read, write)), activation, str(skip))
+
+
+@pytest.fixture(scope="session")
+def shown_layers(kinds: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """Copies of the layers, and the features of all but layer 2. Never changed."""
+    folder = tmp_path_factory.mktemp("shown")
+    runs = [Run(Path(shutil.copytree(kinds[f"layer {n}"].path, folder / f"layer-{n}"))) for n in range(4)]
+    api.features([run for n, run in enumerate(runs) if n != 2], 6000, keep_recording=False)
+    return runs

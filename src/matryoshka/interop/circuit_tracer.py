@@ -5,7 +5,7 @@ versions of the program alone). Its JumpReLU has no ReLU: with a negative thresh
 of no coder here are. Its TopK has none either: where fewer than k are positive, what it keeps below 0 is left out here.
 
 No coder of ours has a threshold below 0. What has none is a ReLU there, whatever it was trained with: a TopK cannot be
-told.
+told. What its page shows of features is written beside the set (`circuit_tracer_features`).
 """
 
 import re
@@ -22,6 +22,7 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.weights import Weights
 from matryoshka.config import read_yaml
 from matryoshka.errors import MatryoshkaError
+from matryoshka.interop import circuit_tracer_features
 from matryoshka.interop.foreign import Facts, Foreign, sites
 from matryoshka.interop.names import model_of, short_name, site_of_hook
 from matryoshka.interop.ours import Ours, distinct
@@ -31,7 +32,7 @@ from matryoshka.lm.info import describe
 CONFIG = "config.yaml"
 LAYER, CROSS_LAYER = r"layer_(0|[1-9]\d{0,5})\.safetensors", r"W_enc_\d+\.safetensors"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip", "activation_function.threshold", "k")
-FILES = (CONFIG, "layer_*.safetensors")
+FILES = (CONFIG, "layer_*.safetensors", *circuit_tracer_features.FILES)
 INPUTS = {"mlp_in": "mlp.hook_in", "resid_mid": "hook_resid_mid", "ln2_normalized": "ln2.hook_normalized"}
 """Kinds of sites that its graphs can read, and their hooks there."""
 OUTPUT = ("mlp_out", "hook_mlp_out")
@@ -124,9 +125,12 @@ def _facts(config: Fields, layer: int) -> Facts:
 
 def arrange(coders: Sequence[Ours]) -> dict[str, Ours]:
     """The file of each layer. Raises MatryoshkaError, naming what is missing or unlike, unless there is one transcoder
-    for every layer of one model, all of one shape, from one kind of site into mlp_out."""
+    for every layer of one model, all of one shape, from one kind of site into mlp_out, and its features, if they were
+    collected, are those of its coder."""
     for ours in coders:
         _refuse(ours)
+        if ours.run.features_file.is_file():
+            ours.features().close()
     first = coders[0]
     for ours in coders[1:]:
         for what, get in SHARED.items():
@@ -173,17 +177,21 @@ def _refuse(ours: Ours) -> None:
 
 
 def write(arranged: Mapping[str, Ours], folder: Path) -> None:
-    """A file a layer, one coder in memory at a time, and config.yaml."""
+    """A file a layer, one coder in memory at a time, the features that were collected, and config.yaml, whose scan is
+    where a graph's page finds them: `features` in the folder of graphs."""
     for name, ours in arranged.items():
         save_file(_tensors(ours.weights(ours.load())), folder / name)
     first = next(iter(arranged.values()))
     model, width = first.card.model.name, first.prefix or first.config.d_sae
+    name = re.sub(r"[^\w.-]", "-", f"matryoshka-{short_name(model).split('/')[-1]}-transcoders-{width}", flags=re.ASCII)
+    place = f"{circuit_tracer_features.FEATURES}/{name}"
+    shown = circuit_tracer_features.write_features(arranged.values(), folder / place)
     config: dict[str, Any] = {
         "model_name": model,
         "model_kind": "transcoder_set",
         "feature_input_hook": INPUTS[first.read.kind],
         "feature_output_hook": OUTPUT[1],
-        "scan": f"matryoshka-{short_name(model).split('/')[-1]}-transcoders-{width}",
+        "scan": f"./data/{place}" if shown else name,
     }
     (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 

@@ -69,10 +69,11 @@ def _activations(feature: Feature, n_groups: int, bos: bool) -> Iterator[dict[st
         low = -1.0 if share < 0 else group.low
         high = feature.statistics.max if share < 0 else group.high
         bounds = {"bin_min": brief(low), "bin_max": brief(high or 0.0), "bin_contains": brief(share)}
-        yield from ({**bounds, **_example(example, int(bos))} for example in group.examples)
+        yield from ({**bounds, **window(example, int(bos))} for example in group.examples)
 
 
-def _example(example: Example, start: int) -> dict[str, Any]:
+def window(example: Example, start: int) -> dict[str, Any]:
+    """Its tokens from position `start`, the activation on each, and at which of them the firing is that it is for."""
     values = np.zeros(len(example.tokens))
     values[example.positions] = example.values
     return {

@@ -16,6 +16,7 @@ from matryoshka.coder.card import Card
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import read_json
 from matryoshka.interop import hub, registry
+from matryoshka.interop.circuit_tracer_features import pack
 from matryoshka.interop.exporting import export
 from matryoshka.interop.foreign import Foreign
 from matryoshka.interop.importing import import_run, located_coders, new_run
@@ -69,7 +70,7 @@ def push(
         shared = _staged(members, staged, prefix)
         with_set = _is_set([read_card(member.coder) for member in members])
         if with_set:
-            export(members, staged / SET, "circuit-tracer", prefix)
+            pack(export(members, staged / SET, "circuit-tracer", prefix))
         places = tuple(coder.place for coder in shared)
         there = hub.create(repository, private)
         folders = (*places, SET) if with_set else places
