@@ -40,6 +40,15 @@ def test_transcoders(tmp_path: Path, jumps: bool, skips: bool) -> None:
     compare(import_coder(write(tmp_path, t, architecture=name, d_out=4)), x, latents, out)
 
 
+def test_a_checkpoint_of_a_jumprelu_in_training(tmp_path: Path) -> None:
+    t, x = tensors(), inputs()
+    t["log_threshold"] = draw(F, seed=5)
+    pre = x @ t["W_enc"] + t["b_enc"]
+    latents = np.maximum(pre, 0) * (pre > np.exp(t["log_threshold"]))
+    coder = import_coder(write(tmp_path, t, architecture="jumprelu"))
+    compare(coder, x, latents, latents @ t["W_dec"] + t["b_dec"])
+
+
 @pytest.mark.parametrize("subtracts", [False, True])
 def test_a_gated_coder_is_open_where_both_of_its_parts_are(tmp_path: Path, subtracts: bool) -> None:
     t, x = tensors(), inputs()

@@ -100,6 +100,8 @@ def _weights(config: Fields, tensors: Tensors, architecture: str) -> Weights:
     if architecture == "gated":
         r_mag, b_gate = (tensors.take(name, d_sae) for name in ("r_mag", "b_gate"))
         weights = gated_as_jumprelu(weights, r_mag, b_gate)
+    elif "jumprelu" in architecture and "log_threshold" in tensors:  # a checkpoint of training's
+        weights = weights._replace(threshold=tensors.take("log_threshold", d_sae).exp())
     elif "jumprelu" in architecture:
         weights = weights._replace(threshold=tensors.take("threshold", d_sae).clamp(min=0))
     elif "batchtopk" in architecture:

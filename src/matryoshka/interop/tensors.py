@@ -3,6 +3,7 @@
 import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ class Tensors:
             if file.suffix == ".pt":
                 content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
                 return cls.within(file, content)
-            opened = safe_open(file, framework="pt")
-            return cls(file, list(opened.keys()), opened.get_tensor)
+            with safe_open(file, framework="pt") as opened:
+                return cls(file, list(opened.keys()), partial(_stored, file))
         except MatryoshkaError:
             raise
         except Exception as error:  # readers of three formats have no common base
@@ -132,6 +133,12 @@ class _Arrays:
                 content[start : start + 2**24] = np.frombuffer(member.read(2**24), np.uint8)
         array = array.astype(dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(array.reshape(shape, order="F" if by_columns else "C"))
+
+
+def _stored(file: Path, name: str) -> Tensor:
+    """One of a safetensors file, which is mapped anew: what was read before need not stay in memory."""
+    with safe_open(file, framework="pt") as opened:
+        return opened.get_tensor(name)
 
 
 class Fields:
