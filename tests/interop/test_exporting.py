@@ -41,7 +41,7 @@ def test_a_prefix_has_to_be_one_of_the_coders(run: Run, tmp_path: Path) -> None:
 def test_a_folder_that_is_there_is_refused_without_overwrite(run: Run, tmp_path: Path) -> None:
     folder = export(run.path, str(tmp_path / "out"), "saelens")
     before = (folder / "sae_weights.safetensors").read_bytes()
-    with pytest.raises(MatryoshkaError, match="exists already; give another --out, or --overwrite"):
+    with pytest.raises(MatryoshkaError, match="exists already; give another folder, or --overwrite"):
         export(run, folder, "saelens", prefix=5)
     assert (folder / "sae_weights.safetensors").read_bytes() == before
     (folder / "README.md").write_text("a card")

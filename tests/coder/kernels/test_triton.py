@@ -34,6 +34,7 @@ from matryoshka.coder.kernels.triton import (
     sums,
 )
 
+pytestmark = pytest.mark.timeout(900)  # the interpreter takes minutes on a machine that is busy
 BLOCKS = [
     (selection, {"TOPK_ROUNDS": 4, "TOPK_MAX_GROUPS": 8, "BLOCK": 64, "PROGRAMS": 4, "TILE": 128}),
     (sums, {"DOTS_COLUMNS": 16, "PIECE": 4, "BAG_ROWS": 2, "BAG_COLUMNS": 16}),
