@@ -216,10 +216,11 @@ class JumpReLU(ReLU):
     def revive(self, dead: Bool[Tensor, " d_sae"]) -> None:
         """Lower the thresholds of the dead to the median of the living: the estimators give no gradient to one that
         nothing comes near, while those of the living come down as they learn."""
-        log_theta = self.theta.log()
+        log_start = self.threshold.log()
+        log_theta = log_start + self.log_growth
         living = torch.where(dead, torch.nan, log_theta).nanmedian()
         lower = dead & (living < log_theta)  # of no living ones the median is NaN: nothing is lower
-        self.log_growth.copy_(torch.where(lower, living - self.threshold.log(), self.log_growth))
+        self.log_growth.copy_(torch.where(lower, living - log_start, self.log_growth))
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:
