@@ -53,7 +53,7 @@ from matryoshka.report.notebook import FeatureCard
 from matryoshka.report.server import Shown
 from matryoshka.report.server import serve as serve_page
 from matryoshka.report.static_page import write_page
-from matryoshka.run import Run, all_held
+from matryoshka.run import Run, all_held, opened
 from matryoshka.run import names as run_names
 from matryoshka.scores.comparison import Entry
 from matryoshka.scores.result import NotMeasurable, Result
@@ -167,8 +167,8 @@ def evaluate(
     """
     texts = labelled([Path(file) for file in labels])
     names = chosen(wanted := list(only), [*evaluations(texts), *OF_SYNTHETIC])
-    opened = [Run.open(run) for run in runs]
-    members = list(dict.fromkeys(member for run in opened for member in run.trained()))
+    several = opened(runs)
+    members = list(dict.fromkeys(member for run in several for member in run.trained()))
     subjects = [subject_of(member.coder, text) for member in members]
     scored: list[dict[str, Result]] = [{} for _ in members]
     with all_held(members, "eval"):
@@ -182,7 +182,7 @@ def evaluate(
     entries = [
         Entry(label, [scored[i] for i in group], target(subjects[group[0]].card)) for label, group in recipes(members)
     ]
-    folder = Path(out) if out else opened[0].evaluation if len(opened) == 1 else Path("evaluation")
+    folder = Path(out) if out else several[0].evaluation if len(several) == 1 else Path("evaluation")
     return Evaluated(entries, markdown.write(entries, folder))
 
 
@@ -206,14 +206,14 @@ def features(
     one makes the stores, and the others return none. Raises MatryoshkaError if there is a store already and not
     `overwrite`.
     """
-    opened = [Run.open(run) for run in ([runs] if isinstance(runs, Run | str | Path) else runs)]
-    for member in (member for run in opened for member in run.trained()):
+    several = opened(runs)
+    for member in (member for run in several for member in run.trained()):
         if member.features_file.exists() and not overwrite:
             raise MatryoshkaError(f"{member.features_file}: exists already; --overwrite collects anew and keeps labels")
     keep_freed_memory()
     request = Request(tokens, split, wanted, keep_recording)
-    with all_held(opened if World.current().rank == 0 else (), "features"):
-        return collect(opened, request, text, device, announce)
+    with all_held(several if World.current().rank == 0 else (), "features"):
+        return collect(several, request, text, device, announce)
 
 
 def name(run: Run | str | Path) -> dict[str, Named]:

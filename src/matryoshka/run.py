@@ -141,6 +141,11 @@ class Run:
             yield
 
 
+def opened(runs: "Run | str | Path | Sequence[Run | str | Path]") -> list[Run]:
+    """The runs at these paths, or the one. Raises MatryoshkaError as `Run.open` does."""
+    return [Run.open(run) for run in ([runs] if isinstance(runs, Run | str | Path) else runs)]
+
+
 @contextmanager
 def all_held(runs: Iterable[Run], verb: str) -> Iterator[None]:
     """Keep other processes from doing the same to any of these runs meanwhile."""

@@ -8,7 +8,6 @@ Each result is saved as soon as it is there. Where all are there already nothing
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from matryoshka.lm.model import LanguageModel, resolve_device
 from matryoshka.progress import progress_bar
 from matryoshka.run import Run, names
 from matryoshka.scores.result import NotMeasurable, Result
-from matryoshka.scores.saved import load, save
+from matryoshka.scores.saved import answer, save
 from matryoshka.study.hooked import HookedCoder, hook_all
 from matryoshka.study.opening import AnotherText, Studied, studied
 from matryoshka.study.reader import spread_windows
@@ -110,10 +109,8 @@ class Joint:
         """What the pair of these numbers is like, saved in the folder."""
         name = self.stem(first, second)
         identity = self._identity(first, second)
-        with suppress(MatryoshkaError):
-            saved = load(self.folder, name)
-            if saved.identity == identity:
-                return saved.result
+        if (saved := answer(self.folder, name, identity)) is not None:
+            return saved
         pair = self._pair(first, second)
         with progress_bar(f"comparing {pair.first.name} with {pair.second.name}") as update:
             try:

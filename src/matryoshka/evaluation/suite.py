@@ -8,7 +8,6 @@ Each result is saved as soon as it is there: an interrupted suite goes on with t
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from matryoshka.run import Run
 from matryoshka.run import names as run_names
 from matryoshka.scores.comparison import Target
 from matryoshka.scores.result import NotMeasurable, Result
-from matryoshka.scores.saved import load, save
+from matryoshka.scores.saved import answer, load, save
 
 
 def measured(
@@ -77,10 +76,8 @@ def _saved(member: Run, identities: Mapping[str, dict[str, Any]]) -> dict[str, R
     """What is saved, of these identities."""
     results = {}
     for name, identity in identities.items():
-        with suppress(MatryoshkaError):
-            result, saved = load(member.evaluation, name)
-            if saved == identity:
-                results[name] = result
+        if (result := answer(member.evaluation, name, identity)) is not None:
+            results[name] = result
     return results
 
 

@@ -10,6 +10,8 @@ from matryoshka.coder.weights import Weights
 
 LATENTS = 1024
 """That are float64 at once."""
+UNIT = 1e-3
+"""How far from 1 the norm of a decoder row may be that counts as a unit vector."""
 
 
 def blocks(d_sae: int) -> Iterator[slice]:

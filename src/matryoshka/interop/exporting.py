@@ -11,7 +11,7 @@ from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.files import refuse_unwritable, replaced_folder
 from matryoshka.interop import FORMATS, WRITTEN
 from matryoshka.interop.ours import Ours
-from matryoshka.run import Run
+from matryoshka.run import Run, opened
 
 BESIDE = ("README.md", ".gitattributes")
 """What may lie beside a format's files in a folder that is replaced."""
@@ -45,8 +45,7 @@ def export(
     target = cast(WrittenFormat, import_module(f"matryoshka.interop.{WRITTEN[format]}"))
     folder = Path(folder)
     _refuse_existing(folder, target.FILES, format, overwrite)
-    several = [runs] if isinstance(runs, Run | str | Path) else runs
-    members = dict.fromkeys(member for run in several for member in Run.open(run).trained())
+    members = dict.fromkeys(member for run in opened(runs) for member in run.trained())
     if not members:
         raise MatryoshkaError("no run to export was given")
     arranged = target.arrange([Ours.of(member, prefix) for member in members])

@@ -14,9 +14,9 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.weights import Weights
 from matryoshka.files import read_json
 from matryoshka.interop.conventions import of_unit_rows
-from matryoshka.interop.foreign import Facts, Foreign, sites
-from matryoshka.interop.names import model_of, site_of_hook
-from matryoshka.interop.openmoss import FOLDABLE
+from matryoshka.interop.foreign import Facts, Foreign
+from matryoshka.interop.names import model_of
+from matryoshka.interop.openmoss import FOLDABLE, facts_of_hooks
 from matryoshka.interop.tensors import Fields, Tensors
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
@@ -83,7 +83,4 @@ def _activation(config: Fields, weights: Weights) -> NonlinearityConfig:
 def _facts(config: Fields, top: Path) -> Facts:
     released = any("Llama3_1-8B-Base-L" in part for part in top.resolve().parts)
     model = model_of(config.get("model_name", str)) or ("meta-llama/Llama-3.1-8B" if released else None)
-    hooks = [config.get(name, str) for name in ("hook_point_in", "hook_point_out")]
-    read, write = sites(*(site_of_hook(hook, model) for hook in hooks))
-    called = " → ".join(dict.fromkeys(hook for hook in hooks if hook)) or None
-    return Facts(model=model, read=read, write=write, called=called)
+    return facts_of_hooks(config, model)

@@ -114,7 +114,11 @@ def _scale(config: Fields, tensors: Tensors, weights: Weights, end: str) -> floa
 
 
 def _facts(config: Fields) -> Facts:
-    model = model_of(config.get("model_name", str))
+    return facts_of_hooks(config, model_of(config.get("model_name", str)))
+
+
+def facts_of_hooks(config: Fields, model: str | None) -> Facts:
+    """Where a coder of `model` belongs by its hook points, as this program's configs have always called them."""
     hooks = [config.get(name, str) for name in ("hook_point_in", "hook_point_out")]
     read, write = sites(*(site_of_hook(hook, model) for hook in hooks))
     return Facts(

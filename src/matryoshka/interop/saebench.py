@@ -22,14 +22,12 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.weights import Weights
 from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.interop import saelens
-from matryoshka.interop.conventions import of_unit_rows, row_norms
+from matryoshka.interop.conventions import UNIT, of_unit_rows, row_norms
 from matryoshka.interop.names import short_name
 from matryoshka.interop.ours import Ours
 from matryoshka.run import Run
 
 FILES = saelens.FILES
-UNIT = 1e-3
-"""How far the norm of a TopK's decoder row may be from 1."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -103,7 +101,8 @@ class SAEBenchCoder(nn.Module):
 
     def decode(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
         """What they reconstruct."""
-        return latents.to(self.dtype) @ self.W_dec + self.b_dec
+        weights = self.coder.weights
+        return latents.to(self.dtype) @ weights.W_dec + weights.b_dec
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """The reconstruction."""

@@ -31,7 +31,7 @@ from matryoshka.coder.weights import Weights
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import read_json
 from matryoshka.interop.conventions import gated_as_jumprelu, of_unit_rows, reads_x_itself
-from matryoshka.interop.foreign import Facts, Foreign
+from matryoshka.interop.foreign import Facts, Foreign, sites
 from matryoshka.interop.names import model_of, returned_by, short_name, site_of_hook
 from matryoshka.interop.ours import Ours, distinct
 from matryoshka.interop.tensors import Fields, Tensors
@@ -131,13 +131,13 @@ def _facts(config: Fields, metadata: Fields) -> Facts:
     model = model_of(metadata.get("model_name", str))
     hook = metadata.get("hook_name", str, config.get("hook_point", str))  # the latter before 6.0
     out = metadata.get("hook_name_out", str)
-    read, write = (site_of_hook(name, model) for name in (hook, out))
+    read = site_of_hook(hook, model)
+    read, write = sites(read, read if out is None else site_of_hook(out, model))
     called = " → ".join(name for name in (hook, out) if name)
-    known = read is not None and (out is None or write is not None)
     return Facts(
         model=model,
-        read=read if known else None,
-        write=write if known else None,
+        read=read,
+        write=write,
         context=metadata.size("context_size", needed=False) or None,
         prepend_bos=metadata.get("prepend_bos", bool, True),
         called=called or None,

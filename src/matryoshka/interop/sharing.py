@@ -15,7 +15,7 @@ from typing import NamedTuple
 from matryoshka.coder.card import Card
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import read_json
-from matryoshka.interop import hub, registry
+from matryoshka.interop import circuit_tracer, hub, registry
 from matryoshka.interop.circuit_tracer_features import pack
 from matryoshka.interop.exporting import export
 from matryoshka.interop.foreign import Foreign
@@ -24,12 +24,12 @@ from matryoshka.interop.modelcard import CARD, SET, Shared, card_text
 from matryoshka.interop.saelens import CONFIG, WEIGHTS
 from matryoshka.interop.sources import Located, locate
 from matryoshka.lm.info import describe
-from matryoshka.run import Run
+from matryoshka.run import Run, opened
 from matryoshka.study.hooked import wiring_of
 from matryoshka.study.opening import read_card
 
 FIGURE = Path("figures") / "fvu-per-prefix.png"
-IN_CIRCUITS = {("mlp_in", "mlp_out"), ("ln2_normalized", "mlp_out"), ("resid_mid", "mlp_out")}
+IN_CIRCUITS = {(kind, circuit_tracer.OUTPUT[0]) for kind in circuit_tracer.INPUTS}
 """Kinds of sites between which circuit-tracer puts transcoders."""
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{1,60}")
 
@@ -63,8 +63,7 @@ def push(
         raise MatryoshkaError(
             f"--license {license!r}: expected a name as the hub has it, such as apache-2.0 or cc-by-4.0"
         )
-    several = [runs] if isinstance(runs, Run | str | Path) else runs
-    members = list(dict.fromkeys(member for run in several for member in Run.open(run).trained()))
+    members = list(dict.fromkeys(member for run in opened(runs) for member in run.trained()))
     with TemporaryDirectory(prefix="matryoshka-push-") as temporary:
         staged = Path(temporary) / "repository"
         shared = _staged(members, staged, prefix)

@@ -15,7 +15,7 @@ from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.weights import Weights
 from matryoshka.errors import MatryoshkaError
 from matryoshka.files import read_json
-from matryoshka.interop.conventions import reads_x_itself, reads_x_less_b_dec, row_norms
+from matryoshka.interop.conventions import UNIT, reads_x_itself, reads_x_less_b_dec, row_norms
 from matryoshka.interop.foreign import Facts, Foreign, sites
 from matryoshka.interop.names import computed_by, depends_on_model, model_of, returned_by, sites_of_module
 from matryoshka.interop.ours import Ours, distinct
@@ -26,8 +26,6 @@ CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 RUN = "config.json"
 """Of the run, in the folder above; in the one above that where there are several seeds."""
 FILES = (RUN, f"*/{CONFIG}", f"*/{WEIGHTS}")
-UNIT = 1e-3
-"""How far the norm of a decoder row that it calls normalised may be from 1."""
 
 
 def recognises(folder: Path) -> bool:

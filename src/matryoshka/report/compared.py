@@ -4,7 +4,6 @@ report.md  scores.json  scores.parquet    of all pairs
 figures/                                  classes; of each pair matches and densities
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -15,12 +14,12 @@ from matryoshka.analysis.joint import Joint
 from matryoshka.defaults import COMPARED_TOKENS
 from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.features.store import required
-from matryoshka.files import refuse_unwritable, write_bytes, write_text
+from matryoshka.files import refuse_unwritable, write_text
 from matryoshka.report import drawing, markdown, match_figures
 from matryoshka.report.cells import cell
 from matryoshka.report.figures import save_figures
-from matryoshka.run import Run
-from matryoshka.scores.comparison import Entry, Target, columns, tidy
+from matryoshka.run import Run, opened
+from matryoshka.scores.comparison import Entry, Target
 from matryoshka.scores.result import Result
 from matryoshka.study.opening import AnotherText
 
@@ -48,9 +47,9 @@ def compare(
     is. Raises MatryoshkaError, before anything is written, for a single coder, for coders of different models, windows
     or texts, and without matplotlib.
     """
-    opened = [Run.open(run) for run in ([runs] if isinstance(runs, Run | str | Path) else runs)]
-    members = list({member.path.resolve(): member for run in opened for member in run.trained()}.values())
-    folder = Path(out) if out else opened[0].comparison if len(opened) == 1 else Path("comparison")
+    several = opened(runs)
+    members = list({member.path.resolve(): member for run in several for member in run.trained()}.values())
+    folder = Path(out) if out else several[0].comparison if len(several) == 1 else Path("comparison")
     joint, numbers = Joint(members, text, tokens, folder, device), range(len(members))
     with drawing.style():
         refuse_unwritable(folder)
@@ -140,8 +139,7 @@ def write(pairs: Sequence[ComparedPair], folder: Path) -> Compared:
             figures[f"{pair.stem}-densities"] = match_figures.densities_figure(pair.details)
         save_figures(figures, folder / "figures", "comparison")
     entries = [pair.entry for pair in pairs]
-    write_text(folder / "scores.json", json.dumps(tidy(entries), indent=2) + "\n")
-    write_bytes(folder / "scores.parquet", markdown.parquet(entries))
+    markdown.write_scores(entries, folder)
     write_text(compared.report, report(pairs))
     return compared
 
@@ -149,9 +147,7 @@ def write(pairs: Sequence[ComparedPair], folder: Path) -> Compared:
 def report(pairs: Sequence[ComparedPair]) -> str:
     """All pairs in one table, then each with its scores, rings and figures; what the scores mean."""
     entries = [pair.entry for pair in pairs]
-    heads = columns(entries)
-    rows = [[entry.label, *(markdown.joined(cell(entry.scores(column))) for column in heads)] for entry in entries]
-    parts = ["# Comparison", "", *markdown.lines(["A → B", *(column.head for column in heads)], rows), ""]
+    parts = ["# Comparison", "", *markdown.table(entries, "A → B"), ""]
     if any(pair.result.reason is None for pair in pairs):
         parts += ["![What became of the latents of each pair](figures/classes.svg)", ""]
     if any(pair.ceiling for pair in pairs):

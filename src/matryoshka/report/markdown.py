@@ -25,10 +25,15 @@ TIDY = pa.schema(
 def write(entries: Sequence[Entry], folder: Path) -> Path:
     """Write report.md, scores.json and scores.parquet on all `entries` into `folder`; the report."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "scores.json", json.dumps(tidy(entries), indent=2) + "\n")
-    write_bytes(folder / "scores.parquet", parquet(entries))
+    write_scores(entries, folder)
     write_text(folder / "report.md", markdown(entries))
     return folder / "report.md"
+
+
+def write_scores(entries: Sequence[Entry], folder: Path) -> None:
+    """Write scores.json and scores.parquet on all `entries` into `folder`."""
+    write_text(folder / "scores.json", json.dumps(tidy(entries), indent=2) + "\n")
+    write_bytes(folder / "scores.parquet", parquet(entries))
 
 
 def parquet(entries: Sequence[Entry]) -> bytes:
@@ -40,7 +45,7 @@ def parquet(entries: Sequence[Entry]) -> bytes:
 
 def markdown(entries: Sequence[Entry]) -> str:
     """The report: the table, the differences, every score of every prefix, what each means, what was not measured."""
-    parts = ["# Evaluation", "", *_table(entries), ""]
+    parts = ["# Evaluation", "", *table(entries), ""]
     if notes := reasons(entries):
         parts += ["## Not measured", "", *(f"- {note}" for note in notes), ""]
     if len(entries) > 1:
@@ -50,10 +55,11 @@ def markdown(entries: Sequence[Entry]) -> str:
     return "\n".join([*parts, "## What the scores mean", "", *legend(entries), ""])
 
 
-def _table(entries: Sequence[Entry]) -> list[str]:
+def table(entries: Sequence[Entry], first: str = "") -> list[str]:
+    """A row an entry, a column a score; `first` stands above the entries."""
     heads = columns(entries)
     rows = [[counted(entry), *(joined(cell(entry.scores(column))) for column in heads)] for entry in entries]
-    return lines(["", *(column.head for column in heads)], rows)
+    return lines([first, *(column.head for column in heads)], rows)
 
 
 def _differences(entries: Sequence[Entry]) -> list[str]:

@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from matryoshka.analysis.correspondence import CLASSES
 from matryoshka.report import drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ALONE = {"A": "vanished", "B": "newborn"}
 BESIDE: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
-
-
-def classes_of(side: str) -> tuple[str, str, str]:
-    """The names of one side's classes."""
-    return "kept", "processed", ALONE[side]
 
 
 def colours() -> list[str]:
@@ -62,7 +57,7 @@ def classes_figure(names: Sequence[str], details: Sequence[dict[str, Any]]) -> "
         axes.annotate(marked, (0, -i - 0.17), **beside, fontsize=6)
         for place, (side, rings) in zip((-i - 0.47, -i - 0.77), of_pair["rings"].items(), strict=True):
             shares, left = np.array(rings).sum(0) / max(1, np.sum(rings)), 0.0
-            for share, colour, of_class in zip(shares, colours(), classes_of(side), strict=True):
+            for share, colour, of_class in zip(shares, colours(), CLASSES[side], strict=True):
                 axes.barh(place, share, 0.24, left, color=colour, label=f"{of_class} of {side}")
                 left += share
             axes.annotate(side, (-0.012, place), **beside, ha="right")
@@ -83,7 +78,7 @@ def densities_figure(details: dict[str, Any]) -> "Figure":
     figure, panels = drawing.panels([1.0, 1.0], right=0.95, top=0.3)
     for axes, (side, log) in zip(panels, logs.items(), strict=True):
         classes, below = np.array(columns[side]["class"]), np.zeros(len(edges) - 1)
-        for colour, of_class in zip(colours(), classes_of(side), strict=True):
+        for colour, of_class in zip(colours(), CLASSES[side], strict=True):
             counts = np.histogram(log[classes == of_class], edges)[0]
             axes.stairs(below + counts, edges, baseline=below, fill=True, color=colour, label=f"{of_class} of {side}")
             below = below + counts

@@ -6,6 +6,7 @@ whole, and its identity (coder, model, text, settings) says whether it still is 
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -70,6 +71,14 @@ def load(folder: Path, name: str) -> Saved:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())
         raise MatryoshkaError(f"{file}: damaged, or written by another version ({why}); measure anew") from None
+
+
+def answer(folder: Path, name: str, identity: Mapping[str, Any]) -> Result | None:
+    """The saved result, if it is of just this identity; None where it is another's, damaged or not there."""
+    with suppress(MatryoshkaError):
+        saved = load(folder, name)
+        return saved.result if saved.identity == identity else None
+    return None
 
 
 def _units(result: Result) -> bytes:
