@@ -102,14 +102,14 @@ def sparse(drawn: np.ndarray, d_sae: int, generator: np.random.Generator) -> Any
 def measured(folder: Path, size: dict[str, int]) -> dict[str, Any]:
     """Seconds and peak memory of the analysis of both, saved."""
     from matryoshka.analysis import correspondence
-    from matryoshka.analysis.pair import Pair, Side
+    from matryoshka.analysis.observed import Observed, Pair
     from matryoshka.scores.saved import save
     from matryoshka.study.recording import Recording
 
     hooked = coders(size)
     recording = Recording(folder / "recording")
     started, processor = time.perf_counter(), time.process_time()
-    pair = Pair(*(Side(name, coder, recording.of(coder)) for name, coder in zip("AB", hooked, strict=True)))
+    pair = Pair(*(Observed(name, coder, recording.of(coder)) for name, coder in zip("AB", hooked, strict=True)))
     result = correspondence.analyse(pair)
     save(result, {}, folder, "A--B")
     taken = {"seconds": time.perf_counter() - started, "processor": time.process_time() - processor, "peak": peak()}

@@ -1,6 +1,7 @@
 """A run's folder: its paths, its coders, and how it is made.
 
-    config.yaml  provenance.json  metrics.jsonl  checkpoints/  coder/  best/  evaluation/  features.sqlite  figures/
+    config.yaml  provenance.json  metrics.jsonl  checkpoints/  coder/  best/  evaluation/  analysis/  features.sqlite
+    figures/
 
 A run with several coders (`variants`) holds config.yaml, provenance.json and checkpoints/, and one folder for each
 coder, named by what is different in it, which is a run of its own to every command but `resume`. A folder with nothing
@@ -46,6 +47,8 @@ class Run:
     """One JSON object a line: training's numbers."""
     evaluation = _Inside("evaluation")
     """Folder of the results of evaluations."""
+    analysis = _Inside("analysis")
+    """Folder of what analyses find of its features."""
     comparison = _Inside("comparison")
     """Folder of what its coders have in common, as `matryoshka compare` has found it."""
     provenance = _Inside("provenance.json")
@@ -136,7 +139,14 @@ class Run:
         """
         file = self.path / f".lock-{verb}"
         with locked(file, f"{self.path}: `matryoshka {verb}` is at work on it already"):
-            for folder in (self.path.resolve().parent, self.path, self.checkpoints, self.evaluation, self.recording):
+            for folder in (
+                self.path.resolve().parent,
+                self.path,
+                self.checkpoints,
+                self.evaluation,
+                self.analysis,
+                self.recording,
+            ):
                 sweep(folder)
             yield
 

@@ -36,7 +36,7 @@ from matryoshka.analysis.directions import (
     shuffled_dimensions,
 )
 from matryoshka.analysis.matching import FIRINGS, Activity, Best, Living, activity, exchanged, match
-from matryoshka.analysis.pair import Pair, Side
+from matryoshka.analysis.observed import Observed, Pair
 from matryoshka.progress import Progress, silent
 from matryoshka.scores.result import Measure, NotMeasurable, Result, Score, score
 from matryoshka.study.reader import spread
@@ -188,7 +188,7 @@ def _by_chance(rows: Float[Tensor, "n d"], others: Float[Tensor, "m d"]) -> floa
     return float(nearest(rows[some], shuffled_dimensions(others, SEED))[0].cosine.mean())
 
 
-def _decoder_rows(side: Side, living: Living) -> Float[Tensor, "living d_out"]:
+def _decoder_rows(side: Observed, living: Living) -> Float[Tensor, "living d_out"]:
     coder = side.hooked.coder
     return coder.decoder_rows(torch.from_numpy(living.features).to(coder.device))
 
@@ -240,7 +240,7 @@ def _details(
     }
 
 
-def _about(side: Side, living: Living) -> dict[str, Any]:
+def _about(side: Observed, living: Living) -> dict[str, Any]:
     wiring = side.hooked.wiring
     return {
         "name": side.name,
@@ -253,7 +253,7 @@ def _about(side: Side, living: Living) -> dict[str, Any]:
     }
 
 
-def _rings(side: Side, living: Living, matches: SideMatches) -> list[list[int]]:
+def _rings(side: Observed, living: Living, matches: SideMatches) -> list[list[int]]:
     """Of each ring how many living latents are of each class."""
     widths = side.hooked.coder.widths
     rings = np.searchsorted(widths, living.features, side="right")

@@ -1,42 +1,39 @@
-"""Several coders of one language model on the same tokens: one pass, one recording, and of each pair what is asked.
+"""Coders of one language model on the same tokens: one pass, one recording, and of each coder or pair what is asked.
 
     1. together    coders of different models, texts or windows are refused: their tokens are not the same
     2. recording   the latents of all coders, in one pass, unless they are recorded already
-    3. analysed    each pair; what is saved, and answers what is asked, is taken as it is
+    3. found       in each coder, by an analysis of the catalogue; `matched`: in each pair
 
-Each result is saved as soon as it is there. Where all are there already nothing is read.
+Each result is saved as soon as it is there, and what is saved and answers what is asked is taken as it is: where all
+are there already nothing is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from matryoshka.analysis import correspondence
-from matryoshka.analysis.pair import Pair, Side, seeds_of_one_recipe
+from matryoshka.analysis.catalogue import module_of
+from matryoshka.analysis.corpus import Corpus
+from matryoshka.analysis.observed import Observed, Pair, seeds_of_one_recipe
 from matryoshka.coder.io import fingerprint
-from matryoshka.data.tokens import Windows
 from matryoshka.errors import MatryoshkaError
-from matryoshka.lm.model import LanguageModel, resolve_device
-from matryoshka.progress import progress_bar
+from matryoshka.lm.model import resolve_device
+from matryoshka.progress import Progress, progress_bar
 from matryoshka.run import Run, names
 from matryoshka.scores.result import NotMeasurable, Result
 from matryoshka.scores.saved import answer, save
 from matryoshka.study.hooked import HookedCoder, hook_all
 from matryoshka.study.opening import AnotherText, Studied, studied
-from matryoshka.study.reader import spread_windows
 from matryoshka.study.recorder import record
 from matryoshka.study.recording import Recording
 from matryoshka.version import __version__
 
 
 def together(members: Sequence[Run], text: AnotherText | None) -> list[Studied]:
-    """What each coder is studied with, on one text for all. Raises MatryoshkaError for a single coder, and for coders
-    that do not read the same tokens."""
-    if len(members) < 2:
-        raise MatryoshkaError(
-            f"{members[0].path}: is one coder; a comparison takes two or more: give another run as well"
-        )
+    """What each coder is studied with, on one text for all. Raises MatryoshkaError for coders that do not read the same
+    tokens."""
     wishes = [studied(member.coder, text) for member in members]
     for member, wish in zip(members[1:], wishes[1:], strict=True):
         both = f"{members[0].path} and {member.path}"
@@ -66,77 +63,87 @@ class Joint:
     """Coders that are studied together; each part is opened when it is needed first."""
 
     def __init__(
-        self, members: Sequence[Run], text: AnotherText | None, tokens: int, folder: Path, device: str = "auto"
+        self, members: Sequence[Run], text: AnotherText | None, tokens: int, recording: Path, device: str = "auto"
     ) -> None:
-        """`tokens`: how much held-out text to read. `folder`: where recording and results lie. Raises MatryoshkaError
-        as `together` does."""
-        self.members, self.tokens, self.folder, self.device = members, tokens, folder, device
+        """`tokens`: how much held-out text to read. `recording`: the folder where the latents on it lie, or will.
+        Raises MatryoshkaError as `together` does."""
+        self.members, self._recording = members, recording
         self.studied = together(members, text)
         self.names = names(members)
-
-    @cached_property
-    def lm(self) -> LanguageModel:
-        return self._least.open_lm(self.device)
-
-    @cached_property
-    def windows(self) -> Windows:
-        """Of held-out text."""
-        least = self._least
-        return least.open_tokens(least.open_vocabulary(), "held_out", self.tokens).windows("held_out")
-
-    @property
-    def _least(self) -> Studied:
-        """Whose text is read least far: what more is needed is read on."""
-        return min(self.studied, key=lambda wish: wish.text.limit or 0)
+        # whose text is read least far: what more is needed is read on
+        self.corpus = Corpus(min(self.studied, key=lambda wish: wish.text.limit or 0), tokens, device)
 
     @cached_property
     def coders(self) -> list[HookedCoder]:
-        return hook_all([member.coder for member in self.members], self.lm, self.windows)
+        return hook_all([member.coder for member in self.members], self.corpus.lm, self.corpus.windows)
 
     @cached_property
     def recording(self) -> Recording:
         """Of all coders; made now where it is not there."""
-        numbers, path = spread_windows(self.windows, self.tokens), self.folder / "recording"
-        with progress_bar(f"reading text for {len(self.members)} coders") as update:
-            record(self.lm, self.windows, numbers, self.coders, path, progress=update)
-        return Recording(path)
+        corpus = self.corpus
+        with progress_bar(
+            f"reading text for {len(self.members)} {'coders' if self.members[1:] else 'coder'}"
+        ) as update:
+            record(corpus.lm, corpus.windows, corpus.numbers, self.coders, self._recording, progress=update)
+        return Recording(self._recording)
+
+    def found(self, name: str, number: int) -> Result:
+        """What the analysis `name` of the catalogue finds of one coder, saved in its run's analysis/."""
+        module = module_of(name)
+
+        def analyse(progress: Progress) -> Result:
+            return module.analyse(self._observed(number), self.corpus, progress)
+
+        folder, said = self.members[number].analysis, f"{name} of {self.names[number]}"
+        return self._answer(folder, name, self._identity(module.VERSION, number), said, analyse)
+
+    def matched(self, first: int, second: int, folder: Path) -> Result:
+        """What matches what between two coders, saved in `folder` as `stem` says."""
+        identity = self._identity(correspondence.VERSION, first, second)
+        said = f"comparing {self.names[first]} with {self.names[second]}"
+        stem = self.stem(first, second)
+        return self._answer(
+            folder, stem, identity, said, lambda progress: correspondence.analyse(self._pair(first, second), progress)
+        )
 
     def stem(self, first: int, second: int) -> str:
         """Of the names of a pair's files."""
         return "--".join(self.names[i].replace("/", "+") for i in (first, second))
 
-    def analysed(self, first: int, second: int) -> Result:
-        """What the pair of these numbers is like, saved in the folder."""
-        name = self.stem(first, second)
-        identity = self._identity(first, second)
-        if (saved := answer(self.folder, name, identity)) is not None:
+    def _answer(
+        self, folder: Path, name: str, identity: dict[str, Any], said: str, analyse: Callable[[Progress], Result]
+    ) -> Result:
+        """What is saved, if it is of this identity; otherwise what is found now, saved."""
+        if (saved := answer(folder, name, identity)) is not None:
             return saved
-        pair = self._pair(first, second)
-        with progress_bar(f"comparing {pair.first.name} with {pair.second.name}") as update:
+        with progress_bar(said) as update:
             try:
-                result = correspondence.analyse(pair, update)
+                result = analyse(update)
             except NotMeasurable as reason:
                 result = Result((), reason=str(reason))
-        save(result, identity, self.folder, name)
+        save(result, identity, folder, name)
         return result
 
+    def _observed(self, number: int) -> Observed:
+        return Observed(self.names[number], self.coders[number], self.recording.of(self.coders[number]))
+
     def _pair(self, first: int, second: int) -> Pair:
-        sides = [Side(self.names[i], self.coders[i], self.recording.of(self.coders[i])) for i in (first, second)]
+        sides = self._observed(first), self._observed(second)
         a, b = (side.hooked for side in sides)
         of_one = a.coder.config == b.coder.config and a.fingerprint != b.fingerprint
         cards = self.studied[first].card, self.studied[second].card
         return Pair(*sides, ceiling=of_one and seeds_of_one_recipe(*cards))
 
-    def _identity(self, first: int, second: int) -> dict[str, Any]:
-        """All that a result depends on."""
+    def _identity(self, version: int, *numbers: int) -> dict[str, Any]:
+        """All that a result on these coders depends on."""
         return {
             "matryoshka": __version__,
-            "analysis": correspondence.VERSION,
-            "coders": [fingerprint(self.members[i].coder) for i in (first, second)],
-            "names": [self.names[i] for i in (first, second)],
-            "model": self.studied[first].card.model.model_dump(mode="json"),
-            "device": resolve_device(self.device).type,
-            "text": self.windows.tokens.hash,
-            "context": self.windows.context,
-            "tokens": self.tokens,
+            "analysis": version,
+            "coders": [fingerprint(self.members[i].coder) for i in numbers],
+            "names": [self.names[i] for i in numbers],
+            "model": self.studied[numbers[0]].card.model.model_dump(mode="json"),
+            "device": resolve_device(self.corpus.device).type,
+            "text": self.corpus.windows.tokens.hash,
+            "context": self.corpus.windows.context,
+            "tokens": self.corpus.tokens,
         }

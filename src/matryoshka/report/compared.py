@@ -49,14 +49,18 @@ def compare(
     """
     several = opened(runs)
     members = list({member.path.resolve(): member for run in several for member in run.trained()}.values())
+    if len(members) < 2:
+        raise MatryoshkaError(
+            f"{members[0].path}: is one coder; a comparison takes two or more: give another run as well"
+        )
     folder = Path(out) if out else several[0].comparison if len(several) == 1 else Path("comparison")
-    joint, numbers = Joint(members, text, tokens, folder, device), range(len(members))
+    joint, numbers = Joint(members, text, tokens, folder / "recording", device), range(len(members))
     with drawing.style():
         refuse_unwritable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with Run(folder).held("compare"):
         pairs = [
-            ComparedPair(f"{joint.names[a]} → {joint.names[b]}", joint.stem(a, b), joint.analysed(a, b))
+            ComparedPair(f"{joint.names[a]} → {joint.names[b]}", joint.stem(a, b), joint.matched(a, b, folder))
             for a, b in (pairwise(numbers) if consecutive else combinations(numbers, 2))
         ]
         return write(pairs, folder)

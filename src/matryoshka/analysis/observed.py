@@ -1,4 +1,4 @@
-"""What an analysis of two coders is given: both on the same tokens of one recording."""
+"""What an analysis is given: coders on the tokens of one recording."""
 
 from typing import NamedTuple
 
@@ -10,8 +10,8 @@ from matryoshka.study.hooked import HookedCoder
 from matryoshka.study.recording import RecordedCoder
 
 
-class Side(NamedTuple):
-    """One of the two."""
+class Observed(NamedTuple):
+    """A coder, and what it made of a text."""
 
     name: str
     hooked: HookedCoder
@@ -21,13 +21,13 @@ class Side(NamedTuple):
 class Pair(NamedTuple):
     """Two coders, in the order in which they were given: A and B in all that is said of them."""
 
-    first: Side
-    second: Side
+    first: Observed
+    second: Observed
     ceiling: bool = False
     """Whether they differ in their seeds alone: no other pair can be expected to match better."""
 
     @property
-    def sides(self) -> dict[str, Side]:
+    def sides(self) -> dict[str, Observed]:
         return {"A": self.first, "B": self.second}
 
     @property
