@@ -1,21 +1,26 @@
 """Parents and children: of known trees, of none, and every number against the plainest computation of it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from coders import plain
 from planted import CONTEXT, SITE, KnownCorpus, latents, observed, recorded, sae
 
 from matryoshka.analysis import edges as edges_module
 from matryoshka.analysis.edges import MATCHED, density_matched, depths
 from matryoshka.analysis.hierarchy import analyse
+from matryoshka.analysis.joint import Joint
 from matryoshka.analysis.observed import Observed
 from matryoshka.data.forest import Forest
 from matryoshka.data.sections import SyntheticConfig
 from matryoshka.data.synthetic import HELD_OUT, SyntheticModel
+from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site
+from matryoshka.run import Run
 from matryoshka.scores.coverage import wilson_lower
 from matryoshka.scores.result import NotMeasurable, Result
 
@@ -277,3 +282,36 @@ def test_coders_without_rings_or_without_firing_features_are_refused_in_a_line(t
         rare[:, silent] = 0
         with pytest.raises(NotMeasurable, match=f"no latent of {which} of planted fires on 10 of the 640 tokens"):
             analyse(observed(tmp_path / name, rare, sae(directions, (3, 8))), corpus)
+
+
+def test_a_trained_transcoder_is_read_again_row_by_row(trained: Run, lm: LanguageModel, tmp_path: Path) -> None:
+    """Gains are those of latents and activations that are made anew; what was found is saved, and taken as it is."""
+    run = Run(Path(shutil.copytree(trained.path, tmp_path / "run")))
+    joint = Joint([run], None, 6400, tmp_path / "recording")
+    result = joint.found("hierarchy", 0)
+    assert json.loads((run.analysis / "hierarchy.json").read_text())["details"] == json.loads(
+        json.dumps(result.details)
+    )
+    edges = result.details["edges"]
+    assert len(edges["gain"]) > 20
+
+    hooked, windows = joint.coders[0], joint.corpus.windows
+    tokens = torch.from_numpy(windows[joint.corpus.numbers])
+    hooked.coder.requires_grad_(False)
+    kept, x, dense = plain(lm, hooked, tokens)
+    y = lm.read(tokens, hooked.wiring.writes)[hooked.wiring.writes[0]][kept].double()
+    directions = hooked.coder.decoder_rows().double()
+    error = y - hooked.coder.decode(hooked.coder.encode(x))[-1].double()
+    for parent, child, gain in zip(*(edges[name] for name in ("parent", "child", "gain")), strict=True):
+        rows = dense[:, child] > 0
+        r = error[rows] + dense[rows, parent, None].double() * directions[parent]
+        assert gain == pytest.approx(1 - float(error[rows].square().sum() / r.square().sum()), abs=1e-4)
+    shown = next(examples for examples in edges["examples"] if examples)[0]
+    passage = result.details["passages"][str(shown["place"])]
+    token = int(tokens.flatten()[shown["place"]])
+    assert passage["tokens"][passage["at"]] in ("", lm.token_bytes[token].decode(errors="replace"))
+
+    shutil.rmtree(tmp_path / "recording")
+    again = Joint([run], None, 6400, tmp_path / "recording").found("hierarchy", 0)
+    assert not (tmp_path / "recording").exists(), "nothing was read again"
+    assert [score.value for score in again.scores] == [score.value for score in result.scores]

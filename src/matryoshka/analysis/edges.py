@@ -80,14 +80,6 @@ class Edges(NamedTuple):
         known = np.isin(child[:, None] * size + matched, child * size + parent)
         return np.where(matched < 0, np.nan, known)
 
-    def rewired(self, rank: int) -> dict[int, int]:
-        """`depths` of what stands with each parent exchanged for the one of this rank among those as dense as it is,
-        where there is one."""
-        parent, child, other = (
-            of[self.stands] for of in (self.tested.parent, self.tested.child, self.tested.matched[:, rank])
-        )
-        return depths(np.where(other < 0, parent, other), child)
-
 
 def find_edges(
     recorded: RecordedCoder, ringed: RingedLatents, contributed: Contributions, progress: Progress = silent

@@ -35,7 +35,7 @@ EXAMPLED = 1000
 """Edges that have examples, and suspects that have: those that stand out most. A page of all would be gigabytes."""
 
 _of_features = partial(Measure, better="neither", unit="feature", paired=False)
-_stand_ins = f"each parent exchanged for the {MATCHED} features of its ring that are nearest in density"
+_stand_ins = f"each parent exchanged for the {MATCHED} features of its ring nearest in density, where these stand too"
 _passing = f"of those {MATCHED} features, which do not cover the child, on the same tokens"
 WITH_PARENT = _of_features(
     "with a parent",
@@ -67,7 +67,7 @@ CHILDREN = _of_features(
 DEPTH = _of_features(
     "depth",
     meaning="Longest chain of parents above a feature, mean over the living features beyond the first ring.",
-    null=f"{_stand_ins}, the edges otherwise as they are",
+    null=_stand_ins,
 )
 SUSPECTS = _of_features(
     "absorption suspects",
@@ -126,7 +126,8 @@ def _scores(ringed: RingedLatents, edges: Edges, suspected: Suspected) -> Iterat
     features, width = ringed.living.features, ringed.widths[-1]
     children, parents = features[ringed.first_child :], features[: ringed.parents]
     tested, stands, direct = edges.tested, edges.stands, edges.direct
-    null = _children_by_chance(edges) / len(children)
+    by_chance = _depths_by_chance(edges)
+    null = _mean([sum(depth > 0 for depth in of_rank.values()) for of_rank in by_chance]) / len(children)
     yield score(WITH_PARENT, width, children, np.isin(children, tested.child[stands]), null=null)
     if len(tested.child):
         units, place = np.unique(tested.child, return_inverse=True)
@@ -140,17 +141,23 @@ def _scores(ringed: RingedLatents, edges: Edges, suspected: Suspected) -> Iterat
     null = float(_means(edges.stand_ins(direct)).sum()) / len(parents)
     yield score(CHILDREN, width, parents, numbers, null=null)
     depth = depths(tested.parent[stands], tested.child[stands])
-    null = np.mean([sum(edges.rewired(rank).values()) for rank in range(MATCHED)]) / len(children)
-    yield score(DEPTH, width, children, [depth.get(child, 0) for child in children.tolist()], null=float(null))
+    null = _mean([sum(of_rank.values()) for of_rank in by_chance]) / len(children)
+    yield score(DEPTH, width, children, [depth.get(child, 0) for child in children.tolist()], null=null)
     suspects = np.isin(children, features[suspected.pairs.child[suspected.found]])
     yield score(SUSPECTS, width, children, suspects, null=suspected.null_children / len(children))
 
 
-def _children_by_chance(edges: Edges) -> float:
-    """Mean number of children that have a parent with the features of one rank as stand-ins."""
-    stand_ins, child = edges.stand_ins(edges.stands), edges.tested.child[edges.stands]
-    ranks = [np.unique(child[of_rank == 1]).size for of_rank in stand_ins.T if not np.isnan(of_rank).all()]
-    return float(np.mean(ranks)) if ranks else 0.0
+def _depths_by_chance(edges: Edges) -> list[dict[int, int]]:
+    """The depths that would be left if the parents were exchanged for those of one rank among the features as dense as
+    they are: of the edges whose child has that feature as a parent too. Of each rank that any ring has."""
+    stand_ins, stands = edges.stand_ins(edges.stands), edges.stands
+    matched, child = edges.tested.matched[stands], edges.tested.child[stands]
+    ranks = (rank for rank in range(MATCHED) if not np.isnan(stand_ins[:, rank]).all())
+    return [depths(matched[left, rank], child[left]) for rank in ranks for left in [stand_ins[:, rank] == 1]]
+
+
+def _mean(values: list[int]) -> float:
+    return sum(values) / max(1, len(values))
 
 
 def _means(values: Float[np.ndarray, "edges matched"]) -> Float[np.ndarray, " edges"]:
