@@ -11,7 +11,7 @@ from coders import plain
 from planted import CONTEXT, SITE, KnownCorpus, latents, observed, recorded, sae
 
 from matryoshka.analysis import edges as edges_module
-from matryoshka.analysis.edges import MATCHED, density_matched, depths
+from matryoshka.analysis.edges import MATCHED, CandidateEdges, Edges, density_matched, depths
 from matryoshka.analysis.hierarchy import analyse
 from matryoshka.analysis.joint import Joint
 from matryoshka.analysis.observed import Observed
@@ -113,9 +113,10 @@ def test_where_nothing_is_planted_less_than_one_feature_in_two_hundred_has_a_par
 
 def related(generator: np.random.Generator, rows: int) -> np.ndarray:
     """40 latents: of the last ring (20 …) some fire where one of the first ring does, some where one of the second
-    does, and 32 where two do; now and then without."""
+    does, and 32 where two do; now and then without. 33 is one with its parent 5, and 17 follows one of its own ring."""
     dense = latents(1, rows, 40, 0.2)
-    for child, parents in {**{20 + i: [i] for i in range(8)}, 30: [11], 31: [12], 32: [3, 12]}.items():
+    dense[:, 33] = (dense[:, 5] > 0) * generator.uniform(0.5, 2, rows)
+    for child, parents in {**{20 + i: [i] for i in range(8)}, 17: [16], 30: [11], 31: [12], 32: [12, 13]}.items():
         with_parents = (dense[:, parents] > 0).all(1)
         fires = np.where(with_parents, generator.random(rows) < 0.6, generator.random(rows) < 0.005)
         dense[:, child] = fires * generator.uniform(0.5, 2, rows)
@@ -165,6 +166,7 @@ def test_every_number_is_that_of_dense_sums(tmp_path: Path, write: Site, monkeyp
     for pair, numbers in zip(zip(edges["parent"], edges["child"], strict=True), found, strict=True):
         np.testing.assert_allclose(numbers, expected[pair], rtol=1e-4)
     assert result.details["left_out"] == 1, "of 32 one parent is not tested"
+    assert not {33, 17} & {*edges["child"]}
     assert result.details["tokens"] == int((~left_out).sum())
 
 
@@ -198,6 +200,18 @@ def test_stand_ins_are_the_nearest_in_density_of_the_ring() -> None:
         assert len(real) == len({*real.tolist()}) == min(MATCHED, len(others))
         np.testing.assert_allclose(np.abs(np.log(firings[real]) - np.log(firings[feature])), expected)
         assert (rings[real] == rings[feature]).all()
+
+
+def test_a_null_is_of_what_is_matched_and_never_below_nothing() -> None:
+    """Of 19 the 19th, of 20 the 19th; features that cover the child too are left out."""
+    gains = np.full((4, MATCHED), np.nan)
+    gains[0], gains[1], gains[2, :19] = -np.arange(1, 21), np.arange(20) / 20, np.arange(19) / 20
+    numbers, own = np.arange(4), np.array([-0.5, 0.91, 0.89, 0.1])
+    matched = np.full((4, MATCHED), -1)
+    edges = Edges.of(CandidateEdges(numbers, numbers + 4, own, own, own, own, matched, gains), 0)
+    np.testing.assert_allclose(edges.null, [0, 0.9, 0.9, 0])
+    assert edges.stands.tolist() == [False, True, False, True]
+    assert np.nansum(edges.by_chance(), 1).tolist() == [0, 1, 0, 0]
 
 
 def test_depth_is_the_longest_chain() -> None:

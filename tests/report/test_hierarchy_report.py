@@ -100,7 +100,7 @@ def test_where_nothing_stands_the_report_says_so(tmp_path: Path) -> None:
     assert result.details["edges"]["parent"] == []
     lines = hierarchy_report.section(result, name_of)
     assert "0 pairs of a feature and one of an earlier ring" in lines[0]
-    assert lines[-1].startswith("No parent is silent")
+    assert lines[-1].startswith("No suspicion of absorption: of ")
     assert hierarchy_report.findings(result, name_of)[0].strength == 0
     with drawing.style():
         assert [*hierarchy_report.figures(result)] == ["hierarchy-depth"]

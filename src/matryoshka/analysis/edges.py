@@ -33,7 +33,7 @@ TOLD_PROGRESS = 64
 """Children between two reports of progress."""
 
 
-class Tested(NamedTuple):
+class CandidateEdges(NamedTuple):
     """The candidates of one or several children that were tested, an entry a pair; features by their numbers."""
 
     parent: Int[np.ndarray, " edges"]
@@ -53,7 +53,7 @@ class Tested(NamedTuple):
 class Edges(NamedTuple):
     """What was tested, child by child, and what stands."""
 
-    tested: Tested
+    tested: CandidateEdges
     null: Float[np.ndarray, " edges"]
     stands: Bool[np.ndarray, " edges"]
     direct: Bool[np.ndarray, " edges"]
@@ -61,7 +61,7 @@ class Edges(NamedTuple):
     """Candidates that were not tested, for their child has PARENTS better ones."""
 
     @classmethod
-    def of(cls, tested: Tested, left_out: int) -> "Edges":
+    def of(cls, tested: CandidateEdges, left_out: int) -> "Edges":
         """By the gains of what was tested."""
         null = _nulls(tested.matched_gain)
         stands = tested.gain > null
@@ -103,7 +103,7 @@ def find_edges(
         counted = (others >= 0) & ~np.isin(others, candidates)
         gains = np.divide(sums, left[c] + sums, out=np.zeros_like(sums), where=sums != 0)
         parts.append(
-            Tested(
+            CandidateEdges(
                 parents[chosen],
                 np.full(len(chosen), children[c]),
                 both[chosen] / firings[c],
@@ -116,12 +116,14 @@ def find_edges(
         )
         if c % TOLD_PROGRESS == 0 or c + 1 == len(firings):
             progress(c + 1, len(firings))
-    return Edges.of(Tested(*map(np.concatenate, zip(*parts, strict=True))), left_out)
+    return Edges.of(CandidateEdges(*map(np.concatenate, zip(*parts, strict=True))), left_out)
 
 
-def _empty() -> Tested:
+def _empty() -> CandidateEdges:
     numbers, none = np.empty(0, np.int64), np.empty(0)
-    return Tested(numbers, numbers, none, none, none, none, np.empty((0, MATCHED), np.int64), np.empty((0, MATCHED)))
+    return CandidateEdges(
+        numbers, numbers, none, none, none, none, np.empty((0, MATCHED), np.int64), np.empty((0, MATCHED))
+    )
 
 
 def _candidates(

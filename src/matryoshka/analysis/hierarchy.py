@@ -23,7 +23,16 @@ from matryoshka.analysis.matching import FIRINGS
 from matryoshka.analysis.observed import Observed
 from matryoshka.analysis.passages import passages
 from matryoshka.analysis.ringed import RingedLatents
-from matryoshka.analysis.suspects import COLLAPSE, COSINE, AlikePairs, Collapse, TokenTypes, alike, exchanged_parents
+from matryoshka.analysis.suspects import (
+    COLLAPSE,
+    COMPARED,
+    COSINE,
+    AlikePairs,
+    Collapse,
+    TokenTypes,
+    alike,
+    exchanged_parents,
+)
 from matryoshka.progress import Progress, silent
 from matryoshka.scores.coverage import COVERAGE, LIFT, PARENTS
 from matryoshka.scores.result import Measure, Result, Score, score
@@ -200,6 +209,8 @@ def _details(
         "firings": {"feature": named, "firings": firings.tolist()},
         "left_out": edges.left_out,
         "suspected": len(suspected.found),
+        "alike": len(suspected.pairs.child),
+        "judged": int((suspected.collapse.compared >= COMPARED).sum()),
         "cuts": {
             "firings": FIRINGS, "coverage": COVERAGE, "lift": LIFT, "parents": PARENTS, "matched": MATCHED,
             "quantile": QUANTILE, "cosine": COSINE, "collapse": COLLAPSE,

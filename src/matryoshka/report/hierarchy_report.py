@@ -244,17 +244,21 @@ def _branch(tree: Tree, parent: int, level: int, name_of: NameOf) -> Iterator[st
 def _suspects(tree: Tree, name_of: NameOf) -> list[str]:
     suspects = tree.details["suspects"]
     number = tree.details["suspected"]
+    alike, judged = tree.details["alike"], tree.details["judged"]
     if not number:
-        return ["No parent is silent just where a child that points alike fires: no suspicion of absorption."]
+        return [
+            f"No suspicion of absorption: of {alike:,} pairs that point alike, {judged:,} of which can be judged by"
+            " their tokens, none has a parent that is silent just where the child fires."
+        ]
     names = ("parent", "child", "cosine", "expected", "coverage")
     rows = []
     for *pair, cosine, expected, coverage in zip(*(suspects[name][:SUSPECTS] for name in names), strict=True):
         named = [f"{name_of(feature)} (feature {feature})" for feature in pair]
         rows.append([*named, f"{cosine:.2f}", _share(expected), _share(coverage)])
-    pairs = "pair points" if number == 1 else "pairs point"
     said = (
-        f"{number:,} {pairs} alike while the parent is silent where the child fires: the child may have absorbed it,"
-        " or be of another sense of the same tokens. How often the parent fires on tokens of the child's types:"
+        f"Of {alike:,} pairs that point alike, {judged:,} of which can be judged by their tokens, in {number:,} the"
+        " parent is silent just where the child fires: the child may have absorbed it, or be of another sense of the"
+        " same tokens. How often the parent fires on tokens of the child's types:"
     )
     heads = ["parent", "child", "cosine", "without the child", "with the child"]
     return [said, "", *markdown.lines(heads, rows)]
