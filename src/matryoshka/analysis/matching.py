@@ -99,19 +99,31 @@ class Best(NamedTuple):
 
 def activity(recorded: RecordedCoder, rows: Bool[np.ndarray, " places"], living: Living) -> Activity:
     """What a recording holds of a coder's living latents at these places."""
-    lengths, size = np.maximum(recorded.counts, 0), len(living.features)
-    chosen = np.repeat(rows, lengths)
-    place = np.full(recorded.d_sae, -1, np.int32)
-    place[living.features] = np.arange(size)
-    places, values, offsets = place[recorded.indices[chosen]], recorded.values[chosen], _offsets(lengths[rows])
-    if not (lives := places >= 0).all():
-        offsets = np.concatenate([[0], np.cumsum(lives)]).astype(offsets.dtype)[offsets]
-        places, values = places[lives], values[lives]
+    latents, size = sparse(recorded, rows, living.features, recorded.values), len(living.features)
     totals = np.zeros((2, size))
-    for start in range(0, len(places), ENTRIES):
-        some, indices = values[start : start + ENTRIES].astype(np.float64), places[start : start + ENTRIES]
+    for start in range(0, latents.nnz, ENTRIES):
+        block = slice(start, start + ENTRIES)
+        some, indices = latents.data[block].astype(np.float64), latents.indices[block]
         totals += [np.bincount(indices, powers, size) for powers in (some, some**2)]
-    return Activity(living, sp.csr_array((np.asarray(values), places, offsets), (living.rows, size)), *totals)
+    return Activity(living, latents, *totals)
+
+
+def sparse(
+    recorded: RecordedCoder,
+    rows: Bool[np.ndarray, " places"],
+    features: Int[np.ndarray, " n"],
+    values: Float[np.ndarray, " entries"],
+) -> sp.csr_array:
+    """float32 [rows, n]: `values`, one for each entry of the recording, of these features at these places."""
+    lengths = np.maximum(recorded.counts, 0)
+    chosen = np.repeat(rows, lengths)
+    column = np.full(recorded.d_sae, -1, np.int32)
+    column[features] = np.arange(len(features))
+    columns, values, offsets = column[recorded.indices[chosen]], values[chosen], _offsets(lengths[rows])
+    if not (present := columns >= 0).all():
+        offsets = np.concatenate([[0], np.cumsum(present)]).astype(offsets.dtype)[offsets]
+        columns, values = columns[present], values[present]
+    return sp.csr_array((np.asarray(values), columns, offsets), (len(offsets) - 1, len(features)))
 
 
 def _offsets(lengths: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n_plus_1"]:
@@ -146,7 +158,7 @@ def match(
         return of_first, of_second
     rows, firings, other_firings = first.living.rows, first.living.firings, second.living.firings
     scale, other_scale = first.inverse_deviations, second.inverse_deviations
-    for a, both, products in _together(first.latents.tocsc(), second.latents, len(other_firings), order):
+    for a, both, products in together(first.latents.tocsc(), second.latents, len(other_firings), order):
         pearson = (products - first.sums[a] / rows * second.sums) * (scale[a] * other_scale)
         jaccard = both / (firings[a] + other_firings - both)
         lift = both * (rows / firings[a]) / other_firings
@@ -156,7 +168,7 @@ def match(
     return of_first, of_second
 
 
-def _together(
+def together(
     first: sp.csc_array, second: sp.csr_array, size: int, order: Int[np.ndarray, " rows"] | None
 ) -> Iterator[tuple[int, Int[np.ndarray, " living"], Float[np.ndarray, " living"]]]:
     """(a, on how many rows each latent of the second fires together with latent a of the first, Σ of their products),
