@@ -1,11 +1,17 @@
 """Recordings made from latents that are known."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from matryoshka.analysis.observed import Observed
+from matryoshka.coder.architecture import CoderConfig, TopKConfig
+from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.latents import from_mask
+from matryoshka.lm.sites import Site, Wiring
+from matryoshka.study.hooked import EVERY_ROW, HookedCoder
 from matryoshka.study.recorder import CoderRows, Recorder
 from matryoshka.study.recording import Head, RecordedCoder, Recording
 
@@ -38,3 +44,16 @@ def recorded(
     recorder.commit()
     recorder.close()
     return [RecordedCoder(Recording(folder), key) for key in sizes]
+
+
+def observed(names: Sequence[str], coders: Sequence[RecordedCoder], sites: Sequence[str]) -> list[Observed]:
+    """Coders of these recordings, SAEs of 16 numbers at these sites with random weights."""
+    made = []
+    for seed, (name, recorded, site) in enumerate(zip(names, coders, sites, strict=True)):
+        config = CoderConfig(
+            reads=(16,), writes=(16,), d_sae=recorded.d_sae, widths=(recorded.d_sae,), activation=TopKConfig(k=2)
+        )
+        coder = SparseCoder(config).initialise(seed, tied=True).eval()
+        wiring = Wiring.of([Site.parse(site)], [Site.parse(site)])
+        made.append(Observed(name, HookedCoder(coder, wiring, EVERY_ROW, name), recorded))
+    return made
