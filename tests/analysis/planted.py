@@ -8,7 +8,7 @@ import torch
 
 from matryoshka.analysis.corpus import Corpus
 from matryoshka.analysis.observed import Observed
-from matryoshka.coder.architecture import ReLUConfig
+from matryoshka.coder.architecture import CoderConfig, ReLUConfig, TopKConfig
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.coder.latents import from_mask
 from matryoshka.coder.weights import Weights
@@ -91,3 +91,16 @@ def sae(
     )
     coder = SparseCoder.of(weights, ReLUConfig(), widths)
     return HookedCoder(coder, Wiring.of([SITE], [write]), EVERY_ROW)
+
+
+def side_by_side(names: Sequence[str], coders: Sequence[RecordedCoder], sites: Sequence[str]) -> list[Observed]:
+    """Coders of these recordings, SAEs of 16 numbers at these sites with random weights."""
+    made = []
+    for seed, (name, recorded, site) in enumerate(zip(names, coders, sites, strict=True)):
+        config = CoderConfig(
+            reads=(16,), writes=(16,), d_sae=recorded.d_sae, widths=(recorded.d_sae,), activation=TopKConfig(k=2)
+        )
+        coder = SparseCoder(config).initialise(seed, tied=True).eval()
+        wiring = Wiring.of([Site.parse(site)], [Site.parse(site)])
+        made.append(Observed(name, HookedCoder(coder, wiring, EVERY_ROW, name), recorded))
+    return made

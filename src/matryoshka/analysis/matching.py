@@ -79,7 +79,10 @@ class Activity(NamedTuple):
     def sample(self, most: int) -> "Activity":
         """At most so many of the latents, spread evenly over them."""
         n = len(self.living.features)
-        chosen = spread(min(n, most), n)
+        return self.of(spread(min(n, most), n))
+
+    def of(self, chosen: Int[np.ndarray, " n"]) -> "Activity":
+        """These of the latents alone, by their places among the living, in this order."""
         features, firings = self.living.features[chosen], self.living.firings[chosen]
         living = self.living._replace(features=features, firings=firings)
         return Activity(living, self.latents[:, chosen], self.sums[chosen], self.squares[chosen])
