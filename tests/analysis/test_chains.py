@@ -34,7 +34,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Observed], l
     places = [np.full(40, -1) for _ in range(3)]
     for place, own, which in zip(places, order, shown, strict=True):
         place[which] = own[: len(which)]
-    return observed("abc", coders, [f"{layer}.resid_post" for layer in range(3)]), places
+    return side_by_side("abc", coders, [f"{layer}.resid_post" for layer in range(3)]), places
 
 
 def flow_of(members: list[Observed]) -> Flow:
@@ -76,7 +76,9 @@ def test_documents_are_followed_by_chance(tmp_path: Path) -> None:
     """Three copies of latents that each fire in the documents of one topic: those chains need no token to be right."""
     topics = np.arange(ROWS) // 64 % 8
     a = (topics[:, None] == np.arange(8)) * np.random.default_rng(0).uniform(1, 2, (ROWS, 8))
-    members = observed("abc", recorded(tmp_path / "recording", a, a, a), [f"{layer}.resid_post" for layer in range(3)])
+    members = side_by_side(
+        "abc", recorded(tmp_path / "recording", a, a, a), [f"{layer}.resid_post" for layer in range(3)]
+    )
     flow, walk = flow_of(members), Walk()
     for i, pair in enumerate(map(Pair, members, members[1:])):
         walk.go_on(Crossing.of(pair, *flow.links(i), flow.pearson[i]))
@@ -90,7 +92,7 @@ def test_merges_and_splits_are_counted(tmp_path: Path) -> None:
     first_half = np.random.default_rng(2).random(ROWS) < 0.5
     a = np.stack([whole[0] * first_half, whole[0] * ~first_half, whole[1], *other[:, :2].T], 1)
     b = np.stack([whole[0], whole[1] * first_half, whole[1] * ~first_half, *other[:, 2:].T], 1)
-    members = observed("ab", recorded(tmp_path / "recording", a, b), ["0.resid_post", "1.resid_post"])
+    members = side_by_side("ab", recorded(tmp_path / "recording", a, b), ["0.resid_post", "1.resid_post"])
     flow = flow_of(members)
     assert flow.joints(0) == {"merges": 1, "merged": 2, "splits": 1, "split": 2}
     assert flow.forward[0][:2].tolist() == [0, 0]
