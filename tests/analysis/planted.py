@@ -19,21 +19,25 @@ def latents(seed: int, rows: int, features: int, density: float = 0.03) -> np.nd
 
 
 def recorded(
-    folder: Path, *coders: np.ndarray, left_out: tuple[np.ndarray, ...] = (), per_document: int = 64
+    folder: Path,
+    *coders: np.ndarray,
+    left_out: tuple[np.ndarray, ...] = (),
+    per_document: int = 64,
+    context: int = CONTEXT,
 ) -> list[RecordedCoder]:
-    """What a recording holds of coders with these latents [rows, d_sae], the rows being whole windows; `left_out`: of
-    each the rows that do not count for it."""
+    """What a recording holds of coders with these latents [rows, d_sae], the rows being whole windows of `context`;
+    `left_out`: of each the rows that do not count for it."""
     rows = len(coders[0])
-    windows = rows // CONTEXT
+    windows = rows // context
     sizes = {f"coder-{i}": coder.shape[1] for i, coder in enumerate(coders)}
-    recorder = Recorder(folder, Head(of={}, context=CONTEXT, total=windows, coders=sizes, columns={}))
+    recorder = Recorder(folder, Head(of={}, context=context, total=windows, coders=sizes, columns={}))
     made = {}
     for i, coder in enumerate(coders):
         kept = ~left_out[i] if left_out else np.ones(rows, bool)
         values = torch.from_numpy(coder[kept].astype(np.float32))
         sparse = from_mask(values, values.flatten().nonzero().flatten())
-        made[f"coder-{i}"] = CoderRows(kept.reshape(windows, CONTEXT), np.zeros((windows, CONTEXT), bool), sparse)
-    places = np.arange(rows).reshape(windows, CONTEXT)
+        made[f"coder-{i}"] = CoderRows(kept.reshape(windows, context), np.zeros((windows, context), bool), sparse)
+    places = np.arange(rows).reshape(windows, context)
     recorder.append(places, places // per_document, made)
     recorder.commit()
     recorder.close()
