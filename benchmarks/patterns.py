@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from correspondence import QUICK, WIDE, coders, peak, record
 
@@ -35,7 +35,7 @@ def main() -> None:
         taken = json.loads(done.stdout.splitlines()[-1])
     print(
         f"{size['tokens']:,} tokens, {size['d_sae']:,} latents: {taken['seconds']:.1f} s ({taken['processor']:.1f} s of"
-        f" CPU), peak memory {taken['peak'] / 1e9:.2f} GB, of which {taken['before'] / 1e9:.2f} before\n{taken['found']}"
+        f" CPU), peak memory {taken['peak'] / 1e9:.2f} GB ({taken['before'] / 1e9:.2f} before)\n{taken['found']}"
     )
 
 
@@ -50,7 +50,7 @@ def measured(folder: Path, size: dict[str, int]) -> dict[str, Any]:
     hooked, before = coders(size)[0], peak()
     recording = Recording(folder / "recording")
     started, processor = time.perf_counter(), time.process_time()
-    result = patterns.analyse(Observed("A", hooked, recording.of(hooked)), cast(Corpus, None))  # which is not read
+    result = patterns.analyse(Observed("A", hooked, recording.of(hooked)), object.__new__(Corpus))  # which is not read
     save(result, {}, folder, "patterns")
     taken = {"seconds": time.perf_counter() - started, "processor": time.process_time() - processor, "peak": peak()}
     found = ", ".join(f"{score.measure.name} {score.value:.3f} (null {score.null:.3f})" for score in result.scores)

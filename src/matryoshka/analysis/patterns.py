@@ -25,7 +25,18 @@ from matryoshka.analysis.correspondence import LIFT, NULL_LATENTS, PROCESSED, SE
 from matryoshka.analysis.matching import FIRINGS
 from matryoshka.analysis.observed import Observed
 from matryoshka.analysis.succession import LEVEL, Companions, Successors, companions, successors
-from matryoshka.analysis.timing import NULLS, Chance, Raster, Timing, autocorrelation, centres, chance, reach, timing
+from matryoshka.analysis.timing import (
+    NULLS,
+    Autocorrelation,
+    Chance,
+    Raster,
+    Timing,
+    autocorrelation,
+    centres,
+    chance,
+    reach,
+    timing,
+)
 from matryoshka.progress import Progress, silent
 from matryoshka.scores.result import Measure, Result, Score, finite, score
 from matryoshka.study.reader import spread
@@ -118,27 +129,31 @@ def analyse(observed: Observed, corpus: Corpus, progress: Progress = silent) -> 
     raster = Raster(observed.recorded, observed.name)
     everyone, sample = np.arange(raster.size), spread(min(raster.size, NULL_LATENTS), raster.size)
     expected = chance(raster, lambda done, _: progress(done, STEPS))
-    own = _seen(raster, expected, raster.firing, raster.firing, everyone)
+    own = _seen(raster, expected, raster.firing, autocorrelation(raster, raster.firing), everyone)
     progress(NULLS + 3, STEPS)
-    null = _seen(raster, expected, raster.exchanged(SEED), raster.mixed(SEED), sample)
+    null = _seen(raster, expected, raster.exchanged(SEED), autocorrelation(raster, raster.mixed(SEED)), sample)
     progress(STEPS, STEPS)
     scores = tuple(_scores(observed.hooked.coder.config.d_sae, raster, own, null))
     return Result(scores, _details(raster, expected, own))
 
 
 def _seen(
-    raster: Raster, expected: Chance, firing: sp.csr_array, mixed: sp.csr_array, latents: Int[np.ndarray, " some"]
+    raster: Raster,
+    expected: Chance,
+    firing: sp.csr_array,
+    correlated: Autocorrelation,
+    latents: Int[np.ndarray, " some"],
 ) -> Seen:
-    """Of `firing`, the autocorrelation of `mixed`, the successors of some latents and the companions of a sample."""
-    observed, correlation = timing(raster, firing), autocorrelation(raster, mixed)
+    """Of these firings: the successors of some latents, the companions of a sample, all else of all."""
+    observed = timing(raster, firing)
     positional = expected.position_p(observed, len(raster.shares)) <= LEVEL
     return Seen(
         observed,
         positional & (observed.bits - expected.bits >= POSITION),
         expected.z(observed),
         expected.burst_p(observed) <= LEVEL,
-        correlation.r,
-        reach(correlation, raster.lags, LEVEL),
+        correlated.r,
+        reach(correlated, raster.lags, LEVEL),
         successors(raster, firing, latents),
         companions(raster, firing, spread(min(raster.size, NULL_LATENTS), raster.size)),
     )
@@ -188,6 +203,7 @@ def _details(raster: Raster, expected: Chance, own: Seen) -> dict[str, Any]:
         "run": plain(own.timing.run),
         "range": [RANGES[number] for number in classes],
         "reach": own.reach.tolist(),
+        "r at reach": plain(np.where(own.reach > 0, own.r[np.arange(raster.size), _lag_of(raster, own.reach)], 0)),
         "lags": list(raster.lags),
         "autocorrelation": {
             name: plain(own.r[classes == number].mean(0)) for number, name in enumerate(RANGES) if number in classes
@@ -206,6 +222,11 @@ def _details(raster: Raster, expected: Chance, own: Seen) -> dict[str, Any]:
             "lift": plain(beside.lift),
         },
     }
+
+
+def _lag_of(raster: Raster, reach: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """The place of each reach among the lags; 0 of none."""
+    return np.searchsorted(raster.lags, reach)
 
 
 def range_classes(reach: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

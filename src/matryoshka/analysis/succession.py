@@ -4,10 +4,11 @@
     lower     the same of the Wilson lower bound (95 %) of P(b at t + lag | a at t)
 
 1. for each latent a the rows `lag` after its firings, gathered: how often each b ≠ a fires there, exactly. The
-   CANDIDATES of most evidence G = n ln(n / expected) − n + expected, with a lift of LIFT on TOGETHER rows, are tried
-2. beyond chance: so often by a Poisson variable, whose mean is what tokens exchanged within their documents give
-   (documents that both fire in, as often), with p ≤ LEVEL / (latents · lags): of all features that are left to chance
-   no more than LEVEL have a successor
+   CANDIDATES of most evidence G = n ln(n / expected) − n + expected are tried, of those with n ≥ TOGETHER, a lift of
+   LIFT, and exp(−G) ≤ p, Chernoff's bound of so many by chance
+2. beyond chance: so often by a Poisson variable whose mean is what tokens exchanged within their documents give, where
+   what is of one topic fires together as well; p = LEVEL / (latents · lags), so that of all features that are left to
+   chance no more than LEVEL have a successor
 3. ordered: b fires after a more often than before it, by a sign test with p ≤ LEVEL / (CANDIDATES · lags). Two latents
    of one topic, or of one token, follow each other either way
 
@@ -25,11 +26,12 @@ from scipy.special import bdtrc
 
 from matryoshka.analysis.correspondence import LIFT, PROCESSED
 from matryoshka.analysis.matching import beside
-from matryoshka.analysis.timing import Raster, many_by_chance
+from matryoshka.analysis.timing import Raster, blocks, many_by_chance
 
 LAGS = (1, 2, 4)
 LEVEL = 0.05
 TOGETHER = 5
+"""Pairs of rows that say anything of two latents."""
 CANDIDATES = 8
 KEPT = 2
 """Successors of each latent at each lag."""
@@ -61,18 +63,25 @@ class Successors(NamedTuple):
 def successors(raster: Raster, after: sp.csr_array, latents: Int[np.ndarray, " some"]) -> Successors:
     """Of these latents, at all LAGS that a window holds. `after`: the firings that may follow, on the raster's rows:
     its own, or those of exchanged tokens."""
-    lags, found = [lag for lag in LAGS if lag < raster.context], list[tuple[float, ...]]()
-    level = LEVEL / (raster.size * len(lags))
-    for lag in lags:
-        lagged = Lagged(raster, after, lag)
-        for latent, others, count in lagged.candidates(latents):
-            kept = many_by_chance(count, lagged.by_chance(latent, others)) <= level
-            others, count = others[kept], count[kept]
-            backward = lagged.backward(latent, others)
-            ordered = bdtrc(count - 1, count + backward, 0.5) <= LEVEL / (CANDIDATES * len(lags))
-            found += lagged.described(latent, others[ordered], count[ordered], backward[ordered])
-    columns = np.array(found).reshape(-1, len(Successors._fields)).T
+    lags = [lag for lag in LAGS if lag < raster.context]
+    beyond, ordered = LEVEL / (raster.size * len(lags)), LEVEL / (CANDIDATES * len(lags))
+    found = [_at_lag(Lagged(raster, after, lag), latents, beyond, ordered) for lag in lags]
+    columns = np.concatenate(found, 1)
     return Successors(*(column.astype(np.int64) for column in columns[:3]), *columns[3:])
+
+
+def _at_lag(
+    lagged: "Lagged", latents: Int[np.ndarray, " some"], beyond: float, ordered: float
+) -> Float[np.ndarray, "columns n"]:
+    """Columns of Successors. `beyond`, `ordered`: the largest p of each test."""
+    found = [np.empty((len(Successors._fields), 0))]
+    for latent, others, count in lagged.candidates(latents, beyond):
+        stands = many_by_chance(count, lagged.by_chance(latent, others)) <= beyond
+        others, count = others[stands], count[stands]
+        backward = lagged.backward(latent, others)
+        stands = bdtrc(count - 1, count + backward, 0.5) <= ordered
+        found.append(lagged.described(latent, others[stands], count[stands], backward[stands]))
+    return np.concatenate(found, 1)
 
 
 class Lagged:
@@ -92,7 +101,7 @@ class Lagged:
         self._mark = np.zeros(self.pairs, bool)
 
     def candidates(
-        self, latents: Int[np.ndarray, " some"]
+        self, latents: Int[np.ndarray, " some"], level: float
     ) -> Iterator[tuple[int, Int[np.ndarray, " others"], Int[np.ndarray, " others"]]]:
         """(latent, those that may follow it, on how many pairs they do) for each of these that has any."""
         size = len(self.n_here)
@@ -103,16 +112,18 @@ class Lagged:
             if entries.stop == here.indptr[i + 1]:
                 latent = int(latents[i])
                 count[latent] = 0
-                others = self._most_evident(latent, count)
+                others = self._most_evident(latent, count, -np.log(level))
                 if len(others):
                     yield latent, others, count[others]
                 count = np.zeros(size, np.int64)
 
-    def _most_evident(self, latent: int, count: Int[np.ndarray, " living"]) -> Int[np.ndarray, " others"]:
+    def _most_evident(self, latent: int, count: Int[np.ndarray, " living"], least: float) -> Int[np.ndarray, " others"]:
         expected = self.n_there * (self.n_here[latent] / max(1, self.pairs))
         some = np.flatnonzero((count >= TOGETHER) & (count >= LIFT * expected))
         of, by_chance = count[some], expected[some]
         evidence = of * np.log(of / by_chance) - of + by_chance
+        evident = evidence >= least
+        some, evidence = some[evident], evidence[evident]
         return some[np.argsort(-evidence, kind="stable")[:CANDIDATES]]
 
     def by_chance(self, latent: int, others: Int[np.ndarray, " others"]) -> Float[np.ndarray, " others"]:
@@ -137,13 +148,13 @@ class Lagged:
         others: Int[np.ndarray, " others"],
         count: Int[np.ndarray, " others"],
         backward: Int[np.ndarray, " others"],
-    ) -> list[tuple[float, ...]]:
-        """The KEPT strongest as rows of Successors."""
-        n, base = self.n_here[latent], self.n_there[others] / self.pairs
+    ) -> Float[np.ndarray, "columns kept"]:
+        """The KEPT strongest as columns of Successors."""
+        n, base = int(self.n_here[latent]), self.n_there[others] / self.pairs
         back = backward * self.pairs / (np.maximum(1, self.n_here[others]) * max(1, self.n_there[latent]))
         share, lower = count / n, wilson_lower(count, n) / base
         columns = np.full(len(others), latent), others, np.full(len(others), self.lag), share, share / base, lower, back
-        return list(zip(*(column[np.argsort(-lower, kind="stable")[:KEPT]] for column in columns), strict=True))
+        return np.stack(columns)[:, np.argsort(-lower, kind="stable")[:KEPT]]
 
 
 def wilson_lower(count: Int[np.ndarray, " n"], of: int) -> Float[np.ndarray, " n"]:
@@ -154,11 +165,16 @@ def wilson_lower(count: Int[np.ndarray, " n"], of: int) -> Float[np.ndarray, " n
 
 def _by_document(firing: sp.csc_array, documents: Int[np.ndarray, " rows"]) -> sp.csr_array:
     """[latents, documents]: on how many rows of each document a latent fires."""
-    ones = np.ones(firing.nnz, np.int32)
+    where, counts, sizes = [], [], []
+    for some, rows, latent in blocks(firing):
+        document = documents[rows]
+        first = np.flatnonzero((np.diff(document, prepend=-1) != 0) | (np.diff(latent, prepend=-1) != 0))
+        where.append(document[first])
+        counts.append(np.diff(first, append=len(rows)).astype(np.int32))
+        sizes.append(np.bincount(latent[first], minlength=some.stop - some.start))
+    ends = np.concatenate([[0], *sizes]).cumsum()
     shape = len(firing.indptr) - 1, int(documents.max(initial=-1)) + 1
-    counts = sp.csr_array((ones, documents[firing.indices].astype(np.int32), firing.indptr.copy()), shape)
-    counts.sum_duplicates()
-    return counts
+    return sp.csr_array((np.concatenate(counts), np.concatenate(where), ends), shape)
 
 
 def _row(matrix: sp.csr_array, i: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:

@@ -17,16 +17,17 @@ whole text, so that what is of a topic counts: joins (pairs of firings at a lag)
 (`joins_by_chance`).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from scipy.special import fdtrc, gammainc, stdtr
 
-from matryoshka.analysis.matching import ENTRIES, FIRINGS, Living, activity, exchanged
+from matryoshka.analysis.matching import FIRINGS, Living, activity, exchanged
 from matryoshka.progress import Progress
 from matryoshka.scores.intervals import ratio
 from matryoshka.scores.result import NotMeasurable
@@ -40,6 +41,8 @@ NULLS = 8
 LAGS = (1, 2, 4, 8, 16, 32, 64)
 ROWS = 1 << 16
 """Laid beside those of a lag later at once."""
+ENTRIES = 1 << 18
+"""Gone through at once: what is made of them stays in the cache."""
 
 
 class Raster:
@@ -60,7 +63,7 @@ class Raster:
         place = np.arange(len(recorded.kept))
         begins = np.diff(recorded.documents, prepend=-1) != 0
         begins |= place % self.context == 0
-        self.documents = np.unique(recorded.documents[self.places], return_inverse=True)[1]
+        self.documents = np.cumsum(np.diff(recorded.documents[self.places], prepend=-1) != 0, dtype=np.int32) - 1
         """Of each row, counted from 0."""
         self.passages = (np.cumsum(begins, dtype=np.int32) - 1)[self.places]
         self.into = self.places - np.flatnonzero(begins)[self.passages]
@@ -120,7 +123,7 @@ def timing(raster: Raster, firing: sp.csr_array) -> Timing:
     """Of these firings on the raster's rows."""
     trains, bins = firing.tocsc(), len(raster.shares)
     tables, sums, firings = np.zeros((raster.size, bins)), np.zeros((4, raster.size)), np.diff(trains.indptr)
-    for some, rows, feature in _blocks(trains):
+    for some, rows, feature in blocks(trains):
         n = some.stop - some.start
         tables[some] = np.bincount(feature * bins + raster.bins[rows], minlength=n * bins).reshape(n, bins)
         inside = (np.diff(raster.passages[rows]) == 0) & (np.diff(feature) == 0)
@@ -140,17 +143,17 @@ def centres(raster: Raster) -> tuple[Float[np.ndarray, " living"], Float[np.ndar
     window that is one passage."""
     trains = raster.firing.tocsc()
     place, sums = raster.into / (raster.context - 1), np.zeros((2, raster.size))
-    for some, rows, feature in _blocks(trains):
+    for some, rows, feature in blocks(trains):
         sums[:, some] = [np.bincount(feature, place[rows] ** power, some.stop - some.start) for power in (1, 2)]
     mean, squares = sums / np.diff(trains.indptr)
     return mean, np.sqrt(np.maximum(0, squares - mean**2))
 
 
-def _blocks(
+def blocks(
     trains: sp.csc_array,
 ) -> Iterator[tuple[slice, Int[np.ndarray, " entries"], Int[np.ndarray, " entries"]]]:
-    """(some latents, the rows where they fire, whose firing each is, counted from the first of them): some ENTRIES at
-    a time."""
+    """(some latents, the rows where they fire, whose firing each is, counted from the first of them): ENTRIES at a
+    time, or those of one latent."""
     start, size = 0, len(trains.indptr) - 1
     while start < size:
         most = np.searchsorted(trains.indptr, trains.indptr[start] + ENTRIES, side="right") - 1
@@ -229,19 +232,19 @@ def joins_by_chance(
 ) -> tuple[Float[np.ndarray, " living"], Float[np.ndarray, " living"]]:
     """Mean and variance of how many of `pairs` pairs of rows have a firing on both, where n firings are thrown on
     `rows` rows; `chains`: pairs of pairs that share a row (the join count under randomisation: Cliff & Ord 1981)."""
-    two, three, four = (_falling(n, k) / _falling(np.array(float(rows)), k) for k in (2, 3, 4))
+    two, three, four = (_falling(n, k) / math.perm(rows, k) for k in (2, 3, 4))
     mean = pairs * two
     square = mean + 2 * chains * three + (pairs * (pairs - 1.0) - 2 * chains) * four
     return mean, np.maximum(0, square - mean**2)
 
 
-def _falling(n: Float[np.ndarray, "*n"], k: int) -> Float[np.ndarray, "*n"]:
+def _falling(n: Float[np.ndarray, " living"], k: int) -> Float[np.ndarray, " living"]:
     """n (n − 1) …, k factors."""
     return np.prod([np.maximum(n - i, 0) for i in range(k)], 0)
 
 
 def many_by_chance(
-    count: Float[np.ndarray, " n"], mean: Float[np.ndarray, " n"], variance: Float[np.ndarray, " n"] | None = None
+    count: Real[np.ndarray, " n"], mean: Float[np.ndarray, " n"], variance: Float[np.ndarray, " n"] | None = None
 ) -> Float[np.ndarray, " n"]:
     """P(count or more) of a Poisson variable, stretched so that it has this variance (default: its mean)."""
     stretch = np.ones_like(mean) if variance is None else np.where(variance > 0, ratio(variance, mean), 1)
