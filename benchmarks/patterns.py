@@ -1,4 +1,4 @@
-"""What finding activation patterns costs beyond the recording: `matryoshka.analysis.patterns` at full size.
+"""What finding activation patterns costs beyond the recording: `matryoshka.analysis.activation_patterns` at full size.
 
     python benchmarks/patterns.py             1,000,000 tokens, 12,288 latents, L0 32
     python benchmarks/patterns.py --quick     100,000 tokens, 3,072 latents
@@ -41,7 +41,7 @@ def main() -> None:
 
 def measured(folder: Path, size: dict[str, int]) -> dict[str, Any]:
     """Seconds and peak memory of the analysis of coder A, saved."""
-    from matryoshka.analysis import patterns
+    from matryoshka.analysis import activation_patterns
     from matryoshka.analysis.corpus import Corpus
     from matryoshka.analysis.observed import Observed
     from matryoshka.scores.saved import save
@@ -50,7 +50,9 @@ def measured(folder: Path, size: dict[str, int]) -> dict[str, Any]:
     hooked, before = coders(size)[0], peak()
     recording = Recording(folder / "recording")
     started, processor = time.perf_counter(), time.process_time()
-    result = patterns.analyse(Observed("A", hooked, recording.of(hooked)), object.__new__(Corpus))  # which is not read
+    result = activation_patterns.analyse(
+        Observed("A", hooked, recording.of(hooked)), object.__new__(Corpus)
+    )  # which is not read
     save(result, {}, folder, "patterns")
     taken = {"seconds": time.perf_counter() - started, "processor": time.process_time() - processor, "peak": peak()}
     found = ", ".join(f"{score.measure.name} {score.value:.3f} (null {score.null:.3f})" for score in result.scores)

@@ -10,7 +10,7 @@ from importlib import import_module
 from types import ModuleType
 
 ANALYSES = {
-    "patterns": "matryoshka.analysis.patterns",
+    "patterns": "matryoshka.analysis.activation_patterns",
 }
 """By name, in the order in which they are run and shown. Modules are imported when they run."""
 

@@ -8,9 +8,9 @@ import pytest
 from planted import recorded
 
 from matryoshka.analysis import timing
+from matryoshka.analysis.activation_patterns import analyse, range_classes
 from matryoshka.analysis.corpus import Corpus
 from matryoshka.analysis.observed import Observed
-from matryoshka.analysis.patterns import analyse, range_classes
 from matryoshka.analysis.succession import successors, wilson_lower
 from matryoshka.analysis.timing import (
     Autocorrelation,

@@ -217,7 +217,10 @@ def _details(raster: Raster, expected: Chance, own: Seen) -> dict[str, Any]:
         "companions": {
             "feature": features[beside.latent].tolist(),
             "partners": beside.partners.tolist(),
-            "other": features[beside.other].tolist(),
+            "other": [
+                int(features[other]) if jaccard else None
+                for other, jaccard in zip(beside.other, beside.jaccard, strict=True)
+            ],
             "jaccard": plain(beside.jaccard),
             "lift": plain(beside.lift),
         },
