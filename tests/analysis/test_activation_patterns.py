@@ -51,7 +51,7 @@ def planted() -> np.ndarray:
     latents[:, STARTS] = fires(generator, np.where(row % CONTEXT < 4, 0.5, 0)[:, None], 10)
     begins = fires(generator, 0.003, 10)
     latents[:, BURSTS] = np.any([after(begins, lag) for lag in range(1, 5)], 0) & fires(generator, 0.9, 10)
-    topical = np.repeat(generator.random((ROWS // CONTEXT, 10)) < 0.2, CONTEXT, axis=0)
+    topical = np.tile(np.repeat(generator.random((ROWS // CONTEXT, 5)) < 0.2, CONTEXT, axis=0), 2)  # two of each topic
     latents[:, TOPICS] = topical & fires(generator, 0.1, 10)
     latents[:, FIRST] = fires(generator, 0.01, 10)
     for lag, half in ((1, slice(0, 5)), (4, slice(5, 10))):
@@ -198,12 +198,14 @@ def test_lifts_are_those_of_dense_sums(tmp_path: Path) -> None:
 def test_places_gaps_and_runs_are_those_of_the_firings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "ENTRIES", 100)
     dense = planted()
+    dense[:, 12:14] = 0
+    dense[2:40:2, 12] = dense[41:100:3, 13] = 1  # the next one begins where the last one ends, in one passage
     of = raster(tmp_path / "recording", dense)
     measured, (mean, spread) = timing.timing(of, of.firing), centres(of)
     place = np.arange(ROWS)
     passage = np.cumsum((place % CONTEXT == 0) | (place % PER_DOCUMENT == 0))
     into = place - np.searchsorted(passage, passage)
-    for i in (0, 12, 25, 100):
+    for i in (0, 12, 13, 25, 100):
         rows = np.flatnonzero(dense[:, of.living.features[i]])
         inside = passage[rows[1:]] == passage[rows[:-1]]
         gaps = np.diff(rows)[inside]

@@ -69,6 +69,11 @@ class Raster:
         self.into = self.places - np.flatnonzero(begins)[self.passages]
         """How many tokens of each row's passage lie before it."""
 
+    @cached_property
+    def spaced(self) -> Int[np.ndarray, " rows"]:
+        """Places, a window further apart from passage to passage: only within one are two less than a window apart."""
+        return self.places + self.passages.astype(np.int64) * self.context
+
     @property
     def rows(self) -> int:
         return len(self.places)
@@ -126,8 +131,10 @@ def timing(raster: Raster, firing: sp.csr_array) -> Timing:
     for some, rows, feature in blocks(trains):
         n = some.stop - some.start
         tables[some] = np.bincount(feature * bins + raster.bins[rows], minlength=n * bins).reshape(n, bins)
-        inside = (np.diff(raster.passages[rows]) == 0) & (np.diff(feature) == 0)
-        gap, of = np.diff(raster.places[rows])[inside].astype(np.float64), feature[1:][inside]
+        gap = np.diff(raster.spaced[rows])
+        gap[np.cumsum(firings[some])[:-1] - 1] = 0  # from the last firing of a latent to the next one's first
+        inside = np.flatnonzero((gap > 0) & (gap < raster.context))
+        gap, of = gap[inside].astype(np.float64), feature[1:][inside]
         sums[:, some] = [np.bincount(of, weights, n) for weights in (None, gap, gap**2, gap == 1)]
     shares = tables / firings[:, None]
     bits = np.where(shares > 0, shares * np.log2(np.where(shares > 0, shares, 1) / raster.shares), 0).sum(1)

@@ -31,12 +31,12 @@ def figures(result: Result) -> "dict[str, Figure]":
     drawn = {"autocorrelation": autocorrelation_figure(details)}
     if any(value is not None for value in details["burstiness"]):
         own, null = (_numbers(details[name]) for name in ("burstiness", "burstiness null"))
-        about = "burstiness of the gaps: −1 a clock, 0 chance, 1 bursts"
-        names = f"features ({np.isfinite(own).sum():,})", "tokens exchanged within documents"
+        about = "burstiness of the gaps: −1 a clock, 1 bursts"
+        names = f"features ({np.isfinite(own).sum():,})", "exchanged within documents"
         drawn["burstiness"] = _histograms((own, null), names, np.linspace(-1, 1, BURSTINESS_BINS + 1), about)
     mean, stands = _numbers(details["position"]["mean"]), np.array(details["position"]["stands"], bool)
     if stands.any():
-        about = "mean place of firings: 0 a passage's first token, 1 a window's last"
+        about = "mean place of firings: 0 first token, 1 a window's end"
         names = f"position features ({stands.sum():,})", f"all features ({len(mean):,})"
         drawn["position"] = _histograms((mean[stands], mean), names, np.linspace(0, 1, PLACE_BINS + 1), about)
     return drawn
@@ -155,7 +155,7 @@ def _positions(details: Mapping[str, Any], name_of: Callable[[int], str]) -> lis
     position = details["position"]
     excess = np.where(position["stands"], _numbers(position["bits"]) - _numbers(position["null"]), np.nan)
     columns = {"bits": position["bits"], "by chance": position["null"]}
-    return _best(details, excess, columns | {"mean place": position["mean"], "± ": position["spread"]}, name_of)
+    return _best(details, excess, columns | {"mean place": position["mean"], "±": position["spread"]}, name_of)
 
 
 def _best(
