@@ -34,21 +34,22 @@ def recorded(
     left_out: tuple[np.ndarray, ...] = (),
     per_document: int = 64,
     tokens: np.ndarray | None = None,
+    context: int = CONTEXT,
 ) -> list[RecordedCoder]:
-    """What a recording holds of coders with these latents [rows, d_sae], the rows being whole windows; `left_out`: of
-    each the rows that do not count for it; `tokens`: of each row (default: all different)."""
+    """What a recording holds of coders with these latents [rows, d_sae], the rows being whole windows of `context`;
+    `left_out`: of each the rows that do not count for it; `tokens`: of each row (default: all different)."""
     rows = len(coders[0])
-    windows = rows // CONTEXT
+    windows = rows // context
     sizes = {f"coder-{i}": coder.shape[1] for i, coder in enumerate(coders)}
-    recorder = Recorder(folder, Head(of={}, context=CONTEXT, total=windows, coders=sizes, columns={}))
+    recorder = Recorder(folder, Head(of={}, context=context, total=windows, coders=sizes, columns={}))
     made = {}
     for i, coder in enumerate(coders):
         kept = ~left_out[i] if left_out else np.ones(rows, bool)
         values = torch.from_numpy(coder[kept].astype(np.float32))
         sparse = from_mask(values, values.flatten().nonzero().flatten())
-        made[f"coder-{i}"] = CoderRows(kept.reshape(windows, CONTEXT), np.zeros((windows, CONTEXT), bool), sparse)
-    places = np.arange(rows).reshape(windows, CONTEXT)
-    recorder.append(places if tokens is None else tokens.reshape(windows, CONTEXT), places // per_document, made)
+        made[f"coder-{i}"] = CoderRows(kept.reshape(windows, context), np.zeros((windows, context), bool), sparse)
+    places = np.arange(rows).reshape(windows, context)
+    recorder.append(places if tokens is None else tokens.reshape(windows, context), places // per_document, made)
     recorder.commit()
     recorder.close()
     return [RecordedCoder(Recording(folder), key) for key in sizes]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import latents, recorded
+from planted import latents, recorded, side_by_side
 
 from matryoshka.analysis.chains import Crossing, Walk
 from matryoshka.analysis.correspondence import analyse

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from matryoshka.progress import Progress, silent
 from matryoshka.study.reader import spread
@@ -177,20 +177,38 @@ def together(
     """(a, on how many rows each latent of the second fires together with latent a of the first, Σ of their products),
     for each a in order; every one fires somewhere. `size`: latents of the second."""
     both, products = np.zeros(size, np.int64), np.zeros(size)
+    for a, entries, part in beside(first, second, order):
+        weights = np.repeat(first.data[entries].astype(np.float64), part.lengths) * part.values
+        both += np.bincount(part.indices, minlength=size)
+        products += np.bincount(part.indices, weights, minlength=size)
+        if entries.stop == first.indptr[a + 1]:  # otherwise the next rows are its own too
+            yield a, both, products
+            both, products = np.zeros(size, np.int64), np.zeros(size)
+
+
+class Gathered(NamedTuple):
+    """The entries of some rows, one row after another."""
+
+    lengths: Int[np.ndarray, " rows"]
+    indices: Int[np.ndarray, " entries"]
+    values: Shaped[np.ndarray, " entries"]
+
+
+def beside(
+    first: sp.csc_array, second: sp.csr_array, order: Int[np.ndarray, " rows"] | None = None
+) -> Iterator[tuple[int, slice, Gathered]]:
+    """(a, some of the first's entries, all of latent a; the rows of the second that stand beside them) until all
+    entries of the first are through, in order: of rare latents all at once, of others a part at a time."""
     for start in range(0, first.nnz, GATHERED):
         end = min(start + GATHERED, first.nnz)
         rows = first.indices[start:end]
         part = second[rows if order is None else order[rows]]
-        indices = part.indices.astype(np.intp)
-        weights = np.repeat(first.data[start:end].astype(np.float64), np.diff(part.indptr)) * part.data
+        indices, lengths = part.indices.astype(np.intp), np.diff(part.indptr)
         a = int(np.searchsorted(first.indptr, start, side="right")) - 1
         while a < len(first.indptr) - 1 and first.indptr[a] < end:
-            own = slice(*part.indptr[first.indptr[a : a + 2].clip(start, end) - start])
-            both += np.bincount(indices[own], minlength=size)
-            products += np.bincount(indices[own], weights[own], minlength=size)
-            if first.indptr[a + 1] <= end:  # otherwise the next rows are its own too
-                yield a, both, products
-                both, products = np.zeros(size, np.int64), np.zeros(size)
+            low, high = (int(edge) for edge in first.indptr[a : a + 2].clip(start, end))
+            own = slice(*part.indptr[[low - start, high - start]])
+            yield a, slice(low, high), Gathered(lengths[low - start : high - start], indices[own], part.data[own])
             a += 1
 
 
