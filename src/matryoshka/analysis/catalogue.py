@@ -9,7 +9,10 @@ where it says nothing of a coder. The recording answers most questions; the corp
 from importlib import import_module
 from types import ModuleType
 
-ANALYSES: dict[str, str] = {}
+ANALYSES: dict[str, str] = {
+    "clusters": "matryoshka.analysis.clusters",
+    "map": "matryoshka.analysis.embedding",
+}
 """By name, in the order in which they are run and shown. Modules are imported when they run."""
 
 
