@@ -1,6 +1,7 @@
 """Communities: planted ones are recovered, of nothing there are none, and scores are those of scikit-learn."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from sklearn.metrics import adjusted_mutual_info_score, balanced_accuracy_score
 from matryoshka.analysis.affinity import Neighbours
 from matryoshka.analysis.clusters import PAIRS, STABILITY, analyse
 from matryoshka.analysis.communities import agreement, communities, described, modularity, told
+from matryoshka.analysis.joint import Joint
+from matryoshka.run import Run
 from matryoshka.scores.result import NotMeasurable, Result
 
 pytest.importorskip("graspologic_native", reason="graspologic-native is not installed")
@@ -99,6 +102,20 @@ def test_the_details_are_what_the_page_and_the_report_read(planted: Result) -> N
             assert (labels[community["central"]] == number).all()
 
 
+def test_what_documents_alone_explain_is_in_the_null(tmp_path: Path) -> None:
+    """Features of a topic fire in its documents, there on tokens of their own: no community but by documents."""
+    generator = np.random.default_rng(4)
+    topic = np.arange(ROWS) // 256 // 2 % GROUPS
+    dense = ((topic[:, None] == GROUP) & (generator.random((ROWS, FEATURES)) < 0.1)).astype(float)
+    rows = torch.randn(FEATURES, 16, generator=torch.Generator().manual_seed(0))
+    found = analyse(observed(tmp_path / "recording", dense, rows, 256), no_corpus())
+    assert adjusted_mutual_info_score(GROUP, found.details["partitions"]["tokens"]) > 0.9
+    [tokens], [blocks] = found.of("modularity of tokens"), found.of("modularity of blocks")
+    assert tokens.value > 0.7
+    assert tokens.null == pytest.approx(tokens.value, abs=0.05)
+    assert (blocks.null or 0) < blocks.value / 2, "blocks are moved over all documents"
+
+
 def test_where_no_two_features_fire_together_nothing_is_said(tmp_path: Path) -> None:
     dense = np.zeros((2048, 40))
     dense[np.arange(2048), np.arange(2048) % 40] = 1.0  # one at a time
@@ -166,3 +183,18 @@ def test_without_the_library_it_is_said_how_to_have_it(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "graspologic_native", None)
     with pytest.raises(NotMeasurable, match=r"need graspologic-native: pip install 'matryoshka-sae\[clusters\]'"):
         communities(sp.csr_array((4, 4)))
+
+
+def test_a_trained_run_has_its_communities_found_once(trained: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(trained.path, run.path)
+    joint = Joint([run], None, 20_000, tmp_path / "recording", "cpu")
+    result = joint.found("clusters", 0)
+    assert {"agreement of tokens and geometry", "modularity of tokens"} <= {s.measure.name for s in result.scores}
+    [together] = result.of("modularity of tokens")
+    assert together.interval.low > (together.null or 0)
+    found = result.details
+    assert len(found["features"]) == len(found["partitions"]["blocks"]) > 100
+    written = (run.analysis / "clusters.json").stat().st_mtime_ns
+    assert Joint([run], None, 20_000, tmp_path / "recording", "cpu").found("clusters", 0).details == found
+    assert (run.analysis / "clusters.json").stat().st_mtime_ns == written

@@ -12,11 +12,11 @@
 4. how far the three agree: adjusted mutual information in pairs; and how well a feature's neighbours by decoder row
    tell which community it fires with
 
-After Li et al. 2024 (arXiv:2410.19750). The null of a modularity is that of the same with every feature's firings moved
-round within documents (tokens) or over all blocks, each by a distance of its own, for at most NULL_FEATURES features:
-what is left is what features have in common by the documents that they fire in and by how often they fire. For decoder
-rows the features' values of every dimension are exchanged. No two partitions can be expected to agree more than those
-of two halves of the same do: that is their ceiling.
+After Li et al. 2024 (arXiv:2410.19750). The null of a modularity is that of communities that are found in the same way
+once every feature's firings are moved round within documents (tokens) or over all blocks, each by a distance of its
+own, of at most NULL_FEATURES features: what features have in common by the documents that they fire in and by how often
+they fire. For decoder rows the features' values of every dimension are exchanged. No two partitions can be expected to
+agree more than those of two halves of the same do: that is their ceiling.
 """
 
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ from matryoshka.study.reader import spread
 VERSION = 1
 SEED = 0
 """Of all that is exchanged, and of the halves of the dimensions."""
-NULL_FEATURES = 1024
+NULL_FEATURES = 4096
 
 KINDS = {
     "tokens": "features that fire on the same tokens",
@@ -74,9 +74,9 @@ KINDS = {
 }
 HALVES = {"tokens": "the documents", "blocks": "the documents", "geometry": "the rows' dimensions"}
 MOVED = {
-    "tokens": "each feature's firings moved round within its documents",
-    "blocks": "each feature's blocks moved round over all",
-    "geometry": "the features' values of each dimension exchanged",
+    "tokens": "communities found with each feature's firings moved round within its documents",
+    "blocks": "communities found with each feature's blocks moved round over all",
+    "geometry": "communities found with the features' values of each dimension exchanged",
 }
 
 
@@ -133,7 +133,7 @@ def analyse(observed: Observed, corpus: Corpus, progress: Progress = silent) -> 
         raise NotMeasurable(f"no two features of {observed.name} fire together more often than by chance")
     partitions = {kind: views.each(communities) for kind, views in graphs.items()}
     sums = dict(_sums(graphs, partitions, nearest_rows(rows)))
-    for kind, null in _null_modularities(firings, rows).items():
+    for kind, null in _null_modularities(firings, rows, graphs).items():
         sums[MODULARITY[kind]] = sums[MODULARITY[kind]]._replace(null=null)
     return Result(
         tuple(_scores(sums, living, observed.hooked.coder.config.d_sae)), _details(living, dense, graphs, partitions)
@@ -174,20 +174,23 @@ def _elsewhere(graphs: Views[sp.csr_array], partitions: Views[Labels]) -> Featur
     return FeatureSums(chosen, numerator[chosen], denominator[chosen], 0.0)
 
 
-def _null_modularities(firings: FiringTable, rows: Float[Tensor, "n d"]) -> dict[str, float]:
-    """By kind, of at most NULL_FEATURES features that have nothing to do with one another."""
-    some, generator = firings.sample(NULL_FEATURES), np.random.default_rng(SEED)
+def _null_modularities(
+    firings: FiringTable, rows: Float[Tensor, "n d"], graphs: dict[str, Views[sp.csr_array]]
+) -> dict[str, float]:
+    """By kind, of communities of at most NULL_FEATURES features that have nothing to do with one another, in the graphs
+    of these features as they are."""
+    chosen = spread(min(firings.n, NULL_FEATURES), firings.n)
+    some, few = firings.sample(NULL_FEATURES), rows[torch.from_numpy(chosen)].numpy()
     blocks = some.blocks()
-    few = rows[torch.from_numpy(spread(min(len(rows), NULL_FEATURES), len(rows)))].numpy()
     by_chance = {
         "tokens": by_firing(some.rotated(some.documents, SEED), gathered),
         "blocks": by_firing(blocks.rotated(np.zeros_like(blocks.documents), SEED), multiplied),
-        "geometry": by_direction(torch.from_numpy(generator.permuted(few, axis=0)), SEED),
+        "geometry": by_direction(torch.from_numpy(np.random.default_rng(SEED).permuted(few, axis=0)), SEED),
     }
     nulls = {}
     for kind, views in by_chance.items():
-        graphs = views.each(Neighbours.graph)
-        sums = _elsewhere(graphs, graphs.each(communities))
+        as_they_are = graphs[kind].each(lambda graph: sp.csr_array(graph[chosen][:, chosen]))
+        sums = _elsewhere(as_they_are, views.each(Neighbours.graph).each(communities))
         nulls[kind] = float(sums.numerator.sum() / sums.denominator.sum()) if sums.measured else 0.0
     return nulls
 
