@@ -55,9 +55,11 @@ def recorded(
     return [RecordedCoder(Recording(folder), key) for key in sizes]
 
 
-def observed(folder: Path, dense: np.ndarray, hooked: HookedCoder, tokens: np.ndarray | None = None) -> Observed:
+def observed(
+    folder: Path, dense: np.ndarray, hooked: HookedCoder, tokens: np.ndarray | None = None, per_document: int = 64
+) -> Observed:
     """A coder with these latents on text of these tokens."""
-    return Observed("planted", hooked, recorded(folder, dense, tokens=tokens)[0])
+    return Observed("planted", hooked, recorded(folder, dense, tokens=tokens, per_document=per_document)[0])
 
 
 class KnownCorpus(Corpus):
@@ -94,6 +96,11 @@ def sae(
     return HookedCoder(coder, Wiring.of([SITE], [write]), EVERY_ROW)
 
 
+def halved(directions: torch.Tensor) -> HookedCoder:
+    """The same in two rings of as many features."""
+    return sae(directions, (len(directions) // 2, len(directions)))
+
+
 def side_by_side(names: Sequence[str], coders: Sequence[RecordedCoder], sites: Sequence[str]) -> list[Observed]:
     """Coders of these recordings, SAEs of 16 numbers at these sites with random weights."""
     made = []
@@ -105,3 +112,24 @@ def side_by_side(names: Sequence[str], coders: Sequence[RecordedCoder], sites: S
         wiring = Wiring.of([Site.parse(site)], [Site.parse(site)])
         made.append(Observed(name, HookedCoder(coder, wiring, EVERY_ROW, name), recorded))
     return made
+
+
+def grouped(seed: int, rows: int, groups: int, size: int, density: float = 0.02) -> np.ndarray:
+    """Dense [rows, groups · size]: the features of a group, which stand together, fire on the same rows four times in
+    five, and now and then by themselves."""
+    generator = np.random.default_rng(seed)
+    fires = np.repeat(generator.random((rows, groups)) < density, size, axis=1)
+    alone = generator.random(fires.shape) < density / 10
+    return ((fires & (generator.random(fires.shape) < 0.8)) | alone) * generator.uniform(0.5, 2, fires.shape)
+
+
+def directions(seed: int, groups: int, size: int, d: int = 64, spread: float = 0.7) -> torch.Tensor:
+    """Decoder rows [groups · size, d]: those of a group lie around one direction."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(groups, d, generator=generator).repeat_interleave(size, 0)
+    return centres + spread * torch.randn(centres.shape, generator=generator)
+
+
+def no_corpus() -> Corpus:
+    """For analyses that ask the recording alone: it has nothing to read."""
+    return object.__new__(Corpus)

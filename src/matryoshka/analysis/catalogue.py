@@ -10,6 +10,8 @@ from importlib import import_module
 from types import ModuleType
 
 ANALYSES = {
+    "clusters": "matryoshka.analysis.clusters",
+    "map": "matryoshka.analysis.embedding",
     "patterns": "matryoshka.analysis.activation_patterns",
     "hierarchy": "matryoshka.analysis.hierarchy",
 }
