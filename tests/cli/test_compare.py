@@ -283,6 +283,23 @@ def test_coders_of_one_weights_match_everywhere(trained: Run, tmp_path: Path) ->
         assert table["one to one"].tolist() == table.index.tolist()
 
 
+def test_chains_name_features_and_say_what_cannot_be_tried(featured: Run, trained: Run, tmp_path: Path) -> None:
+    """Three times one transcoder, which writes behind what the next one reads; the first has features."""
+    copies = [shutil.copytree(trained.path, tmp_path / name) for name in ("second", "third")]
+    chained = api.compare([featured, *copies], 1024 * 2, consecutive=True, out=tmp_path / "out")
+    assert chained.chains is not None
+    table, details = chained.chains.table(), chained.chains.details
+    assert {tuple(latents) for latents in table["latents"]} == {(i, i, i) for i in chained.pairs[0].table("A").index}
+    assert [pair["tried"] for pair in details["pairs"]] == [None, None]
+    assert "logit effect" in details["profiles"][0]
+    report = chained.report.read_text()
+    assert "nothing was tried causally" in report
+    assert "chains-falls" not in report
+    first = int(table.sort_values("weakest", ascending=False)["latents"].iloc[0][0])
+    brief = " ".join(api.store(featured).brief([first])[first].name.split())
+    assert f"| {first} ({brief}) → {first} → {first} |".replace(" ", "") in report.replace("\\|", "|").replace(" ", "")
+
+
 def test_where_nothing_fires_often_enough_it_is_said(
     trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,9 +82,9 @@ def _names(members: Sequence[Run]) -> list[FeatureStore | None]:
 
 
 def _latent_name(stores: Sequence[FeatureStore | None], coder: int, latent: int) -> str:
-    """Its number, and its name where it has one."""
+    """Its number, and its name where it has one, in one line."""
     store = stores[coder]
-    return f"{latent}" if store is None else f"{latent} ({store.brief([latent])[latent].name})"
+    return f"{latent}" if store is None else f"{latent} ({' '.join(store.brief([latent])[latent].name.split())})"
 
 
 @dataclass(frozen=True)
