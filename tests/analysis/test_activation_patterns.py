@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from planted import recorded
 
-from matryoshka.analysis import timing
+from matryoshka.analysis import succession, timing
 from matryoshka.analysis.activation_patterns import analyse, range_classes
 from matryoshka.analysis.corpus import Corpus
 from matryoshka.analysis.observed import Observed
@@ -195,11 +195,26 @@ def test_lifts_are_those_of_dense_sums(tmp_path: Path) -> None:
         assert backward == pytest.approx(back / second[:, a].mean())
 
 
+def test_features_of_one_document_are_no_successors_whatever_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five times as often after each other as anywhere, but no more often than in their documents."""
+    monkeypatch.setattr(succession, "bdtrc", lambda forward, *_: np.zeros(len(forward)))  # any order will do
+    generator = np.random.default_rng(0)
+    topical = (generator.random(ROWS // PER_DOCUMENT + 1) < 0.2)[np.arange(ROWS) // PER_DOCUMENT, None]
+    of = raster(tmp_path / "recording", (topical & fires(generator, 0.2, 10)).astype(float))
+    assert not len(successors(of, of.firing, np.arange(10)).latent)
+    lagged = succession.Lagged(of, of.firing, 1)
+    [(latent, others, count), *_] = lagged.candidates(np.arange(10), 1e-3)
+    assert len(others) == 8, "without documents all the others would be"
+    assert lagged.by_chance(latent, others) == pytest.approx(count, rel=0.2)
+
+
 def test_places_gaps_and_runs_are_those_of_the_firings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "ENTRIES", 100)
     dense = planted()
     dense[:, 12:14] = 0
-    dense[2:40:2, 12] = dense[41:100:3, 13] = 1  # the next one begins where the last one ends, in one passage
+    dense[2:34:2, 12] = dense[41:100:3, 13] = 1  # one begins after the other, in one passage: no gap between them
     of = raster(tmp_path / "recording", dense)
     measured, (mean, spread) = timing.timing(of, of.firing), centres(of)
     place = np.arange(ROWS)

@@ -26,6 +26,7 @@ from matryoshka.analysis.matching import FIRINGS
 from matryoshka.analysis.observed import Observed
 from matryoshka.analysis.succession import LEVEL, Companions, Successors, companions, successors
 from matryoshka.analysis.timing import (
+    GAPS,
     NULLS,
     Autocorrelation,
     Chance,
@@ -69,7 +70,9 @@ BITS = _of(
     headline=False,
 )
 BURSTY = _share(
-    "bursty", meaning=f"Share of features whose gaps are of a burstiness beyond chance (p ≤ {LEVEL})", null=WITHIN
+    "bursty",
+    meaning=f"Share of features, of those with {GAPS} gaps or more, of a burstiness beyond chance (p ≤ {LEVEL})",
+    null=WITHIN,
 )
 BURSTINESS = _of(
     "burstiness",

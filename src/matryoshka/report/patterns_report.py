@@ -182,7 +182,8 @@ def findings(result: Result, name_of: Callable[[int], str]) -> list[Finding]:
         " their documents make it, and more often than before." + _example(details, name_of),
         "long-range": f"of the features reach further than {details['cuts']['long']} tokens: so far on, a firing makes"
         " another still more likely, and half as much as anywhere.",
-        "bursty": "of the features fire in bursts: closer together than as many firings thrown into their documents.",
+        "bursty": "of the features with gaps enough to tell fire in bursts: closer together than as many firings thrown"
+        " into their documents.",
         "position features": "of the features fire at some places of a passage rather than at others.",
     }
     return [
