@@ -9,7 +9,7 @@ where it says nothing of a coder. The recording answers most questions; the corp
 from importlib import import_module
 from types import ModuleType
 
-ANALYSES: dict[str, str] = {}
+ANALYSES = {"densities": "matryoshka.analysis.densities"}
 """By name, in the order in which they are run and shown. Modules are imported when they run."""
 
 

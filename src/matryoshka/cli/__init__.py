@@ -29,6 +29,7 @@ VERBS = (
     "resume",
     "eval",
     "compare",
+    "analyze",
     "features",
     "explain",
     "steer",

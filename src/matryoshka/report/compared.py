@@ -54,9 +54,15 @@ def compare(
             f"{members[0].path}: is one coder; a comparison takes two or more: give another run as well"
         )
     folder = Path(out) if out else several[0].comparison if len(several) == 1 else Path("comparison")
-    joint, numbers = Joint(members, text, tokens, folder / "recording", device), range(len(members))
+    joint = Joint(members, text, tokens, folder / "recording", device)
     with drawing.style():
         refuse_unwritable(folder)
+    return compare_joint(joint, folder, consecutive)
+
+
+def compare_joint(joint: Joint, folder: Path, consecutive: bool = False) -> "Compared":
+    """The same of coders that are studied together already, into `folder`."""
+    numbers = range(len(joint.members))
     folder.mkdir(parents=True, exist_ok=True)
     with Run(folder).held("compare"):
         pairs = [

@@ -45,14 +45,19 @@ def parquet(entries: Sequence[Entry]) -> bytes:
 
 def markdown(entries: Sequence[Entry]) -> str:
     """The report: the table, the differences, every score of every prefix, what each means, what was not measured."""
-    parts = ["# Evaluation", "", *table(entries), ""]
+    return "\n".join(["# Evaluation", "", *body(entries), "## What the scores mean", "", *legend(entries), ""])
+
+
+def body(entries: Sequence[Entry], level: str = "##") -> list[str]:
+    """The same without what each score means, below headings of this `level`."""
+    parts = [*table(entries), ""]
     if notes := reasons(entries):
-        parts += ["## Not measured", "", *(f"- {note}" for note in notes), ""]
+        parts += [f"{level} Not measured", "", *(f"- {note}" for note in notes), ""]
     if len(entries) > 1:
-        parts += [f"## Differences from {entries[0].label}", "", *_differences(entries), ""]
+        parts += [f"{level} Differences from {entries[0].label}", "", *_differences(entries), ""]
     for entry in entries:
-        parts += [f"## {entry.label}, prefix by prefix", "", *_prefixes(entry), ""]
-    return "\n".join([*parts, "## What the scores mean", "", *legend(entries), ""])
+        parts += [f"{level} {entry.label}, prefix by prefix", "", *_prefixes(entry), ""]
+    return parts
 
 
 def table(entries: Sequence[Entry], first: str = "") -> list[str]:
