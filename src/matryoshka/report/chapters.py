@@ -11,7 +11,7 @@ Comparison     of several coders: what matches what
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
@@ -19,6 +19,7 @@ from urllib.parse import quote
 from matryoshka.coder.io import load_card
 from matryoshka.defaults import EVALUATION_TOKENS, FEATURE_TOKENS, PORT
 from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation.table import EVALUATIONS
 from matryoshka.report import compared, markdown
 from matryoshka.report.analysed import AnalysedCoder, CoderAnalysis
 from matryoshka.report.cells import cell, shown
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EVALUATION, COMPARISON = "evaluation", "comparison"
+OWN = ("training", "FVU-per-prefix")
+"""Figures of a coder that are of no analysis."""
 FEATURE = re.compile(r"\bfeature (\d+)\b")
 
 
@@ -132,9 +135,13 @@ def _stem(coder: AnalysedCoder, *names: str) -> str:
     return "-".join((coder.name.replace("/", "+"), *names))
 
 
-def _shown(stems: Mapping[str, str]) -> list[str]:
-    """Figures by their files' names, below one another, with what they show."""
-    return [line for stem, what in stems.items() for line in (f"![{what}](<figures/{stem}.svg>)", "")]
+def _shown(drawn: Mapping[str, "Figure"], captions: Mapping[str, str]) -> list[str]:
+    """The figures of these names that are drawn, below one another, each with what it shows and what its axes are."""
+    parts = []
+    for stem, caption in captions.items():
+        if stem in drawn:
+            parts += [f"![{_plain(caption)}{_axes(drawn[stem])}](<figures/{stem}.svg>)", ""]
+    return parts
 
 
 def report(contents: Contents, findings: Sequence[tuple[str, Finding]], drawn: Mapping[str, "Figure"]) -> list[str]:
@@ -144,15 +151,8 @@ def report(contents: Contents, findings: Sequence[tuple[str, Finding]], drawn: M
     parts += [f"## {'The coders' if contents.several else 'The coder'}", ""]
     for coder in contents.coders:
         parts += [*_heading(contents, coder), *_facts(contents, coder), *_places(contents, coder)]
-        parts += _shown(dict(_captions(coder, drawn, ("training", "FVU-per-prefix"))))
-    if contents.evaluated:
-        parts += [
-            "## Evaluation",
-            "",
-            contents.asked._replace(tokens=EVALUATION_TOKENS).command("eval", tokens=EVALUATION_TOKENS),
-            "",
-        ]
-        parts += markdown.body(contents.evaluated, "###")
+        parts += _shown(drawn, {_stem(coder, name): f"{name.replace('-', ' ')} of {coder.name}" for name in OWN})
+    parts += _evaluation(contents)
     for name in contents.analyses:
         parts += [f"## {name.capitalize()}", "", contents.asked.command("analyze", "--only", name), ""]
         for coder in contents.coders:
@@ -218,7 +218,7 @@ def _facts(contents: Contents, coder: AnalysedCoder) -> list[str]:
     ]  # fmt: skip
     if (names := coder.found.get("names")) is not None:
         rows += [["named by a rule", markdown.joined(cell(list(names.scores)))]]
-    return [*markdown.lines(["", ""], [[name, _plain(value)] for name, value in rows]), ""]
+    return [*markdown.lines(["fact", _plain(coder.name)], [[name, _plain(value)] for name, value in rows]), ""]
 
 
 def _places(contents: Contents, coder: AnalysedCoder) -> list[str]:
@@ -230,13 +230,6 @@ def _places(contents: Contents, coder: AnalysedCoder) -> list[str]:
         else f"lead to [the exported page]({address.partition('#')[0]})"
     )
     return [f"Links to features {where}.", ""]
-
-
-def _captions(coder: AnalysedCoder, drawn: Mapping[str, "Figure"], names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(file, what it shows) of those that are drawn."""
-    for name in names:
-        if (stem := _stem(coder, name)) in drawn:
-            yield stem, f"{name.replace('-', ' ')} of {_plain(coder.name)}{_axes(drawn[stem])}"
 
 
 def _axes(figure: "Figure") -> str:
@@ -251,34 +244,33 @@ def _axes(figure: "Figure") -> str:
 def _analysis(analysis: CoderAnalysis, drawn: Mapping[str, "Figure"]) -> list[str]:
     if analysis.result.reason is not None:
         return [f"Not measured: {analysis.result.reason}.", ""]
-    prefix = _stem(analysis.coder, analysis.name, "")
-    names = [f"{analysis.name}-{stem.removeprefix(prefix)}" for stem in drawn if stem.startswith(prefix)]
-    scores = [score for score in analysis.result.scores if score.measure.headline]
-    return [
-        *analysis.section(),
-        "",
-        *_scores(scores),
-        *_shown(dict(_captions(analysis.coder, drawn, names))),
-    ]
+    prefix, coder = _stem(analysis.coder, analysis.name, ""), analysis.coder.name
+    captions = {stem: f"{stem.removeprefix(prefix)} of {coder}" for stem in drawn if stem.startswith(prefix)}
+    headlines = [score for score in analysis.result.scores if score.measure.headline]
+    return [*analysis.section(), "", *_scores({"": headlines}), *_shown(drawn, captions)]
 
 
-def _scores(scores: Sequence[Score]) -> list[str]:
+def _evaluation(contents: Contents) -> list[str]:
+    if not contents.evaluated:
+        return []
+    names = {name for entry in contents.evaluated for results in entry.seeds for name in results}
+    some = ["--only", *(name for name in EVALUATIONS if name in names)] if names < EVALUATIONS.keys() else []
+    asked = contents.asked._replace(tokens=min(contents.asked.tokens, EVALUATION_TOKENS))
+    command = asked.command("eval", *some, tokens=EVALUATION_TOKENS)
+    return ["## Evaluation", "", command, "", *markdown.body(contents.evaluated, "###")]
+
+
+def _scores(scores: Mapping[str, Sequence[Score]]) -> list[str]:
+    """A row a score, by the analysis that they are of; "" where that is clear."""
     rows = []
-    for score in scores:
-        low, high = (shown(end, score.measure) for end in score.interval)
-        null = "" if score.null is None else shown(score.null, score.measure)
-        between = "" if low == "–" else f"{low} – {high}"
-        rows.append(
-            [
-                score.measure.name,
-                f"{score.width:,}",
-                shown(score.value, score.measure),
-                between,
-                null,
-                f"{len(score.units):,} {score.measure.unit}s",
-            ]
-        )
-    return [*markdown.lines(["score", "prefix", "value", "95 % interval", "null", "units"], rows), ""] if rows else []
+    for name, of_analysis in scores.items():
+        for score in of_analysis:
+            value, interval, _ = cell([score])
+            null = "" if score.null is None else shown(score.null, score.measure)
+            units = f"{len(score.units):,} {score.measure.unit}s"
+            rows.append([name, score.measure.name, f"{score.width:,}", value, interval, null, units])
+    heads, first = ["analysis", "score", "prefix", "value", "95 % interval", "null", "units"], int("" in scores)
+    return [*markdown.lines(heads[first:], [row[first:] for row in rows]), ""] if rows else []
 
 
 def _comparison(contents: Contents, found: Compared) -> list[str]:
@@ -310,7 +302,7 @@ def linked(lines: Sequence[str], address: str) -> list[str]:
 def _appendix(contents: Contents) -> list[str]:
     parts = ["## All scores of the analyses", ""]
     for coder in contents.coders:
-        scores = [score for result in coder.found.values() for score in result.scores]
+        scores = {name: result.scores for name, result in coder.found.items()}
         parts += [*_heading(contents, coder), *_scores(scores)]
     parts += ["## What the scores mean", "", *markdown.legend(contents.entries), ""]
     parts += ["## Recipes", ""]

@@ -10,7 +10,7 @@ from matryoshka.report import drawing, markdown
 from matryoshka.report.cells import cell, shown
 from matryoshka.report.figures import density_figure
 from matryoshka.report.finding import Finding, strength
-from matryoshka.scores.result import Result, Score
+from matryoshka.scores.result import Measure, Result, Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,10 +42,10 @@ def rings_figure(details: Mapping[str, Any]) -> "Figure":
         for number, part in enumerate(parts):
             axes.barh(-place, part, 0.6, left, color=colours[number], label=f"ring {number}: {name}")
             left += part
-        axes.annotate(name, (-0.02, -place), ha="right", va="center", annotation_clip=False)
+        axes.annotate(name, (-0.01, -place), ha="right", va="center", annotation_clip=False, fontsize=6)
     from matplotlib.patches import Patch
 
-    drawing.key(axes, [Patch(color=colour) for colour in colours], [f"ring {i}" for i in range(len(rings))])
+    drawing.key(axes, [Patch(color=colour) for colour in colours], ["ring 0", *map(str, range(1, len(rings)))])
     axes.set(xlim=(0, 1), ylim=(0.5 - len(shares), 0.5), yticks=[], xlabel="share of the rings")
     axes.xaxis.set_major_formatter(drawing.percent)
     axes.grid(visible=False)
@@ -80,7 +80,8 @@ def section(result: Result, name_of: Callable[[int], str]) -> list[str]:
 def _densest(details: Mapping[str, Any], name_of: Callable[[int], str]) -> list[str]:
     firings = np.array(details["firings"])
     most = np.argsort(-firings, kind="stable")[:DENSEST]
-    rows = [[str(index), name_of(index), f"{firings[index] / details['tokens']:.1%}"] for index in most.tolist()]
+    share = Measure("density", "neither", "", percent=True)
+    rows = [[str(index), name_of(index), shown(firings[index] / details["tokens"], share)] for index in most.tolist()]
     return ["The features that fire most:", "", *markdown.lines(["feature", "name", "density"], rows)]
 
 
@@ -93,13 +94,14 @@ def findings(result: Result, name_of: Callable[[int], str]) -> list[Finding]:
     living = [scores[f"living of ring {number}"] for number in range(len(details["rings"]))]
     most = max(range(len(active)), key=lambda number: active[number].value / (active[number].null or 1))
     least = min(range(len(living)), key=lambda number: living[number].value)
+    part, of_all = (cell([score]).null.removeprefix("null ") for score in (active[most], living[least]))
     first = (
-        f"Ring {most} has {active[most].null:.1%} of the features and {_said(active[most])} of all activation, with"
+        f"Ring {most} has {part} of the features and {_said(active[most])} of all activation, with"
         f" {details['rings'][most]['l0']:.1f} of {scores['L0'].value:.1f} active features a token."
     )
     second = (
         f"Of ring {least} {_said(living[least])} of the features live, that is fire on {details['cuts']['firings']}"
-        f" tokens or more; of the whole dictionary {living[least].null:.1%}."
+        f" tokens or more; of the whole dictionary {of_all}."
     )
     said = zip((first, second), (active[most], living[least]), strict=True)
     return [Finding(sentence, strength(score)) for sentence, score in said]

@@ -1,7 +1,7 @@
 """A report's Markdown as one HTML file that needs nothing else: no script, no font, no address but its links'.
 
     headings   an id each; those of the second level are the table of contents
-    tables     in a frame that scrolls by itself, on a telephone too
+    tables     in a frame that scrolls by itself, on a telephone too; columns of numbers are told from columns of words
     figures    SVG files that the Markdown shows are drawn into the page, with a title; `inlined` says how
 
 HTML in the Markdown is text: names of features come from whatever was read.
@@ -23,6 +23,8 @@ from matryoshka.report.data import WEB
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 REFERENCE = re.compile(r"(^#|url\(#)")
 """In an attribute, to what has an id."""
+NUMBER = re.compile(r"(?:[-−+±]?\d[^a-zA-Z(]*|–?)(?: \(.*\))?|\d[\d,]* [a-z ]+s")
+"""A cell that holds one, with whatever stands in brackets behind it, or what it counts."""
 PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -55,6 +57,7 @@ def html(lines: Sequence[str], folder: Path) -> str:
     headings = list(_headings(tokens))
     contents = [f'<li><a href="#{id_}">{escape(text)}</a></li>' for level, id_, text in headings if level == 2]
     _lift_figures(tokens)
+    _set_tables(tokens)
     end = next(i for i, token in enumerate(tokens) if token.type == "heading_close") + 1
     reader, given = _reader(), {"folder": folder}
     head, body = (reader.renderer.render(part, reader.options, given) for part in (tokens[:end], tokens[end:]))
@@ -99,8 +102,38 @@ def _lift_figures(tokens: Sequence[Token]) -> None:
             before.hidden = after.hidden = True
 
 
-def _open_table(*_: object) -> str:
-    return '<div class="table" role="region" aria-label="Table" tabindex="0"><table>\n'
+def _set_tables(tokens: Sequence[Token]) -> None:
+    """Number the tables; mark the cells of columns in which all are numbers; an empty head is no head."""
+    table, column, cells = 0, 0, dict[tuple[int, int], list[tuple[Token, Token]]]()
+    for token, inline in pairwise(tokens):
+        if token.type == "table_open":
+            table += 1
+            token.meta["number"] = table
+        elif token.type == "tr_open":
+            column = 0
+        elif token.type in ("th_open", "td_open"):
+            cells.setdefault((table, column), []).append((token, inline))
+            column += 1
+    for (_, column), [head, *others] in cells.items():
+        if column and all(NUMBER.fullmatch(inline.content) for _, inline in others):
+            for cell, inline in (head, *others):
+                cell.attrSet("class", "number")
+                inline.children = _value_first(inline) if cell.type == "td_open" else inline.children
+        if not head[1].content:
+            head[0].tag = tokens[tokens.index(head[1]) + 1].tag = "td"
+
+
+def _value_first(inline: Token) -> list[Token] | None:
+    """A cell's value, and below it what stands in brackets: how sure it is, and what chance gives."""
+    value, found, besides = inline.content.removesuffix(")").partition(" (")
+    if not found:
+        return inline.children
+    return [Token("html_inline", "", 0, content=f"{escape(value)}<small>{escape(besides)}</small>")]
+
+
+def _open_table(_: object, tokens: Sequence[Token], number: int, *__: object) -> str:
+    label = f"Table {tokens[number].meta['number']}"
+    return f'<div class="table" role="region" aria-label="{label}" tabindex="0"><table>\n'
 
 
 def _image(renderer: object, tokens: Sequence[Token], number: int, options: object, given: dict[str, Path]) -> str:

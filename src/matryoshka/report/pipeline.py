@@ -21,7 +21,7 @@ from typing import NamedTuple
 from matryoshka.analysis.catalogue import ANALYSES
 from matryoshka.analysis.joint import Joint
 from matryoshka.coder.io import fingerprint
-from matryoshka.defaults import FEATURE_TOKENS
+from matryoshka.defaults import EVALUATION_TOKENS, FEATURE_TOKENS
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.suite import recipes
 from matryoshka.evaluation.table import EVALUATIONS, chosen
@@ -62,8 +62,8 @@ def analyze(
     (default: the report/ of the run, or of the current folder where there are several).
 
     `only`: evaluations, analyses and "comparison" by name, in place of all; features and their names are always made.
-    `tokens`: held-out tokens that features and analyses are of, of each coder's own text or of `text`; evaluations
-    measure on as many as they do elsewhere. What was found before of the same coders, model, text and version is taken
+    `tokens`: held-out tokens that features and analyses are of, of each coder's own text or of `text`; evaluations are
+    of no more than they are elsewhere. What was found before of the same coders, model, text and version is taken
     as it is, unless `overwrite`. Raises MatryoshkaError, before anything is written, for coders of different models,
     windows or texts, of no language model, and without matplotlib.
     """
@@ -154,7 +154,8 @@ class _Job(NamedTuple):
     def _evaluated(self, names: Sequence[str]) -> list[Entry]:
         folder = self.runs[0].evaluation if len(self.runs) == 1 else self.folder / EVALUATION
         only = names if self.some else ()
-        return evaluate(self.members, only, (), folder, self.overwrite, text=self.text, device=self.device).entries
+        tokens = min(self.tokens, EVALUATION_TOKENS)
+        return evaluate(self.members, only, (), folder, self.overwrite, tokens, self.text, self.device).entries
 
     def _consecutive(self) -> bool:
         """Whether each coder is of another layer."""
