@@ -257,7 +257,8 @@ def _evaluation(contents: Contents) -> list[str]:
     some = ["--only", *(name for name in EVALUATIONS if name in names)] if names < EVALUATIONS.keys() else []
     asked = contents.asked._replace(tokens=min(contents.asked.tokens, EVALUATION_TOKENS))
     command = asked.command("eval", *some, tokens=EVALUATION_TOKENS)
-    return ["## Evaluation", "", command, "", *markdown.body(contents.evaluated, "###")]
+    table = [*markdown.table(contents.evaluated), ""] if contents.several else []
+    return ["## Evaluation", "", command, "", *table, *markdown.body(contents.evaluated, "###")]
 
 
 def _scores(scores: Mapping[str, Sequence[Score]]) -> list[str]:

@@ -124,11 +124,12 @@ def _set_tables(tokens: Sequence[Token]) -> None:
 
 
 def _value_first(inline: Token) -> list[Token] | None:
-    """A cell's value, and below it what stands in brackets: how sure it is, and what chance gives."""
+    """A cell's value, and below it what stands in brackets, a line each: how sure it is, and what chance gives."""
     value, found, besides = inline.content.removesuffix(")").partition(" (")
     if not found:
         return inline.children
-    return [Token("html_inline", "", 0, content=f"{escape(value)}<small>{escape(besides)}</small>")]
+    below = "".join(f"<small>{escape(part)}</small>" for part in besides.split("; "))
+    return [Token("html_inline", "", 0, content=escape(value) + below)]
 
 
 def _open_table(_: object, tokens: Sequence[Token], number: int, *__: object) -> str:

@@ -45,12 +45,13 @@ def parquet(entries: Sequence[Entry]) -> bytes:
 
 def markdown(entries: Sequence[Entry]) -> str:
     """The report: the table, the differences, every score of every prefix, what each means, what was not measured."""
-    return "\n".join(["# Evaluation", "", *body(entries), "## What the scores mean", "", *legend(entries), ""])
+    head = ["# Evaluation", "", *table(entries), ""]
+    return "\n".join([*head, *body(entries), "## What the scores mean", "", *legend(entries), ""])
 
 
 def body(entries: Sequence[Entry], level: str = "##") -> list[str]:
-    """The same without what each score means, below headings of this `level`."""
-    parts = [*table(entries), ""]
+    """The same without the table and without what each score means, below headings of this `level`."""
+    parts = []
     if notes := reasons(entries):
         parts += [f"{level} Not measured", "", *(f"- {note}" for note in notes), ""]
     if len(entries) > 1:

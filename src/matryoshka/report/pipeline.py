@@ -45,8 +45,8 @@ from matryoshka.scores.result import Result
 from matryoshka.study.opening import AnotherText, read_card
 from matryoshka.training.allocator import keep_freed_memory
 
-FEATURES, NAMES, EVALUATING, ANALYSING, COMPARING, REPORTING = 30.0, 10.0, 60.0, 15.0, 20.0, 10.0
-"""How long the steps take in proportion, of one coder: some seconds of the quickstart's run."""
+FEATURES, NAMES, EVALUATING, ANALYSING, COMPARING, REPORTING = 30.0, 20.0, 90.0, 15.0, 20.0, 5.0
+"""How long the steps take in proportion: seconds of the quickstart's run, or about so."""
 
 
 def analyze(
