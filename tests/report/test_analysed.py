@@ -16,6 +16,7 @@ from torch import Tensor
 
 from matryoshka import api
 from matryoshka.cli import main
+from matryoshka.coder.coder import SparseCoder
 from matryoshka.config import merged
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.model import LanguageModel
@@ -177,6 +178,22 @@ def test_several_coders_are_compared_each_with_the_next_layer(
     assert found[first.path.name, "densities"].coder.run == first
     with pytest.raises(MatryoshkaError, match="several coders: give one of"):
         _ = found["densities"]
+
+
+def test_what_is_not_measurable_is_said_and_the_report_goes_on(trained: Run, tmp_path: Path) -> None:
+    import torch
+
+    run = copied(trained, tmp_path / "silent")
+    coder = SparseCoder.load(run.coder)
+    with torch.no_grad():
+        coder.b_enc -= 1e6
+    coder.save(run.coder)
+    found = api.analyze(run, ["densities"], 1024)
+    assert str(found["densities"].result.reason).startswith("no feature of silent fires on 1,0")
+    assert "Not measured: no feature of silent" in found.report.read_text()
+    assert not found.findings
+    with pytest.raises(MatryoshkaError, match="densities of silent: nothing to show: no feature"):
+        found["densities"].table()
 
 
 def test_what_cannot_be_is_one_line_and_nothing_is_written(

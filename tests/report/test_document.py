@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from matryoshka.report.analysed import MEANT
 from matryoshka.report.chapters import linked
 from matryoshka.report.document import html, inlined
+from matryoshka.report.markdown import plain
 
 NASTY = (
     "</td><script>alert(1)</script> [x](javascript:alert(2)) ![y](http://a.b/c.png) `*_|&lt; <img src=x onerror=z> 1. #"
@@ -43,7 +43,7 @@ def page(tmp_path: Path) -> Read:
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "a b.svg").write_bytes(SVG)
     (tmp_path / "figures" / "c.svg").write_bytes(SVG)
-    name = MEANT.sub(r"\\\g<0>", NASTY)
+    name = plain(NASTY)
     lines = ["# Findings: <it>", "", "## One", "", f"- {name}", "", "|  | name | value |", "| --- | --- | --- |"]
     lines += [f"| 3 | {name.replace('|', chr(92) + '|')} | 1.50 % (1.0 % – 2.0 %; null –) |", "", "## One", ""]
     lines += ["![first: y against x](<figures/a b.svg>)", "", "![second](figures/c.svg)"]
@@ -108,3 +108,15 @@ def test_features_are_linked_where_they_are_named() -> None:
         "| 4 | [7](page#/0/7) | 7 |",
         *lines[5:],
     ]
+
+
+@pytest.mark.parametrize(
+    "name", ["# no heading", "- none", "1. 2) first", "---", "=", "*a* _b_ ~~c~~ &lt;", "2.mlp_in", "\\"]
+)
+def test_a_name_alone_on_a_line_is_itself(name: str, tmp_path: Path) -> None:
+    for prefix in ("", "- "):
+        page = Read(html(["# Heading", "", f"{prefix}{plain(name)}", "", "end"], tmp_path))
+        assert name in page.text
+        assert not {"h2", "hr", "em", "s", "ol"} & {tag for tag, _ in page.elements}
+        assert len(page.of("h1")) == 1
+        assert len(page.of("li")) == len(prefix) // 2

@@ -1,6 +1,5 @@
 """All that was found of coders, for Python: by coder and question, as tables and figures, and the report on it."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from matryoshka.evaluation.suite import target
 from matryoshka.features.feature import printable
 from matryoshka.features.naming import AUTHOR
 from matryoshka.features.store import FeatureStore, required
-from matryoshka.report import drawing
+from matryoshka.report import drawing, markdown
 from matryoshka.report.compared import Compared
 from matryoshka.report.finding import Finding
 from matryoshka.run import Run
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 80
 """Characters of a feature's name in a report."""
-MEANT = re.compile(r"[\\`*_{}\[\]<>#+=~!&-]|(?<=\d)[.)]")
-"""What Markdown takes for more than a character."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ class AnalysedCoder:
     def name_of(self, index: int) -> str:
         """A feature's name, of which Markdown makes nothing else: its label, explanation, or top tokens."""
         name = self._names[index]
-        return MEANT.sub(r"\\\g<0>", f"{name[: LONGEST_NAME - 1]}…" if len(name) > LONGEST_NAME else name)
+        return markdown.plain(f"{name[: LONGEST_NAME - 1]}…" if len(name) > LONGEST_NAME else name)
 
     @cached_property
     def _names(self) -> list[str]:

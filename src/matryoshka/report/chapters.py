@@ -27,6 +27,7 @@ from matryoshka.report.compared import Compared
 from matryoshka.report.document import slug
 from matryoshka.report.figures import prefix_figure, read_metrics, training_figure
 from matryoshka.report.finding import Finding, score_findings
+from matryoshka.report.markdown import plain
 from matryoshka.scores.comparison import Entry
 from matryoshka.scores.result import Result, Score
 from matryoshka.study.opening import AnotherText
@@ -88,15 +89,15 @@ class Contents(NamedTuple):
         said: dict[str, list[Finding]] = {}
         for coder in self.coders:
             of_coder = list(score_findings(Entry(coder.name, [coder.evaluations], coder.entry.target)))
-            for analysis in coder.analyses.values():
+            for analysis in (found for found in coder.analyses.values() if found.result.reason is None):
                 of_coder += [(analysis.name, finding) for finding in analysis.findings()]
             address = self.address(coder)
             for source, (sentence, strength) in of_coder:
-                [sentence] = linked([f"{_plain(coder.name)}: {sentence}" if self.several else sentence], address)
+                [sentence] = linked([f"{plain(coder.name)}: {sentence}" if self.several else sentence], address)
                 said.setdefault(source, []).append(Finding(sentence, strength))
         for pair in self.compared.pairs if self.compared else ():
             for _, (sentence, strength) in score_findings(pair.entry):
-                said.setdefault(COMPARISON, []).append(Finding(f"{_plain(pair.label)}: {sentence}", strength))
+                said.setdefault(COMPARISON, []).append(Finding(f"{plain(pair.label)}: {sentence}", strength))
         return said
 
     def address(self, coder: AnalysedCoder) -> str:
@@ -140,14 +141,14 @@ def _shown(drawn: Mapping[str, "Figure"], captions: Mapping[str, str]) -> list[s
     parts = []
     for stem, caption in captions.items():
         if stem in drawn:
-            parts += [f"![{_plain(caption)}{_axes(drawn[stem])}](<figures/{stem}.svg>)", ""]
+            parts += [f"![{plain(caption)}{_axes(drawn[stem])}](<figures/{stem}.svg>)", ""]
     return parts
 
 
 def report(contents: Contents, findings: Sequence[tuple[str, Finding]], drawn: Mapping[str, "Figure"]) -> list[str]:
     """All of it. `findings`: those that open it; `drawn`: the figures, by their files' names."""
     names = ", ".join(coder.name for coder in contents.coders)
-    parts = [f"# Findings: {_plain(names)}", "", *_in_short(contents, findings)]
+    parts = [f"# Findings: {plain(names)}", "", *_in_short(contents, findings)]
     parts += [f"## {'The coders' if contents.several else 'The coder'}", ""]
     for coder in contents.coders:
         parts += [*_heading(contents, coder), *_facts(contents, coder), *_places(contents, coder)]
@@ -163,13 +164,8 @@ def report(contents: Contents, findings: Sequence[tuple[str, Finding]], drawn: M
     return [*parts, *_appendix(contents)]
 
 
-def _plain(text: str) -> str:
-    """Text of which Markdown makes no more."""
-    return re.sub(r"([\\`*_\[\]<>&])", r"\\\1", text)
-
-
 def _heading(contents: Contents, coder: AnalysedCoder) -> list[str]:
-    return [f"### {_plain(coder.name)}", ""] if contents.several else []
+    return [f"### {plain(coder.name)}", ""] if contents.several else []
 
 
 def _in_short(contents: Contents, findings: Sequence[tuple[str, Finding]]) -> list[str]:
@@ -218,7 +214,7 @@ def _facts(contents: Contents, coder: AnalysedCoder) -> list[str]:
     ]  # fmt: skip
     if (names := coder.found.get("names")) is not None:
         rows += [["named by a rule", markdown.joined(cell(list(names.scores)))]]
-    return [*markdown.lines(["fact", _plain(coder.name)], [[name, _plain(value)] for name, value in rows]), ""]
+    return [*markdown.lines(["fact", plain(coder.name)], [[name, plain(value)] for name, value in rows]), ""]
 
 
 def _places(contents: Contents, coder: AnalysedCoder) -> list[str]:
@@ -238,7 +234,7 @@ def _axes(figure: "Figure") -> str:
     labels = [figure.get_supylabel(), *(axes.get_ylabel() for axes in figure.axes)]
     up = list(dict.fromkeys(label for label in labels if label))
     said = f"{', '.join(up)} against {across[-1]}" if up and across else "".join([*across[-1:], *up])
-    return f": {_plain(' '.join(said.split()))}" if said else ""
+    return f": {plain(' '.join(said.split()))}" if said else ""
 
 
 def _analysis(analysis: CoderAnalysis, drawn: Mapping[str, "Figure"]) -> list[str]:
@@ -314,7 +310,7 @@ def _appendix(contents: Contents) -> list[str]:
 
 def _recipe(coder: AnalysedCoder) -> list[str]:
     if not coder.run.config_file.is_file():
-        return [f"Not trained here: {_plain(coder.card.origin)}.", ""]
+        return [f"Not trained here: {plain(coder.card.origin)}.", ""]
     try:
         recipe = coder.run.config_file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

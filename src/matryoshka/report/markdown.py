@@ -1,6 +1,7 @@
 """The report of an evaluation: report.md for people, scores.json and scores.parquet for their programs."""
 
 import json
+import re
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -100,6 +101,12 @@ def joined(cell: Cell) -> str:
     """Value, interval and null in one line."""
     more = "; ".join(part for part in (cell.spread, cell.null) if part)
     return f"{cell.value} ({more})" if more else cell.value
+
+
+def plain(text: str) -> str:
+    """Text of which Markdown makes no more, whatever stands in it."""
+    inline = re.sub(r"[\\`*_\[\]<>&~]", r"\\\g<0>", text)
+    return re.sub(r"^(\d*)([#+=.)-]+)(?=\s|$)", r"\1\\\2", inline)
 
 
 def lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
