@@ -30,3 +30,21 @@ def test_a_terminal_shows_names_with_brackets_as_they_are() -> None:
         update(1, 2)
     assert isinstance(console.file, io.StringIO)
     assert "reading [v2]" in console.file.getvalue()
+
+
+def test_steps_say_which_of_how_many_and_about_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), width=40)
+    steps = progress.Steps([2, 1, 1, 10, 100], console)
+    for name, seconds in {"read [v2]": 60, "there already": 0.2, "found": 30, "drawn": 300, "said": 9000}.items():
+        with steps.step(name):
+            now[0] += seconds
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "step 1 of 5 · read [v2]",
+        "step 2 of 5 · there already · about 56 min left",
+        "step 3 of 5 · found · about 56 min left",
+        "step 4 of 5 · drawn · about 55 min left",
+        "step 5 of 5 · said · about 50 min left",
+    ]

@@ -29,6 +29,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:
     from matryoshka.api import (
+        analyze,
         compare,
         evaluate,
         explain,
@@ -88,6 +89,7 @@ __all__ = [
     "Site",
     "SparseCoder",
     "__version__",
+    "analyze",
     "compare",
     "describe",
     "evaluate",

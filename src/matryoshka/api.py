@@ -3,6 +3,7 @@
 train, resume, tokenise, preview       from text and a language model to trained, measured coders
 evaluate, results                      what the suite of evaluations finds of them
 compare                                what matches what between several
+analyze                                all of it, from features to findings, and one report
 features, name, explain                every feature's evidence, rules and explanations, into each coder's store
 store, feature                         what it holds
 steer                                  what the language model writes with a feature held at a level, and without
@@ -12,10 +13,9 @@ export, push, pull                     in the files of other programs, and on th
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,8 @@ from matryoshka.defaults import EVALUATION_TOKENS, FEATURE_TOKENS, PROMPT, STEER
 from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
 from matryoshka.evaluation.setting import setting_of
-from matryoshka.evaluation.suite import explained, labelled, measured, recipes, target
-from matryoshka.evaluation.table import OF_SYNTHETIC, chosen, evaluations, first_of
+from matryoshka.evaluation.suite import measured
+from matryoshka.evaluation.table import first_of
 from matryoshka.features.chat import ChatModel, Choice
 from matryoshka.features.collection import Needs, Request, collect, collected
 from matryoshka.features.endpoint import Cost, Endpoint
@@ -47,16 +47,16 @@ from matryoshka.interventions.steering import Steered, measure_unit
 from matryoshka.interventions.steering import steer as steer_text
 from matryoshka.lm.model import describe, load_vocabulary
 from matryoshka.progress import progress_bar
-from matryoshka.report import markdown
 from matryoshka.report.compared import compare as compare
+from matryoshka.report.evaluated import evaluate as evaluate
 from matryoshka.report.figures import draw
 from matryoshka.report.notebook import FeatureCard
+from matryoshka.report.pipeline import analyze as analyze
 from matryoshka.report.server import Shown
 from matryoshka.report.server import serve as serve_page
 from matryoshka.report.static_page import write_page
 from matryoshka.run import Run, all_held, opened
 from matryoshka.run import names as run_names
-from matryoshka.scores.comparison import Entry
 from matryoshka.scores.result import NotMeasurable, Result
 from matryoshka.scores.saved import load, save
 from matryoshka.study.hooked import HookedCoder, hook_all
@@ -133,53 +133,6 @@ def tokenise(config: TokensConfig) -> Tokens:
     """Only the tokens of a text for a model's tokenizer; loads no weights."""
     check_source(config.text)
     return tokenise_text(config.text, *load_vocabulary(describe(config.model.name, config.model.revision)))
-
-
-class Evaluated(NamedTuple):
-    """What `evaluate` found, and where its report lies."""
-
-    entries: list[Entry]
-    report: Path
-
-
-def evaluate(
-    runs: Sequence[Run | str | Path],
-    only: Iterable[str] = (),
-    labels: Iterable[str | Path] = (),
-    out: str | Path | None = None,
-    overwrite: bool = False,
-    tokens: int = EVALUATION_TOKENS,
-    text: AnotherText | None = None,
-    device: str = "auto",
-) -> Evaluated:
-    """Measure the coders of these runs on `tokens` held-out tokens, or fresh samples of known features, and write
-    report.md, scores.json and scores.parquet on all of them into `out` (default: the evaluation/ of the run, or of the
-    current folder where there are several).
-
-    `only`: names of evaluations, default all that say something of a coder, and what explanations scored where
-    `matryoshka explain` was run. `labels`: files of the user's labelled text. `text`: a source in place of what each
-    coder was trained on. What was measured before with the same coder, model, text and version is taken as it is,
-    unless `overwrite`. Raises MatryoshkaError for what cannot be, before anything is measured.
-    """
-    texts = labelled([Path(file) for file in labels])
-    names = chosen(wanted := list(only), [*evaluations(texts), *OF_SYNTHETIC])
-    several = opened(runs)
-    members = list(dict.fromkeys(member for run in several for member in run.trained()))
-    subjects = [subject_of(member.coder, text) for member in members]
-    scored: list[dict[str, Result]] = [{} for _ in members]
-    with all_held(members, "eval"):
-        for key in dict.fromkeys(subject.key for subject in subjects):
-            together = [i for i, subject in enumerate(subjects) if subject.key == key]
-            setting = setting_of(subjects[together[0]], tokens, texts, device)
-            asked = [name for name in names if wanted or name in setting.evaluations]
-            results = measured([members[i] for i in together], setting, asked, overwrite)
-            for i, of_member in zip(together, results, strict=True):
-                scored[i] = of_member | ({} if wanted else explained(members[i]))
-    entries = [
-        Entry(label, [scored[i] for i in group], target(subjects[group[0]].card)) for label, group in recipes(members)
-    ]
-    folder = Path(out) if out else several[0].evaluation if len(several) == 1 else Path("evaluation")
-    return Evaluated(entries, markdown.write(entries, folder))
 
 
 def features(

@@ -1,7 +1,7 @@
 """How far a long job is: what it calls, and what a person sees: a bar on a terminal, elsewhere a line now and then."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich import progress as rich_progress
@@ -10,6 +10,8 @@ from rich.markup import escape
 
 LINE_SECONDS = 20.0
 """Between the lines of a job that has no terminal."""
+WORKED_SECONDS = 1.0
+"""A step that takes less has found its work done, and says nothing of how long others take."""
 Progress = Callable[[int, int], None]
 """Told (done, total) as a long job goes on; the total is 0 where nobody knows it."""
 
@@ -41,3 +43,31 @@ def _lines(what: str, console: Console) -> Progress:
             console.print(f"{what}: {done:,}{of}", markup=False, highlight=False, soft_wrap=True)
 
     return tell
+
+
+class Steps:
+    """A line as each step of a long job begins: which of how many, and about how long they will all take yet."""
+
+    def __init__(self, weights: Sequence[float], console: Console | None = None) -> None:
+        """`weights`: how long the steps take, in proportion."""
+        self._weights, self._console = weights, console or Console(stderr=True)
+        self._begun, self._seconds, self._worked = 0, 0.0, 0.0
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """The next step, while it is worked at."""
+        number, weights = self._begun, self._weights
+        left = f" · {_left(self._seconds / self._worked * sum(weights[number:]))}" if self._worked else ""
+        line = f"step {number + 1} of {len(weights)} · {what}{left}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._begun, begun = number + 1, time.monotonic()
+        yield
+        if (seconds := time.monotonic() - begun) >= WORKED_SECONDS:
+            self._seconds, self._worked = self._seconds + seconds, self._worked + weights[number]
+
+
+def _left(seconds: float) -> str:
+    """In the unit in which people would say it."""
+    if seconds < 60:
+        return "less than a minute left"
+    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"

@@ -1,7 +1,7 @@
 """A run's folder: its paths, its coders, and how it is made.
 
     config.yaml  provenance.json  metrics.jsonl  checkpoints/  coder/  best/  evaluation/  analysis/  features.sqlite
-    figures/
+    figures/  comparison/  report/
 
 A run with several coders (`variants`) holds config.yaml, provenance.json and checkpoints/, and one folder for each
 coder, named by what is different in it, which is a run of its own to every command but `resume`. A folder with nothing
@@ -49,6 +49,8 @@ class Run:
     """Folder of the results of evaluations."""
     analysis = _Inside("analysis")
     """Folder of what analyses find of its features."""
+    report = _Inside("report")
+    """Folder of the report on all that was found, as `matryoshka analyze` writes it."""
     comparison = _Inside("comparison")
     """Folder of what its coders have in common, as `matryoshka compare` has found it."""
     provenance = _Inside("provenance.json")
@@ -146,6 +148,7 @@ class Run:
                 self.evaluation,
                 self.analysis,
                 self.recording,
+                self.report,
             ):
                 sweep(folder)
             yield

@@ -11,7 +11,7 @@ from matryoshka.analysis import succession, timing
 from matryoshka.analysis.activation_patterns import analyse, range_classes
 from matryoshka.analysis.corpus import Corpus
 from matryoshka.analysis.observed import Observed
-from matryoshka.analysis.succession import successors, wilson_lower
+from matryoshka.analysis.successors import successors, wilson_lower
 from matryoshka.analysis.timing import (
     Autocorrelation,
     Raster,

@@ -31,6 +31,7 @@ def cpu_seconds(words: list[str]) -> tuple[float, int]:
         ("resume MISSING", 2),
         ("eval MISSING", 2),
         ("compare MISSING", 2),
+        ("analyze MISSING", 2),
         ("features MISSING", 2),
         ("explain MISSING", 2),
         ("steer MISSING 3", 2),

@@ -10,6 +10,7 @@ from importlib import import_module
 from types import ModuleType
 
 ANALYSES = {
+    "densities": "matryoshka.analysis.densities",
     "clusters": "matryoshka.analysis.clusters",
     "map": "matryoshka.analysis.embedding",
     "patterns": "matryoshka.analysis.activation_patterns",

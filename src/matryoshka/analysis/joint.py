@@ -64,11 +64,17 @@ class Joint:
     """Coders that are studied together; each part is opened when it is needed first."""
 
     def __init__(
-        self, members: Sequence[Run], text: AnotherText | None, tokens: int, recording: Path, device: str = "auto"
+        self,
+        members: Sequence[Run],
+        text: AnotherText | None,
+        tokens: int,
+        recording: Path,
+        device: str = "auto",
+        overwrite: bool = False,
     ) -> None:
         """`tokens`: how much held-out text to read. `recording`: the folder where the latents on it lie, or will.
-        Raises MatryoshkaError as `together` does."""
-        self.members, self._recording = members, recording
+        `overwrite`: find anew what is saved. Raises MatryoshkaError as `together` does."""
+        self.members, self._recording, self._overwrite = members, recording, overwrite
         self.studied = together(members, text)
         self.names = names(members)
         # whose text is read least far: what more is needed is read on
@@ -126,7 +132,7 @@ class Joint:
         self, folder: Path, name: str, identity: dict[str, Any], said: str, analyse: Callable[[Progress], Result]
     ) -> Result:
         """What is saved, if it is of this identity; otherwise what is found now, saved."""
-        if (saved := answer(folder, name, identity)) is not None:
+        if not self._overwrite and (saved := answer(folder, name, identity)) is not None:
             return saved
         with progress_bar(said) as update:
             try:

@@ -31,6 +31,7 @@ VERBS = (
     "resume",
     "eval",
     "compare",
+    "analyze",
     "features",
     "explain",
     "steer",

@@ -71,10 +71,10 @@ def first_of(synthetic: bool) -> str:
     return next(iter(OF_SYNTHETIC if synthetic else EVALUATIONS))
 
 
-def chosen(wanted: Sequence[str], known: Iterable[str]) -> list[str]:
+def chosen(wanted: Sequence[str], known: Iterable[str], what: str = "evaluation") -> list[str]:
     """The names that are asked for, in the order of `known`; "absorption" is that of the user's concepts too."""
     known = list(known)
     for name in wanted:
         if name not in known:
-            raise MatryoshkaError(f"--only {name}: no such evaluation{did_you_mean(name, known)}")
+            raise MatryoshkaError(f"--only {name}: no such {what}{did_you_mean(name, known)}")
     return [name for name in known if not wanted or name in wanted or name.partition("-")[0] in wanted]

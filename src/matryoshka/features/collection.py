@@ -129,7 +129,7 @@ def _record(
 ) -> None:
     (lm, windows, coders), members = ready, text_pass.members
     for member, hooked in zip(members, coders, strict=True):
-        with _kept(member, hooked.fingerprint):
+        with kept_words(member, hooked.fingerprint):
             pass  # refused before the work, not after
     announce(needs(coders, windows, request.tokens))
     numbers = spread_windows(windows, request.tokens)
@@ -142,12 +142,26 @@ def _make_stores(text_pass: _TextPass, ready: _Ready, request: Request) -> list[
     lm, windows, coders = ready
     recording, stores, source = Recording(text_pass.folder), [], text_pass.studied.text.source
     for member, hooked in zip(text_pass.members, coders, strict=True):
-        file, kept = member.features_file, partial(_kept, member, hooked.fingerprint)
-        with progress_bar(f"making the features of {member.path.name}") as update:
-            stores.append(make_store(lm, windows, hooked, recording, file, source, request.wanted, kept, update))
+        stores.append(store_member(member, lm, windows, hooked, recording, source, request.wanted))
     if not request.keep_recording:
         shutil.rmtree(text_pass.folder)
     return stores
+
+
+def store_member(
+    member: Run,
+    lm: LanguageModel,
+    windows: Windows,
+    hooked: HookedCoder,
+    recording: Recording,
+    text: str,
+    wanted: Wanted = Wanted(),  # noqa: B008
+) -> FeatureStore:
+    """`make_store` of a run's coder, where its store lies; what people and models have said of an earlier one's
+    features is kept."""
+    kept = partial(kept_words, member, hooked.fingerprint)
+    with progress_bar(f"making the features of {member.path.name}") as update:
+        return make_store(lm, windows, hooked, recording, member.features_file, text, wanted, kept, update)
 
 
 def needs(coders: Sequence[HookedCoder], windows: Windows, tokens: int) -> Needs:
@@ -309,9 +323,9 @@ def collected(member: Run, about: About, lm: LanguageModel) -> HookedCoder:
 
 
 @contextmanager
-def _kept(member: Run, fingerprint: str) -> Iterator[tuple[Words, Words]]:
+def kept_words(member: Run, fingerprint: str) -> Iterator[tuple[Words, Words]]:
     """The labels with notes, and the explanations, that a new store takes over from the one that lies there, into which
-    nobody writes until it is replaced."""
+    nobody writes until it is replaced. Raises MatryoshkaError where they are of another coder than this one."""
     annotations, explanations, coder = {}, {}, fingerprint
     with ExitStack() as stack:
         try:

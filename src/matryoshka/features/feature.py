@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-DENSE, SINGLE_TOKEN, REDUNDANT = 0.1, 0.9, 0.9
+from matryoshka.defaults import DENSE
+
+SINGLE_TOKEN, REDUNDANT = 0.9, 0.9
 FLAGS = {
     "silent": "never fired on the collected tokens",
     "dead": "nor in the last tokens of its training",

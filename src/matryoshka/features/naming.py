@@ -7,6 +7,7 @@ chosen for its firing, so the AUC describes them; what measures features is eval
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +19,27 @@ from matryoshka.features.store import FeatureStore
 from matryoshka.lm.vocabulary import alone
 from matryoshka.progress import Progress, silent
 from matryoshka.scores.intervals import percentiles, ratio, resampled_sums
+from matryoshka.scores.result import Measure, Result, score
+from matryoshka.scores.saved import answer, save
+from matryoshka.version import __version__
 
+VERSION = 1
 AUTHOR = "rule"
 LEAST_AUC = 0.75
 """Of a rule that is worth a name."""
 FEWEST_EXAMPLES, FEWEST_FIRINGS = 10, 20
 """Of the half that judges a rule."""
+
+
+NAMED = Measure(
+    "named by a rule",
+    "higher",
+    f"Share of the features that fire which an n-gram rule names: AUC {LEAST_AUC} or more, and clearly more than by the"
+    " top tokens.",
+    unit="feature",
+    paired=False,
+    percent=True,
+)
 
 
 class Named(NamedTuple):
@@ -48,6 +64,21 @@ def name_by_rules(store: FeatureStore, progress: Progress = silent) -> Named:
     store.explain(names)
     named = sum(bool(name) for name, _ in names.values())
     return Named(named, len(alive) - named, len(others))
+
+
+def named_once(store: FeatureStore, folder: Path, progress: Progress = silent) -> Result:
+    """The share of the living features that have a rule for a name, saved in `folder` as "names". Where that is saved
+    of this store already nothing is named."""
+    identity = {"matryoshka": __version__, "names": VERSION, "store": store.about.model_dump(mode="json")}
+    if (saved := answer(folder, "names", identity)) is not None:
+        return saved
+    named = name_by_rules(store, progress)
+    authors = {index: author for index, (_, author) in store.explanations().items()}
+    alive = [index for index, count in enumerate(store.columns()["count"]) if count]
+    by_rule = [authors.get(index) == AUTHOR for index in alive]
+    result = Result((score(NAMED, len(store), alive, by_rule),), named._asdict())
+    save(result, identity, folder, "names")
+    return result
 
 
 def _name(store: FeatureStore, feature: Feature, vocabulary: list[bytes]) -> str:

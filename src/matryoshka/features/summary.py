@@ -190,7 +190,7 @@ def _tokens(block: _Block, token: Int[np.ndarray, " entries"]) -> tuple[np.ndarr
     mass = np.add.reduceat(value, starts) if len(starts) else np.empty(0)
     feature, token = feature[starts], token[starts]
     p = firings / np.maximum(count, 1)[feature]
-    entropy = np.bincount(feature, -p * np.log2(p), minlength=n)
+    entropy = np.bincount(feature, -p * np.log2(p), minlength=n).astype(np.float64)  # whole numbers, of nothing
     share = mass / np.bincount(feature, mass, minlength=n)[feature] if len(mass) else mass
     best = sorted_by(feature, descending(share.astype(np.float32)))
     feature = feature[best]

@@ -61,9 +61,15 @@ def compare(
     if consecutive:
         members.sort(key=lambda member: min(wiring_of(read_card(member.coder)).reads))
     folder = Path(out) if out else several[0].comparison if len(several) == 1 else Path("comparison")
-    joint, numbers = Joint(members, text, tokens, folder / "recording", device), range(len(members))
+    joint = Joint(members, text, tokens, folder / "recording", device)
     with drawing.style():
         refuse_unwritable(folder)
+    return compare_joint(joint, folder, consecutive)
+
+
+def compare_joint(joint: Joint, folder: Path, consecutive: bool = False) -> "Compared":
+    """The same of coders that are studied together already, into `folder`."""
+    members, numbers = joint.members, range(len(joint.members))
     folder.mkdir(parents=True, exist_ok=True)
     with Run(folder).held("compare"):
         pairs = [
@@ -140,6 +146,8 @@ class Compared:
     report: Path
     chains: Chains | None = None
     """Over all of them, of three coders or more, each compared with the next."""
+    name_of: Callable[[int, int], str] = lambda coder, latent: str(latent)
+    """What a latent of a coder is called."""
 
     def table(self) -> "pandas.DataFrame":
         """A row a pair, a column a score."""
@@ -159,7 +167,7 @@ def write(
     pairs: Sequence[ComparedPair], folder: Path, chains: Chains | None, name_of: Callable[[int, int], str]
 ) -> Compared:
     """Write figures, scores and report of all pairs and of their chains into `folder`."""
-    compared = Compared(tuple(pairs), folder / "report.md", chains)
+    compared = Compared(tuple(pairs), folder / "report.md", chains, name_of)
     measured = [pair for pair in pairs if pair.result.reason is None]
     with drawing.style():
         figures = {"classes": compared.plot()} if measured else {}
@@ -171,12 +179,13 @@ def write(
         save_figures(figures, folder / "figures", "comparison")
     entries = [pair.entry for pair in pairs]
     markdown.write_scores(entries, folder)
-    write_text(compared.report, report(pairs, chains, name_of))
+    write_text(compared.report, report(compared))
     return compared
 
 
-def report(pairs: Sequence[ComparedPair], chains: Chains | None, name_of: Callable[[int, int], str]) -> str:
+def report(compared: Compared) -> str:
     """All pairs in one table, then their chains, then each with its scores, rings and figures; what the scores mean."""
+    pairs, chains = compared.pairs, compared.chains
     entries = [pair.entry for pair in pairs]
     parts = ["# Comparison", "", *markdown.table(entries, "A → B"), ""]
     if any(pair.result.reason is None for pair in pairs):
@@ -189,7 +198,7 @@ def report(pairs: Sequence[ComparedPair], chains: Chains | None, name_of: Callab
     else:
         parts += ["No pair differs in its seeds alone, so there is no ceiling here: how well two seeds match.", ""]
     if chains is not None:
-        parts += ["## Chains", "", *chains_report.section(chains.result, name_of), ""]
+        parts += ["## Chains", "", *chains_report.section(chains.result, compared.name_of), ""]
     for pair in pairs:
         parts += [f"## {pair.label}", "", *_of_pair(pair), ""]
     return "\n".join([*parts, "## What the scores mean", "", *markdown.legend(entries), ""])

@@ -1,6 +1,7 @@
 """The report of an evaluation: report.md for people, scores.json and scores.parquet for their programs."""
 
 import json
+import re
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -45,14 +46,20 @@ def parquet(entries: Sequence[Entry]) -> bytes:
 
 def markdown(entries: Sequence[Entry]) -> str:
     """The report: the table, the differences, every score of every prefix, what each means, what was not measured."""
-    parts = ["# Evaluation", "", *table(entries), ""]
+    head = ["# Evaluation", "", *table(entries), ""]
+    return "\n".join([*head, *body(entries), "## What the scores mean", "", *legend(entries), ""])
+
+
+def body(entries: Sequence[Entry], level: str = "##") -> list[str]:
+    """The same without the table and without what each score means, below headings of this `level`."""
+    parts = []
     if notes := reasons(entries):
-        parts += ["## Not measured", "", *(f"- {note}" for note in notes), ""]
+        parts += [f"{level} Not measured", "", *(f"- {note}" for note in notes), ""]
     if len(entries) > 1:
-        parts += [f"## Differences from {entries[0].label}", "", *_differences(entries), ""]
+        parts += [f"{level} Differences from {entries[0].label}", "", *_differences(entries), ""]
     for entry in entries:
-        parts += [f"## {entry.label}, prefix by prefix", "", *_prefixes(entry), ""]
-    return "\n".join([*parts, "## What the scores mean", "", *legend(entries), ""])
+        parts += [f"{level} {entry.label}, prefix by prefix", "", *_prefixes(entry), ""]
+    return parts
 
 
 def table(entries: Sequence[Entry], first: str = "") -> list[str]:
@@ -94,6 +101,12 @@ def joined(cell: Cell) -> str:
     """Value, interval and null in one line."""
     more = "; ".join(part for part in (cell.spread, cell.null) if part)
     return f"{cell.value} ({more})" if more else cell.value
+
+
+def plain(text: str) -> str:
+    """Text of which Markdown makes no more, whatever stands in it."""
+    inline = re.sub(r"[\\`*_\[\]<>&~]", r"\\\g<0>", text)
+    return re.sub(r"^(\d*)([#+=.)-]+)(?=\s|$)", r"\1\\\2", inline)
 
 
 def lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -17,6 +17,7 @@ from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from types import FrameType
 
+from matryoshka.distributed import World
 from matryoshka.errors import Interrupted, MatryoshkaError
 from matryoshka.run import Run
 from matryoshka.training import checkpoint
@@ -42,8 +43,7 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
     steps, start, world = config.steps, session.state["step"], session.world
     intervals = (config.log.every, config.training.evaluate_every, config.training.checkpoint_every)
     with ExitStack() as stack:
-        coders = len(session.plans)
-        sinks = [open_sinks(run, config, plan, start, coders) if world.first else [] for plan in session.plans]
+        sinks = _sinks(session, run)
         for part in (*chain.from_iterable(sinks), stream):
             stack.enter_context(closing(part))
         received = stack.enter_context(_signals())
@@ -71,7 +71,7 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
                     held_out = session.of_all(evaluate([session.learned(trainee) for trainee in trainees]))
                     _write(sinks, [{"step": done, "held_out": True, **record} for record in held_out])
                     _keep_best(session, run, done, held_out)
-            stop = bool(received) if world.size == 1 else done % MEETING == 0 and world.any(bool(received))
+            stop = _stop(world, done, received)
             if save or stop:
                 _check_finite(session, run)
                 with pace.paused():
@@ -87,6 +87,19 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
     world.barrier()
     if world.first:
         _warn_of_failures(session, held_out)
+
+
+def _sinks(session: Session, run: Run) -> list[list[Sink]]:
+    """Of each coder; the first process writes for all."""
+    config, start, coders = session.config, session.state["step"], len(session.plans)
+    return [open_sinks(run, config, plan, start, coders) if session.world.first else [] for plan in session.plans]
+
+
+def _stop(world: World, done: int, received: Sequence[int]) -> bool:
+    """Whether a signal has come; several processes have to stop at one step, and ask each other every so often."""
+    if world.size == 1:
+        return bool(received)
+    return done % MEETING == 0 and world.any(bool(received))
 
 
 def _first_lines(session: Session) -> Iterator[str]:
