@@ -141,6 +141,9 @@ def test_scores_say_what_is_planted_beside_what_chance_gives(result: Result) -> 
         assert score.null is not None
         assert score.null <= 0.05 + 1.96 * np.sqrt(0.05 * 0.95 / len(score.units)), name
         assert score.value - score.null == pytest.approx(share / living, abs=0.07), name
+    single = scores["single"]
+    assert single.null is not None
+    assert single.null >= 0.93 > single.value
     assert scores["log₂ lift of successor"].value > 10 * np.log2(50) / living
     assert sum(score.measure.headline for score in result.scores) == 8
 
