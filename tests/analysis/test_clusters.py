@@ -61,7 +61,9 @@ def nothing(tmp_path_factory: pytest.TempPathFactory) -> Result:
 def test_planted_groups_are_recovered(planted: Result, kind: str) -> None:
     labels = planted.details["partitions"][kind]
     assert adjusted_mutual_info_score(GROUP, labels) >= 0.9
-    assert named(planted, f"modularity of {kind}") > 0.7
+    [modular] = planted.of(f"modularity of {kind}")
+    assert modular.value > 0.7
+    assert abs(modular.null or 0) < 0.3, "in the null they are gone"
     assert named(planted, f"stability of {kind}") > 0.9
 
 

@@ -123,3 +123,12 @@ def test_fewer_neighbours_than_others_have_are_no_hindrance() -> None:
     found = layout(Neighbours(few.other, few.value), few.graph(), 0)
     assert np.isfinite(found.places).all()
     assert found.placed.all()
+
+
+@needs_umap
+def test_where_hardly_any_feature_has_a_neighbour_none_is_placed() -> None:
+    nearest = nearest_rows(directions(0, 4, 12))
+    few = nearest.above((np.arange(48)[:, None] < 2) & (np.arange(NEIGHBOURS) < 1))
+    found = layout(few, few.graph(), 0)
+    assert not found.placed.any()
+    assert found.places[:, 1].tolist() == [-0.1] * 48

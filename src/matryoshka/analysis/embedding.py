@@ -14,7 +14,6 @@ What islands there are and how they lie to one another is partly the layout's do
 is to be believed of a map is who lies next to whom, and only so far as the scores say.
 """
 
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -110,30 +109,38 @@ def analyse(observed: Observed, corpus: Corpus, progress: Progress = silent) -> 
 
 def layout(neighbours: Neighbours, start: Any, seed: int) -> Layout:
     """Places of features by their neighbours; `start`: rows, dense or sparse, whose two first principal components they
-    start from. The largest extent of the map is 1."""
-    umap = extra("umap.umap_", "umap-learn", "map", "maps")
+    start from. The largest extent of the map is 1. Where hardly any have neighbours none is placed."""
     placed = neighbours.graph().sum(1) > 0
-    number = np.where(placed, np.cumsum(placed) - 1, -1)
-    other = np.where(neighbours.other[placed] >= 0, number[neighbours.other[placed]], -1)
-    itself = np.arange(len(other))[:, None]
-    indices, likeness = np.hstack([itself, other]), np.hstack([np.ones_like(itself), neighbours.value[placed]])
-    random = np.random.RandomState(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph, _, _ = umap.fuzzy_simplicial_set(
-            itself, indices.shape[1], random, "precomputed",
-            knn_indices=indices, knn_dists=(1 - likeness).astype(np.float32),
-        )  # fmt: skip
-        found, _ = umap.simplicial_set_embedding(
-            start[placed], graph, 2, 1.0, *umap.find_ab_params(1.0, 0.1), 1.0, 5, EPOCHS, "pca", random,
-            "euclidean", {}, False, {}, False,
-        )  # fmt: skip
-    found = found.astype(np.float64) - found.min(0)
+    if placed.sum() <= NEIGHBOURS:
+        placed[:] = False
     places = np.zeros((len(placed), 2))
-    places[placed] = found / found.max()
+    if placed.any():
+        number = np.where(placed, np.cumsum(placed) - 1, -1)
+        other = np.where(neighbours.other[placed] >= 0, number[neighbours.other[placed]], -1)
+        found = _umap(other, neighbours.value[placed], start[placed], seed)
+        places[placed] = (found - found.min(0)) / np.ptp(found, axis=0).max()
     apart = int((~placed).sum())
     places[~placed] = np.column_stack([np.linspace(0, 1, apart), np.full(apart, -0.1)])
     return Layout(places, placed)
+
+
+def _umap(
+    other: Int[np.ndarray, "n k"], likeness: Float[np.ndarray, "n k"], start: Any, seed: int
+) -> Float[np.ndarray, "n 2"]:
+    """UMAP as its own class has it by default, but for the neighbours, which it would look for by itself."""
+    umap = extra("umap.umap_", "umap-learn", "map", "maps")
+    itself, random = np.arange(len(other))[:, None], np.random.RandomState(seed)
+    indices, distances = np.hstack([itself, other]), np.hstack([np.zeros_like(itself), 1 - likeness])
+    graph, _, _ = umap.fuzzy_simplicial_set(
+        itself, indices.shape[1], random, "precomputed", knn_indices=indices, knn_dists=distances.astype(np.float32)
+    )
+    a, b = umap.find_ab_params(spread=1.0, min_dist=0.1)
+    found, _ = umap.simplicial_set_embedding(
+        start, graph, n_components=2, initial_alpha=1.0, a=a, b=b, gamma=1.0, negative_sample_rate=5, n_epochs=EPOCHS,
+        init="pca", random_state=random, metric="euclidean", metric_kwds={}, densmap=False, densmap_kwds={},
+        output_dens=False,
+    )  # fmt: skip
+    return found.astype(np.float64)
 
 
 def untrustworthiness(likeness: Float[np.ndarray, "n n"], places: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
