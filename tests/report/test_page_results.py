@@ -52,9 +52,12 @@ def test_scores_stand_under_what_measured_them(run: Run, store: FeatureStore) ->
     measured(run)
     save(Result((score(AGREEMENT, 70, "ab", [0.5, 0.7], null=0),)), {"coders": ["0" * 64]}, run.analysis, "clusters")
     save(Result((), reason="too small"), {"coder": "0" * 64}, run.evaluation, "absorption-mine")
+    save(Result((score(SIZE, 70, ["all"], [7]),)), {"store": {"coder": "0" * 64}}, run.analysis, "names")
     (run.evaluation / "scores.json").write_text("[]")
     found = results(run, store)
-    assert [group["name"] for group in found["groups"]] == ["reconstruction", "absorption-mine", "clusters"]
+    names = ["reconstruction", "absorption-mine", "clusters", "names"]
+    assert [group["name"] for group in found["groups"]] == names
+    assert not any("why" in group for group in found["groups"] if group["name"] != "absorption-mine")
     fvu, size = found["groups"][0]["measures"]
     assert [row["width"] for row in fvu["rows"]] == [10, 70]
     assert fvu["rows"][0]["value"] == pytest.approx(0.5)

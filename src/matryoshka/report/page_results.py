@@ -90,8 +90,7 @@ def read_saved(folder: Path, name: str, coder: str) -> SavedJson:
     """`folder`/NAME.json. Raises MatryoshkaError where it is damaged, or of a coder with other weights than `coder`."""
     file = folder / f"{name}.json"
     found = checked(SavedJson, saved.content(folder, name), file)
-    of = found.identity.get("coders", [found.identity.get("coder")])
-    if of != [coder]:
+    if _coders(found.identity) != [coder]:
         raise MatryoshkaError(f"{file}: is of a coder with other weights than the features; measure anew")
     if unknown := {score.name for score in found.scores} - set(found.measures):
         raise MatryoshkaError(f"{file}: damaged: it does not say what {min(unknown)!r} means; measure anew")
@@ -106,6 +105,12 @@ def checked(model: type[Checked], value: Any, where: object) -> Checked:
         first = error.errors(include_url=False, include_input=False)[0]
         part = ".".join(map(str, first["loc"]))
         raise MatryoshkaError(f"{where}: damaged ({f'{part}: ' if part else ''}{first['msg']})") from None
+
+
+def _coders(identity: dict[str, Any]) -> Any:
+    """What a result is of: an analysis' coders, an evaluation's coder, or the coder of the store that was read."""
+    of = identity.get("store", identity)
+    return identity.get("coders", [of.get("coder") if isinstance(of, dict) else None])
 
 
 def _groups(run: Run, coder: str) -> Iterator[dict[str, Any]]:

@@ -119,9 +119,10 @@ var matryoshka = window.matryoshka || {};
 
   // Tokens around one that is looked at; the space before it is not marked.
   function passage({ tokens, at }) {
+    const first = at ? [tokens[0].replace(/^ +(?=.)/s, ""), ...tokens.slice(1, at)] : [];
     const [, space, body] = tokens[at].match(/^( *)(.*)$/s);
     const plainly = (texts) => texts.map((text) => token(text));
-    return el("p", { class: "text" }, plainly(tokens.slice(0, at)), space, token(body || tokens[at], "strong"),
+    return el("p", { class: "text" }, plainly(first), space, token(body || tokens[at], "strong"),
       plainly(tokens.slice(at + 1)));
   }
 

@@ -10,6 +10,7 @@ var matryoshka = window.matryoshka || {};
   const LAYOUTS = { geometry: "decoder directions", coactivation: "firing together" };
   const PARTITIONS = { tokens: "communities: same tokens", blocks: "communities: same passages",
     geometry: "communities: directions" };
+  const ALIKE = { geometry: "geometry", coactivation: "tokens" };  // the partition of what a layout shows
   const SHADES = 12;     // of density
   const NAMED = 30;      // communities that are written on the map, where there is room
   const LETTERS = 24;    // of a name on the map
@@ -123,9 +124,8 @@ var matryoshka = window.matryoshka || {};
 
     show(wishes) {
       const { layouts, partitions, features } = this.data;
-      const [first = "", partition = ""] = [this.names[0], Object.keys(partitions)[0]];
-      const layout = this.names.includes(wishes.layout) ? wishes.layout : first;
-      const colour = wishes.colour || (partition ? `of-${partition}` : "ring");
+      const layout = this.names.includes(wishes.layout) ? wishes.layout : this.names[0] ?? "";
+      const colour = wishes.colour || (ALIKE[layout] in partitions ? `of-${ALIKE[layout]}` : "ring");
       const placed = layout !== this.placed;
       Object.assign(this, { wishes: { ...wishes, feature: null }, partition: colour.replace(/^of-/, "") in partitions ? colour.replace(/^of-/, "") : null, hue: colour });
       this.listCommunities();

@@ -18,6 +18,7 @@ var matryoshka = window.matryoshka || {};
     intervention: ["Interventions", "What changes when features are taken away or held high."],
     recovery: ["Recovery", "How many of the known features were found."],
     detection: ["Explanations", "How well the explanations of features tell where they fire."],
+    names: ["Names", "How many features a rule names."],
     densities: ["Densities", "How often features fire."],
     clusters: ["Communities", "Groups of features that fire together, or point the same way."],
     map: ["Map", "How faithful the two-dimensional map is."],
