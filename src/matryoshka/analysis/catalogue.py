@@ -9,7 +9,10 @@ where it says nothing of a coder. The recording answers most questions; the corp
 from importlib import import_module
 from types import ModuleType
 
-ANALYSES: dict[str, str] = {}
+ANALYSES = {
+    "patterns": "matryoshka.analysis.activation_patterns",
+    "hierarchy": "matryoshka.analysis.hierarchy",
+}
 """By name, in the order in which they are run and shown. Modules are imported when they run."""
 
 

@@ -31,6 +31,11 @@ class Corpus:
         return studied.open_tokens(studied.open_vocabulary(), "held_out", self.tokens).windows("held_out")
 
     @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes that each id of the vocabulary stands for."""
+        return self.lm.token_bytes
+
+    @cached_property
     def numbers(self) -> Int[np.ndarray, " n"]:
         """Of the recorded windows, in their order."""
         return spread_windows(self.windows, self.tokens)
