@@ -33,6 +33,7 @@ from matryoshka.features.writer import Row, Writer
 from matryoshka.report import data
 from matryoshka.report.server import Shown, serve
 from matryoshka.report.static_page import write_page
+from matryoshka.run import Run
 
 CONTEXT, WINDOWS, VOCABULARY = 128, 15_625, 50_000
 GROUPS, NEIGHBOURS, EFFECTS, TOP_TOKENS = 5, 10, 10, 10
@@ -137,7 +138,7 @@ def build(path: Path, features: int, examples: int) -> None:
 def server(store: FeatureStore) -> Callable[[str], bytes]:
     """A server of this store; the function that asks it."""
     ready: Queue[str] = Queue()
-    Thread(target=serve, args=([Shown("", store, no_model)], 0, ready.put), daemon=True).start()
+    Thread(target=serve, args=([Shown("", Run(store.path.parent), store, no_model)], 0, ready.put), daemon=True).start()
     address = ready.get().rstrip("/")
 
     def get(path: str) -> bytes:
@@ -211,7 +212,7 @@ def measure(features: int, examples: int, exported: int, rounds: int) -> dict[st
                 page = Path(folder) / "page"
                 results["export"] = {
                     "features": exported,
-                    "seconds": seconds(partial(write_page, store, "", page), 1)[0],
+                    "seconds": seconds(partial(write_page, Run(store.path.parent), store, "", page), 1)[0],
                 }
                 results["export"]["megabytes"] = sum(f.stat().st_size for f in page.rglob("*") if f.is_file()) / 1e6
     return results

@@ -250,7 +250,7 @@ def serve(
     models = Models(device)
     stores = [FeatureStore(member.features_file) for member in members]
     shown = [
-        Shown(label, its, reader(member, its.about, models))
+        Shown(label, member, its, reader(member, its.about, models))
         for label, member, its in zip(run_names(members), members, stores, strict=True)
     ]
     serve_page(shown, port, ready)
@@ -263,7 +263,7 @@ def export_page(run: Run | str | Path, folder: str | Path, overwrite: bool = Fal
     """
     run = Run.sole(run)
     with progress_bar(f"writing {folder}") as update:
-        write_page(store(run), run.path.resolve().name, Path(folder), overwrite, update)
+        write_page(run, store(run), run.path.resolve().name, Path(folder), overwrite, update)
     return Path(folder) / "index.html"
 
 

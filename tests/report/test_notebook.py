@@ -11,7 +11,7 @@ from small_store import make_store
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features.store import FeatureStore
 from matryoshka.report import data
-from matryoshka.report.notebook import WEB, FeatureCard
+from matryoshka.report.notebook import SCRIPTS, WEB, FeatureCard
 
 NASTY = "</script><!--<script><img src=x onerror=alert(1)>\"'&lt;&quot; \u202e\u200b\u2028\u2029\0 🙂🏽"
 
@@ -67,7 +67,7 @@ def test_the_frame_is_the_page_s_card_and_nothing_of_a_token_is_markup(store: Fe
         assert not any(name.startswith("on") for _, attributes, _ in found for name in attributes)
         texts = {tag: text.strip() for tag, _, text in found[:-1]}
         assert texts["style"] == (WEB / "style.css").read_text(encoding="utf-8").strip()
-        scripts = [(WEB / name).read_text(encoding="utf-8") for name in ("dom.js", "card.js")]
+        scripts = [(WEB / name).read_text(encoding="utf-8") for name in SCRIPTS]
         assert texts["script"] == "".join(scripts).strip()
         assert texts["title"] == f"Feature {index}"
 

@@ -16,13 +16,17 @@ from queue import Queue
 from typing import Any
 
 import pytest
+from planted_analyses import plant
 from small_store import make_store
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features.reading import Reading
 from matryoshka.features.store import NOTE_LENGTH, FeatureStore
 from matryoshka.report import data
+from matryoshka.report.page_analyses import map_view, pair_examples, tree_view
+from matryoshka.report.page_results import results
 from matryoshka.report.server import LARGEST_BODY, WEB, Shown, serve
+from matryoshka.run import Run
 
 JSON = {"Content-Type": "application/json"}
 
@@ -47,9 +51,18 @@ def store(path: Path) -> FeatureStore:
 
 
 @pytest.fixture(scope="module")
-def port(store: FeatureStore) -> int:
+def run(store: FeatureStore) -> Run:
+    run = Run(store.path.parent)
+    plant(run, store)
+    (run.path / "report").mkdir()
+    (run.path / "report" / "report.html").write_text("<style>p {color: red}</style><p>found</p>")
+    return run
+
+
+@pytest.fixture(scope="module")
+def port(run: Run, store: FeatureStore) -> int:
     found: Queue[str] = Queue()
-    shown = [Shown("a </script> run", store, read), Shown("second", store, read)]
+    shown = [Shown("a </script> run", run, store, read), Shown("second", Run(run.path / "none"), store, read)]
     threading.Thread(target=serve, args=(shown, 0, found.put), daemon=True).start()
     return int(found.get(timeout=20).split(":")[2].strip("/"))
 
@@ -117,6 +130,33 @@ def test_runs_overview_and_cards(ask: Ask, store: FeatureStore) -> None:
     assert {len(column) for column in overview["columns"].values()} == {70}
     for i in range(70):
         assert ask("GET", f"/api/runs/0/features/{i}").json == json.loads(data.to_json(data.card(store, i)))
+
+
+def test_what_was_found_of_a_run(ask: Ask, run: Run, store: FeatureStore) -> None:
+    for part, view in (("results", results), ("map", map_view), ("tree", tree_view)):
+        assert ask("GET", f"/api/runs/0/{part}").json == json.loads(data.to_json(view(run, store)))
+    assert ask("GET", "/api/runs/0/pairs/0").json == json.loads(data.to_json(pair_examples(run, store, 0)))
+    for wrong, status in (
+        ("0/pairs/9", 400),
+        ("0/pairs/x", 404),
+        ("0/pairs/-1", 404),
+        ("1/pairs/0", 400),
+        ("7/map", 404),
+    ):
+        answer = ask("GET", f"/api/runs/{wrong}")
+        assert answer.status == status
+        assert "\n" not in answer.json["error"]
+    assert "matryoshka analyze RUN" in ask("GET", "/api/runs/1/tree").json["why"]
+
+
+def test_a_report_may_style_itself_and_no_more(ask: Ask) -> None:
+    answer = ask("GET", "/api/runs/0/report")
+    assert answer.body == b"<style>p {color: red}</style><p>found</p>"
+    assert answer.headers["content-type"].startswith("text/html")
+    [policy] = answer.headers.get_all("content-security-policy", [])
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline';")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert ask("GET", "/api/runs/1/report").status == 404
 
 
 def test_a_card_is_what_the_page_expects(store: FeatureStore) -> None:
@@ -332,7 +372,9 @@ def test_no_websocket(ask: Ask) -> None:
 def test_a_store_damaged_under_the_server(tmp_path: Path) -> None:
     path = tmp_path / "features.sqlite"
     store, found = make_store(path), Queue()
-    threading.Thread(target=serve, args=([Shown("run", store, read)], 0, found.put), daemon=True).start()
+    threading.Thread(
+        target=serve, args=([Shown("run", Run(store.path.parent), store, read)], 0, found.put), daemon=True
+    ).start()
     port = int(found.get(timeout=20).split(":")[2].strip("/"))
     middle = path.stat().st_size // 2
     with path.open("r+b") as file:
@@ -357,7 +399,8 @@ def started(folder: Path, program: str) -> tuple[subprocess.Popen[str], str]:
     """A process that serves a small store in `folder` as `program` says, and its address."""
     make_store(folder / "features.sqlite").close()
     setup = "import sys; from matryoshka.report import server\nfrom matryoshka.features.store import FeatureStore\n"
-    shown = "shown = [server.Shown('run', FeatureStore(sys.argv[1]), None)]\n"
+    setup += "from matryoshka.run import Run\n"
+    shown = "store = FeatureStore(sys.argv[1]); shown = [server.Shown('run', Run(store.path.parent), store, None)]\n"
     process = subprocess.Popen(
         [sys.executable, "-c", setup + shown + program, folder / "features.sqlite"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -411,4 +454,4 @@ def test_connections_that_say_nothing_are_closed_and_those_that_leave_are_not_ta
 def test_a_port_that_cannot_be_had(port: int, store: FeatureStore) -> None:
     for wrong in (port, 70_000, -1):
         with pytest.raises(MatryoshkaError, match=f"port {wrong}: .*; give another --port, or 0 for any"):
-            serve([Shown("run", store, read)], wrong, print)
+            serve([Shown("run", Run(store.path.parent), store, read)], wrong, print)

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planted_analyses import plant
 from small_store import make_store
 
 from matryoshka.errors import MatryoshkaError
 from matryoshka.features.store import FeatureStore
 from matryoshka.report import data
+from matryoshka.report.page_analyses import map_view, pair_examples, tree_view
+from matryoshka.report.page_results import results
 from matryoshka.report.static_page import WEB, write_page
+from matryoshka.run import Run
 
 RECEIVE = re.compile(r'matryoshka\.receive\("([0-9a-z/-]+)", "([0-9A-Za-z+/=]+)"\);\n')
 """All that a data file may be: nothing of a token, a label or a name stands in it as it is."""
@@ -47,7 +51,7 @@ def folder(store: FeatureStore, tmp_path: Path) -> Path:
     folder = tmp_path / "page"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("matryoshka.report.static_page.WINDOWS", 5)
-        write_page(store, "a </script> run", folder)
+        write_page(Run(store.path.parent), store, "a </script> run", folder)
     return folder
 
 
@@ -65,9 +69,25 @@ def test_it_has_the_data_of_the_live_page(store: FeatureStore, folder: Path) -> 
             number = max(j for j, first in enumerate(firsts) if first <= example["window"])
             example["tokens"] = received(folder, f"0/windows-{number}")[str(example["window"])]
         assert card == json.loads(data.to_json(data.card(store, i))), i
-    named = {"runs.js", "0/overview.js", "0/shard-0.js", "0/shard-1.js"} | {f"0/windows-{i}.js" for i in range(3)}
+    named = {"runs.js", "0/overview.js", "0/results.js", "0/map.js", "0/tree.js", "0/shard-0.js", "0/shard-1.js"}
+    named |= {f"0/windows-{i}.js" for i in range(3)}
     assert set(files(folder / "data")) == named
     assert (len(received(folder, "0/shard-0")), len(received(folder, "0/shard-1"))) == (64, 6)
+
+
+def test_it_has_what_was_found_of_the_run(store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, folder = Run(tmp_path), tmp_path / "found"
+    plant(run, store)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.html").write_text("<p>found</p>")
+    monkeypatch.setattr("matryoshka.report.page_analyses.PAIRS", 20)
+    write_page(run, store, "run", folder)
+    for part, view in (("results", results), ("map", map_view), ("tree", tree_view)):
+        assert received(folder, f"0/{part}") == json.loads(data.to_json(view(run, store)))
+    pairs = sum(len(received(folder, "0/tree")[kind]["child"]) for kind in ("edges", "suspects"))
+    assert len(list((folder / "data" / "0").glob("pairs-*.js"))) == -(-pairs // 20) > 1
+    assert received(folder, "0/pairs-1") == json.loads(data.to_json(pair_examples(run, store, 1)))
+    assert (folder / "data" / "0" / "report.html").read_text() == "<p>found</p>"
 
 
 def test_it_is_the_page_itself_told_to_be_static(folder: Path) -> None:
@@ -88,7 +108,8 @@ def test_the_export_of_nothing_but_letters(folder: Path) -> None:
 
 def test_progress_counts_features(store: FeatureStore, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    write_page(store, "run", tmp_path / "page", progress=lambda done, total: seen.append((done, total)))
+    run = Run(store.path.parent)
+    write_page(run, store, "run", tmp_path / "page", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(0, 70), (64, 70)]
 
 
@@ -107,7 +128,7 @@ def test_interrupted_it_leaves_nothing(
     target = folder if earlier else tmp_path / "new" / "page"
     before, names = files(folder), set(os.listdir(tmp_path))
     with pytest.raises(error):
-        write_page(store, "run", target, overwrite=True, progress=interrupt)
+        write_page(Run(store.path.parent), store, "run", target, overwrite=True, progress=interrupt)
     assert files(folder) == before
     assert set(os.listdir(tmp_path)) - {"new"} == names
     assert not target.parent.exists() or os.listdir(target.parent) == [] or earlier
@@ -116,10 +137,11 @@ def test_interrupted_it_leaves_nothing(
 def test_ctrl_c_leaves_nothing(store: FeatureStore, tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from matryoshka.report.static_page import write_page\n"
-        "from matryoshka.features.store import FeatureStore\n"
+        "from matryoshka.features.store import FeatureStore; from matryoshka.run import Run\n"
         "def wait(done, total):\n"
         "    if done: print('half', flush=True); time.sleep(60)\n"
-        "write_page(FeatureStore(sys.argv[1]), 'run', Path(sys.argv[2]), progress=wait)"
+        "store = FeatureStore(sys.argv[1])\n"
+        "write_page(Run(store.path.parent), store, 'run', Path(sys.argv[2]), progress=wait)"
     )
     command = [sys.executable, "-c", program, store.path, tmp_path / "page"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -137,7 +159,7 @@ def test_a_damaged_store_gives_no_page(store: FeatureStore, tmp_path: Path) -> N
         file.seek(middle - middle % 4096)
         file.write(os.urandom(40_000))
     with pytest.raises(MatryoshkaError, match=re.escape(str(store.path))):
-        write_page(store, "run", tmp_path / "page")
+        write_page(Run(store.path.parent), store, "run", tmp_path / "page")
     assert os.listdir(tmp_path) == ["features.sqlite"]
 
 
@@ -146,7 +168,7 @@ def test_a_damaged_store_gives_no_page(store: FeatureStore, tmp_path: Path) -> N
 
 def test_an_empty_folder_is_taken(store: FeatureStore, tmp_path: Path) -> None:
     (tmp_path / "page").mkdir()
-    write_page(store, "run", tmp_path / "page")
+    write_page(Run(store.path.parent), store, "run", tmp_path / "page")
     assert received(tmp_path / "page", "runs")["runs"][0]["name"] == "run"
 
 
@@ -163,14 +185,14 @@ def test_what_lies_there_is_left_alone(store: FeatureStore, folder: Path, tmp_pa
         (tmp_path / "file", True, "not a page, so --overwrite leaves it alone"),
     ):
         with pytest.raises(MatryoshkaError, match=re.escape(f"{target}: {said}")):
-            write_page(store, "other", target, overwrite=overwrite)
+            write_page(Run(store.path.parent), store, "other", target, overwrite=overwrite)
         assert files(tmp_path) == before
 
 
 def test_overwrite_replaces_a_page(store: FeatureStore, folder: Path, tmp_path: Path) -> None:
     (folder / "data" / "0" / "shard-9.js").write_text("of a longer store")
     store.annotate(4, "newer")
-    write_page(store, "second", folder, overwrite=True)
+    write_page(Run(store.path.parent), store, "second", folder, overwrite=True)
     assert received(folder, "runs")["runs"][0]["name"] == "second"
     assert received(folder, "0/overview")["columns"]["label"][4] == "newer"
     assert not (folder / "data" / "0" / "shard-9.js").exists()
@@ -183,7 +205,7 @@ def test_overwrite_keeps_what_was_put_beside_a_page(store: FeatureStore, folder:
     (folder / name / "work").write_text("of weeks")
     before = files(folder)
     with pytest.raises(MatryoshkaError, match=f"holds {re.escape(name)}, which is not of the page"):
-        write_page(store, "second", folder, overwrite=True)
+        write_page(Run(store.path.parent), store, "second", folder, overwrite=True)
     assert files(folder) == before
 
 
@@ -191,11 +213,11 @@ def test_a_link_and_a_relative_folder(
     store: FeatureStore, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "link").symlink_to(folder)
-    write_page(store, "second", tmp_path / "link", overwrite=True)
+    write_page(Run(store.path.parent), store, "second", tmp_path / "link", overwrite=True)
     assert (tmp_path / "link").is_symlink()
     assert received(folder, "runs")["runs"][0]["name"] == "second"
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    write_page(store, "run", Path("."))
+    write_page(Run(store.path.parent), store, "run", Path("."))
     assert received(tmp_path / "here", "runs")["live"] is False
     assert set(os.listdir(tmp_path)) == {"features.sqlite", "page", "link", "here"}

@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from matryoshka.analysis.matching import FIRINGS
 from matryoshka.features.feature import FLAGS
 from matryoshka.features.store import FeatureStore
 
@@ -43,6 +44,7 @@ def facts(store: FeatureStore, key: str, name: str) -> dict[str, Any]:
         "text": f"{about.text}, {about.split.replace('_', '-')} split",
         "shard": SHARD,
         "flags": FLAGS,
+        "rare": FIRINGS,
         **about.model_dump(mode="json", include=FACTS),
     }
 

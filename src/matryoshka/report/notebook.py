@@ -9,6 +9,8 @@ from matryoshka.features.store import FeatureStore
 from matryoshka.report import data
 from matryoshka.report.data import WEB
 
+SCRIPTS = ("dom.js", "tip.js", "examples.js", "card.js")
+"""All that a card needs of the page."""
 FRAME = """\
 <!doctype html><html lang="en"><head><meta charset="utf-8"><title>Feature {index}</title><style>{style}</style></head>
 <body><main id="main"></main><script>{script}</script>
@@ -35,7 +37,7 @@ class FeatureCard:
         frame = FRAME.format(
             index=self.index,
             style=(WEB / "style.css").read_text(encoding="utf-8"),
-            script="".join((WEB / name).read_text(encoding="utf-8") for name in ("dom.js", "card.js")),
+            script="".join((WEB / name).read_text(encoding="utf-8") for name in SCRIPTS),
             card=_inline(data.card(self.store, self.index)),
             facts=_inline(data.facts(self.store, "0", "")),
         )

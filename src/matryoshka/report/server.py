@@ -3,6 +3,11 @@
     GET   /  and the page's files
     GET   /api/runs                          which runs there are
     GET   /api/runs/KEY                      a run's facts and columns
+    GET   /api/runs/KEY/results              its training's curves and its scores
+    GET   /api/runs/KEY/report               its report, where there is one
+    GET   /api/runs/KEY/map                  where its features lie, and in what communities
+    GET   /api/runs/KEY/tree                 their parents and children
+    GET   /api/runs/KEY/pairs/NUMBER         passages of some pairs of the tree
     GET   /api/runs/KEY/features/INDEX       a feature
     PUT   /api/runs/KEY/features/INDEX       its label and note
     POST  /api/runs/KEY/try                  a text of one's own, and what fires on it
@@ -16,6 +21,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import uvicorn
@@ -34,6 +40,9 @@ from matryoshka.features.reading import Reading
 from matryoshka.features.store import FeatureStore
 from matryoshka.report import data
 from matryoshka.report.data import WEB
+from matryoshka.report.page_analyses import map_view, pair_examples, tree_view
+from matryoshka.report.page_results import REPORT, results
+from matryoshka.run import Run
 
 HOST = "127.0.0.1"
 LARGEST_BODY = 200_000
@@ -48,11 +57,15 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
+"""Of the report, which is one file: it styles itself, and runs and fetches nothing."""
+
 
 class Shown(NamedTuple):
     """A run on the page; `read` takes a text through the language model and the coder."""
 
     name: str
+    run: Run
     store: FeatureStore
     read: Callable[[str], Reading]
 
@@ -97,6 +110,7 @@ def application(shown: Sequence[Shown], port: int) -> ASGIApp:
         routes=[
             Route("/api/runs", _answer(list_runs)),
             Route("/api/runs/{key}", _answer(overview)),
+            *_found_routes(run_of),
             Route("/api/runs/{key}/features/{index}", _answer(card)),
             Route("/api/runs/{key}/features/{index}", _answer(annotate), methods=["PUT"]),
             Route("/api/runs/{key}/try", _answer(try_text), methods=["POST"]),
@@ -200,6 +214,30 @@ def _files() -> Callable[[Request], Any]:
     return file
 
 
+def _found_routes(run_of: Callable[[Request], tuple[str, Shown]]) -> list[Route]:
+    """Of what evaluations and analyses have found of a run, and of its report."""
+
+    def of_run(view: Callable[[Run, FeatureStore], Any]) -> Callable[[Request], Any]:
+        return lambda request: view(*run_of(request)[1][1:3])
+
+    def pairs(request: Request) -> Any:
+        return of_run(partial(pair_examples, number=request.path_params["number"]))(request)
+
+    async def report(request: Request) -> Response:
+        file = run_of(request)[1].run.path / REPORT
+        if not file.is_file():
+            raise HTTPException(404, "there is no report yet; matryoshka analyze RUN writes it")
+        return FileResponse(file, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
+
+    return [
+        Route("/api/runs/{key}/results", _answer(of_run(results))),
+        Route("/api/runs/{key}/report", report),
+        Route("/api/runs/{key}/map", _answer(of_run(map_view))),
+        Route("/api/runs/{key}/tree", _answer(of_run(tree_view))),
+        Route("/api/runs/{key}/pairs/{number:int}", _answer(pairs)),
+    ]
+
+
 async def _failed(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return _json({"error": error.detail}, error.status_code)
@@ -220,7 +258,9 @@ def _guarded(app: ASGIApp, port: int) -> ASGIApp:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] += [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                stated = {name for name, _ in message["headers"]}
+                headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] += [header for header in headers if header[0] not in stated]
             await send(message)
 
         if request.headers.get("host") not in hosts:

@@ -1,6 +1,7 @@
 """The page as a folder that opens without a server.
 
-    FOLDER/  index.html  (the page's files)  data/runs.js  data/0/overview.js  data/0/shard-N.js  data/0/windows-N.js
+    FOLDER/  index.html  (the page's files)  data/runs.js
+             data/0/  overview.js  results.js  map.js  tree.js  shard-N.js  windows-N.js  pairs-N.js  report.html
 
 A browser fetches nothing from file://, but runs scripts: each data file calls matryoshka.receive(key, base64 of
 zlib-compressed JSON). The tokens of a window stand once, in a windows file, not in each example that lies in it: with
@@ -20,6 +21,9 @@ from matryoshka.files import replaced_folder
 from matryoshka.progress import Progress, silent
 from matryoshka.report import data
 from matryoshka.report.data import WEB
+from matryoshka.report.page_analyses import map_view, pair_examples, shards, tree_view
+from matryoshka.report.page_results import REPORT, results
+from matryoshka.run import Run
 
 WINDOWS = 2048
 """In one file. A feature's examples lie in most of the files."""
@@ -27,10 +31,10 @@ LIVE, STATIC = (f'<meta name="matryoshka" content="{kind}">' for kind in ("live"
 
 
 def write_page(
-    store: FeatureStore, name: str, folder: Path, overwrite: bool = False, progress: Progress = silent
+    run: Run, store: FeatureStore, name: str, folder: Path, overwrite: bool = False, progress: Progress = silent
 ) -> None:
-    """Write the page of a store into `folder`, whole or not at all. Raises MatryoshkaError if something lies there;
-    with `overwrite` an earlier page is replaced, nothing else."""
+    """Write the page of a run and its store into `folder`, whole or not at all. Raises MatryoshkaError if something
+    lies there; with `overwrite` an earlier page is replaced, nothing else."""
     folder = folder.resolve()
     _refuse_existing(folder, overwrite)
     with replaced_folder(folder) as new:
@@ -51,7 +55,20 @@ def write_page(
         files = [numbers[start : start + WINDOWS] for start in range(0, len(numbers), WINDOWS)]
         for i, file in enumerate(files):
             _write(new, f"0/windows-{i}", {str(number): windows[number] for number in file})
+        _write_found(new, run, store)
         _write(new, "0/overview", data.overview(store, "0", name) | {"window_files": [file[0] for file in files]})
+
+
+def _write_found(folder: Path, run: Run, store: FeatureStore) -> None:
+    """What evaluations and analyses have found, and the report."""
+    _write(folder, "0/results", results(run, store))
+    _write(folder, "0/map", map_view(run, store))
+    _write(folder, "0/tree", tree := tree_view(run, store))
+    pairs = 0 if "why" in tree else len(tree["edges"]["parent"]) + len(tree["suspects"]["parent"])
+    for number in range(shards(pairs)):
+        _write(folder, f"0/pairs-{number}", pair_examples(run, store, number))
+    if (run.path / REPORT).is_file():
+        shutil.copyfile(run.path / REPORT, folder / "data" / "0" / REPORT.name)
 
 
 def _refuse_existing(folder: Path, overwrite: bool) -> None:

@@ -31,6 +31,8 @@ UNITS = pa.schema(
     }
 )
 """One row a unit of a score."""
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading a file raises that is not there, or not what was written."""
 
 
 class Saved(NamedTuple):
@@ -58,19 +60,33 @@ def save(result: Result, identity: Mapping[str, Any], folder: Path, name: str) -
 def load(folder: Path, name: str) -> Saved:
     """What `save` wrote. Raises MatryoshkaError where nothing lies, or what does is damaged or of another version."""
     file = folder / f"{name}.json"
+    described = content(folder, name)
     try:
-        content = parse_json(file.read_bytes(), file)
-        if content["format"] != FORMAT:
-            raise MatryoshkaError(f"{file}: written in format {content['format']}, this version reads {FORMAT}")
-        measures = {key: Measure(**fields) for key, fields in content["measures"].items()}
+        measures = {key: Measure(**fields) for key, fields in described["measures"].items()}
         units = _read(folder / f"{name}.parquet").to_pydict()
-        scores = _scores(content["scores"], measures, units)
-        return Saved(Result(tuple(scores), content["details"], content["reason"]), content["identity"])
-    except FileNotFoundError as error:
-        raise MatryoshkaError(f"{error.filename}: no such results; measure first: matryoshka eval RUN") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = " ".join(str(error).split())
-        raise MatryoshkaError(f"{file}: damaged, or written by another version ({why}); measure anew") from None
+        scores = _scores(described["scores"], measures, units)
+        return Saved(Result(tuple(scores), described["details"], described["reason"]), described["identity"])
+    except _UNREADABLE as error:
+        raise _refusal(error, file) from None
+
+
+def content(folder: Path, name: str) -> dict[str, Any]:
+    """What NAME.json says by itself, unchecked but for its format. Raises MatryoshkaError as `load` does."""
+    file = folder / f"{name}.json"
+    try:
+        described = parse_json(file.read_bytes(), file)
+        if described["format"] != FORMAT:
+            raise MatryoshkaError(f"{file}: written in format {described['format']}, this version reads {FORMAT}")
+    except _UNREADABLE as error:
+        raise _refusal(error, file) from None
+    return described
+
+
+def _refusal(error: Exception, file: Path) -> MatryoshkaError:
+    if isinstance(error, FileNotFoundError):
+        return MatryoshkaError(f"{error.filename}: no such results; measure first: matryoshka eval RUN")
+    why = " ".join(str(error).split())
+    return MatryoshkaError(f"{file}: damaged, or written by another version ({why}); measure anew")
 
 
 def answer(folder: Path, name: str, identity: Mapping[str, Any]) -> Result | None:

@@ -63,7 +63,10 @@ var matryoshka = window.matryoshka || {};
     return browse;
   }
 
-  const VIEWS = { list: listView, feature: matryoshka.featureView, compare: matryoshka.compareView, try: matryoshka.tryView };
+  const VIEWS = {
+    overview: matryoshka.overviewView, list: listView, map: matryoshka.mapView, tree: matryoshka.treeView,
+    feature: matryoshka.featureView, compare: matryoshka.compareView, try: matryoshka.tryView,
+  };
 
   // An address without a run means the first one.
   async function routed() {
@@ -128,7 +131,10 @@ var matryoshka = window.matryoshka || {};
     const link = (name, href, views) => el("a", { href, "aria-current": views.includes(route.view) ? "page" : null }, name);
     const { index } = route;
     at("views").replaceChildren(
+      link("Overview", address.overview(run), ["overview"]),
       link("Features", address.list(run, route.query), ["list", "feature"]),
+      link("Map", route.view === "map" ? location.hash : address.map(run), ["map"]),
+      link("Tree", address.tree(run), ["tree"]),
       link("Compare", route.view === "compare" ? location.hash : address.compare(run, index, run, null), ["compare"]),
       ...(source.live ? [link("Try a text", route.view === "try" ? location.hash : address.try(run), ["try"])] : []));
   }
@@ -139,9 +145,14 @@ var matryoshka = window.matryoshka || {};
     at("theme").setAttribute("aria-label", `${other} theme`);
   }
 
+  function themed() {
+    nameTheme();
+    view?.themed?.();
+  }
+
   function switchTheme() {
     theme.toggle();
-    nameTheme();
+    themed();
   }
 
   function search() {
@@ -151,6 +162,17 @@ var matryoshka = window.matryoshka || {};
     setTimeout(() => focus(30), 0);
   }
 
+  // the same view of another run, where it has one
+  function otherRun(key) {
+    const { view } = parse(location.hash);
+    location.hash = (address[{ list: "list", map: "map", tree: "tree", try: "try", feature: "list" }[view]]
+      ?? address.overview)(key);
+  }
+
+  function go(view) {
+    location.hash = address[view](at("run").value);
+  }
+
   function help() {
     at("help").showModal();
   }
@@ -158,15 +180,16 @@ var matryoshka = window.matryoshka || {};
   function start() {
     history.scrollRestoration = "manual";
     matryoshka.keys.fillHelp(at("help"));
-    matryoshka.keys.listen(() => view, { "/": search, t: switchTheme, "?": help });
+    matryoshka.keys.listen(() => view, {
+      "/": search, t: switchTheme, "?": help,
+      o: () => go("overview"), l: () => go("list"), m: () => go("map"), h: () => go("tree"),
+    });
     nameTheme();
-    theme.onSystemChange(nameTheme);
+    theme.onSystemChange(themed);
     at("theme").addEventListener("click", switchTheme);
     at("help-button").addEventListener("click", help);
     at("skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
-    at("run").addEventListener("change", ({ target }) => {
-      location.hash = parse(location.hash).view === "try" ? address.try(target.value) : address.list(target.value);
-    });
+    at("run").addEventListener("change", ({ target }) => otherRun(target.value));
     addEventListener("hashchange", navigate);
     addEventListener("pagehide", saveScrolls);
     navigate();

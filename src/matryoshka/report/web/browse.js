@@ -1,38 +1,17 @@
-// The first view: a run's facts, the filters and the list of its features.
+// The list of a run's features, and its filters.
 var matryoshka = window.matryoshka || {};
 
 (function () {
   "use strict";
 
-  const { el, integer, percent, plural, plain } = matryoshka.dom;
+  const { about } = matryoshka;
+  const { el, integer, plain } = matryoshka.dom;
   const { EMPTY, SORTS, address, features: featuresOf } = matryoshka.query;
   const SORT_NAMES = {
     index: "index", ring: "ring", density: "density", max: "maximum", mean: "mean", entropy: "entropy",
     first: "share at document start", cosine: "decoder cosine",
   };
   const SEARCH = "Search tokens, labels, notes and explanations";
-
-  function facts(overview) {
-    const { widths, tokens, tokens_left_out: out } = overview;
-    const total = widths[widths.length - 1];
-    const prefixes = `prefixes of ${widths.map(integer).join(", ")}`;
-    const documents = plural(overview.documents, "document", "documents");
-    const windows = plural(overview.windows, "window", "windows");
-    const rows = [
-      ["Model", plain(overview.model)],
-      ["Features", widths.length > 1 ? `${integer(total)} in ${widths.length} rings: ${prefixes}` : `${integer(total)}, one ring`],
-      ["Activation", overview.k ? `${overview.activation}, k = ${integer(overview.k)}` : overview.activation],
-      ["Text", `${plain(overview.text)}: ${integer(tokens)} tokens in ${documents}, ${windows} of ${integer(overview.context)}`],
-      ["Left out", `${integer(out)} tokens (${percent(out / (out + tokens))}): ${plain(overview.left_out)}`],
-    ];
-    if (overview.collected) rows.push(["Collected", overview.collected]);
-    return el("dl", { class: "facts" }, rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
-  }
-
-  function heading({ read, write }) {
-    const sites = read === write ? plain(read) : [plain(read), " ", el("span", { class: "arrow" }, "→"), " ", plain(write)];
-    return el("h1", { tabindex: "-1" }, sites);
-  }
 
   function debounce(wait, act) {
     let timer;
@@ -42,8 +21,8 @@ var matryoshka = window.matryoshka || {};
   class Browse {
     constructor(overview, app) {
       Object.assign(this, { overview, app, query: EMPTY, features: featuresOf(overview) });
-      this.title = `${overview.read} → ${overview.write}`;
-      this.heading = heading(overview);
+      this.title = `Features of ${overview.read} → ${overview.write}`;
+      this.heading = about.heading(overview);
       this.list = new matryoshka.List(this.features, {
         href: (i) => address.feature(overview.key, i, this.query),
         sort: (sort) => this.change({ sort }),
@@ -67,7 +46,8 @@ var matryoshka = window.matryoshka || {};
         el("div", { class: "facets" }, this.facets.map(({ element }) => element)));
       this.filters.open = !matchMedia("(max-width: 1000px)").matches;
       this.element = el("div", { class: "browse" },
-        el("header", { class: "run-head" }, el("p", { class: "eyebrow" }, plain(overview.name)), this.heading, facts(overview)),
+        el("header", { class: "run-head" }, el("p", { class: "eyebrow" }, plain(overview.name)), this.heading,
+          about.line(overview)),
         el("div", { class: "browser" }, el("aside", { "aria-label": "Filters" }, this.filters),
           el("section", { class: "results", "aria-label": "Features" },
             el("search", { class: "toolbar" }, this.search, el("label", { class: "sort" }, el("span", {}, "Sort by"), " ",

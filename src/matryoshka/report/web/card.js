@@ -1,11 +1,13 @@
-// One feature's card as DOM: matryoshka.card(card, overview, options). Needs no more than dom.js and style.css, so that notebooks
-// can show it alone; there, links to other features are plain words. In order: drawings, evidence, examples, neighbours, the card.
+// One feature's card as DOM: matryoshka.card(card, overview, options). Needs no more than dom.js, tip.js, examples.js and
+// style.css,
+// so that notebooks can show it alone; there, links to other features are plain words. In order: drawings, evidence, neighbours,
+// the card.
 var matryoshka = window.matryoshka || {};
 
 (function () {
   "use strict";
 
-  const { el, svg, NONE, missing, integer, number, percent, plural, plain, reveal, token, lone, prose, numbered, rings, bar, shade }
+  const { el, svg, NONE, missing, integer, number, percent, plural, plain, reveal, lone, prose, numbered, rings, bar }
     = matryoshka.dom;
 
   // ── drawings ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -70,91 +72,6 @@ var matryoshka = window.matryoshka || {};
           number(value, value === low || value === high ? 3 : 1))]),
       text({ class: "title", x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, "activation, log scale"),
       text({ class: "title", "text-anchor": "middle", transform: `translate(10 ${(top + ground) / 2}) rotate(-90)` }, "tokens"));
-  }
-
-  // ── examples ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-  const BEFORE = 25, AFTER = 12;
-
-  // The space before a word belongs to its token but stays unshaded, so that shades do not run into each other; the tooltip
-  // shows the token as it is.
-  function shaded(text, { value, position, length, max, scale, peak, options }) {
-    const [, space, body] = text.match(/^( *)(.*)$/s);
-    const mark = shade(token(body ? body : text, "mark", { class: peak ? "token peak" : "token", tabindex: "-1" }, options),
-      value / scale);
-    mark.facts = () => [
-      el("b", {}, number(value)),
-      lone(text),
-      el("span", {}, `${percent(value / max)} of its maximum`),
-      el("span", {}, `position ${position} of ${length}`),
-    ];
-    return body && space ? [space, mark] : [mark];
-  }
-
-  function words(example, from, to, max, scale, options) {
-    const values = new Map(example.positions.map((position, i) => [position, example.values[i]]));
-    const length = example.tokens.length;
-    const nodes = example.tokens.slice(from, to).flatMap((text, i) => {
-      const position = from + i, value = values.get(position);
-      if (value === undefined) return token(text, "span", {}, options);
-      return shaded(text, { value, position, length, max, scale, peak: position === example.peak, options });
-    });
-    const marks = nodes.filter((node) => node.localName === "mark");
-    const stop = marks.find((mark) => mark.matches(".peak")) ?? marks[0];
-    if (stop) stop.tabIndex = 0;  // one stop for the Tab key in each example; arrow keys reach the others
-    return nodes;
-  }
-
-  function exampleItem(example, max, scale) {
-    const from = Math.max(0, example.peak - BEFORE), to = Math.min(example.tokens.length, example.peak + AFTER + 1);
-    const before = from > 0 ? "…" : "", after = to < example.tokens.length ? "…" : "";
-    const cut = before || after;
-    const text = el("p", { class: "text" });
-    const toggle = () => show(button.getAttribute("aria-expanded") !== "true");
-    const button = el("button", { type: "button", class: "plain", click: toggle }, "whole window");
-    function show(all) {
-      button.setAttribute("aria-expanded", all);
-      text.classList.toggle("whole", all);
-      if (all) text.replaceChildren(...words(example, 0, example.tokens.length, max, scale, { breaks: true }));
-      else text.replaceChildren(before, ...words(example, from, to, max, scale), after);
-    }
-    show(false);
-    const item = el("li", { class: "example" },
-      el("span", { class: "activation" }, el("span", { class: "visually-hidden" }, "activation "), number(example.activation)),
-      text,
-      el("span", { class: "where" }, `document ${example.document}, window ${example.window}`, cut && [" ", button]));
-    item.show = cut ? show : () => {};
-    return item;
-  }
-
-  function group({ name, low, high, examples }, open, max, scale, heading) {
-    const strongest = name === "strongest";
-    const title = strongest ? "Strongest" : `${name.replace("–", " – ").replace(" %", "\u202f%")} of its firings`;
-    const count = strongest ? plural(examples.length, "example", "examples") : `${examples.length} at random`;
-    return el("details", { class: "group", open },
-      el("summary", {},
-        el(heading, {}, title),
-        el("span", { class: "range" }, `${number(low)} to ${number(high)}`),
-        el("span", { class: "muted" }, count)),
-      el("ol", { class: "examples" }, examples.map((example) => exampleItem(example, max, scale))));
-  }
-
-  function examplesSection(card, scale, heading, sub) {
-    if (!card.groups.length) {
-      const why = "It did not fire on the collected tokens, so there are no examples.";
-      return el("section", { class: "reading" }, el(heading, {}, "Examples"), el("p", { class: "muted" }, why));
-    }
-    const max = card.statistics.max;
-    const groups = card.groups.map((each) => group(each, true, max, scale ?? max, sub));
-    let whole = false;
-    const all = el("button", { type: "button", class: "quiet", "aria-pressed": "false", click: () => {
-      whole = !whole;
-      all.setAttribute("aria-pressed", whole);
-      section.querySelectorAll(".example").forEach((item) => item.show(whole));
-    } }, "Whole windows");
-    const head = el("div", { class: "section-head" }, el(heading, {}, "Examples"), all);
-    const section = el("section", { class: "reading" }, head, groups);
-    return section;
   }
 
   // ── evidence ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -246,50 +163,6 @@ var matryoshka = window.matryoshka || {};
       nested && place(card, widths));
   }
 
-  // One tooltip a card, for whichever token is pointed at or focused.
-  function addTooltip(root) {
-    const tip = el("div", { class: "tip", role: "tooltip", id: `tip-${Math.random().toString(36).slice(2)}`, hidden: true });
-    const show = (mark) => {
-      tip.replaceChildren(...mark.facts());
-      tip.hidden = false;
-      const at = mark.getClientRects()[0], box = tip.getBoundingClientRect();
-      const rightmost = document.documentElement.clientWidth - box.width - 6;
-      tip.style.left = `${Math.max(6, Math.min(at.left + at.width / 2 - box.width / 2, rightmost))}px`;
-      tip.style.top = `${at.top > box.height + 12 ? at.top - box.height - 6 : at.bottom + 6}px`;
-      mark.setAttribute("aria-describedby", tip.id);
-    };
-    const hide = () => { tip.hidden = true; };
-    const over = ({ target }) => {
-      const mark = target.closest("mark");
-      if (mark?.facts) show(mark);
-      else hide();
-    };
-    root.addEventListener("pointerover", over);
-    root.addEventListener("focusin", over);
-    for (const event of ["pointerleave", "focusout"]) root.addEventListener(event, hide);
-    root.addEventListener("keydown", walk);
-    root.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || tip.hidden) return;
-      event.preventDefault();  // so that it closes no more than the tooltip
-      hide();
-    });
-    root.append(tip);
-  }
-
-  // arrow keys go from one shaded token to the next within an example
-  function walk(event) {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    const mark = event.target.closest(".text mark");
-    if (!step || !mark || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault();
-    const marks = [...mark.parentElement.querySelectorAll("mark")];
-    const next = marks[marks.indexOf(mark) + step];
-    if (!next) return;
-    mark.tabIndex = -1;
-    next.tabIndex = 0;
-    next.focus();
-  }
-
   // options: href(index) → the address of another feature; level of the card's heading (2); scale: what is shaded fully (the
   // feature's own maximum); limits of the histogram's axis, so that two cards can share theirs.
   function card(data, overview, { href = null, level = 2, scale = null, limits = null } = {}) {
@@ -302,9 +175,10 @@ var matryoshka = window.matryoshka || {};
             data.histogram.counts.length > 0 && histogram(data.histogram, limits), statistics(data.statistics)),
           data.top_tokens.length > 0 && el("section", {}, el(section, {}, "Tokens"), topTokens(data.top_tokens)),
           logits(data, section)),
-        examplesSection(data, scale, section, sub),
+        matryoshka.examples.section(data, scale, section, sub),
         neighbours(data, href, section)));
-    addTooltip(root);
+    root.addEventListener("keydown", matryoshka.examples.walk);
+    matryoshka.addTooltip(root);
     return root;
   }
 

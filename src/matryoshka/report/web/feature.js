@@ -5,7 +5,7 @@ var matryoshka = window.matryoshka || {};
   "use strict";
 
   const { el, integer } = matryoshka.dom;
-  const { address, features: featuresOf } = matryoshka.query;
+  const { address, ringOf, features: featuresOf } = matryoshka.query;
   const source = matryoshka.source;
 
   function steps(overview, index, query) {
@@ -30,14 +30,31 @@ var matryoshka = window.matryoshka || {};
       el("a", { href: address.list(run, query) }, "All features"),
       el("span", { class: "muted where-in-order" }, where),
       step(previous, "Previous", "p", "prev"), step(next, "Next", "n", "next"),
+      el("a", { href: address.map(run, { feature: index }) }, "On the map"),
       el("a", { href: address.compare(run, index, run, null), "aria-keyshortcuts": "c" }, "Compare with…"));
+  }
+
+  // Parents → this → children: those that stood the test, or else the card's candidates.
+  function family(card, overview, tree) {
+    const tested = tree && !tree.why;
+    const options = {
+      href: (other) => address.feature(overview.key, other), more: tested ? address.tree(overview.key, card.index) : null,
+      ringOf: (other) => ringOf(other, overview.widths), nameOf: (other) => featuresOf(overview).nameOf(other),
+    };
+    const drawn = tested ? matryoshka.family.ofLineage(card.index, matryoshka.lineage(tree), options)
+      : matryoshka.family.ofCard(card, options);
+    return drawn && el("section", { class: "family-section" },
+      el("div", { class: "section-head" }, el("h2", {}, "Parents and children"),
+        tested && el("a", { href: options.more }, "Examples of each pair")),
+      el("p", { class: "muted" }, tested ? "Tested by reconstruction: they stand beyond chance."
+        : "Candidates: how many of the child’s tokens the parent covers."), drawn);
   }
 
   async function featureView(route, app) {
     const { run, index, query } = route;
     if (index === null) throw new Error("A feature’s address ends in its number.");
     const overview = await source.overview(run);
-    const card = await source.feature(run, index);
+    const [card, tree] = await Promise.all([source.feature(run, index), source.tree(run).catch(() => null)]);
     const around = steps(overview, index, query);
     const holder = el("div", { class: "feature" });
     const view = { element: holder, title: `Feature ${index}`, keys: {} };
@@ -45,6 +62,7 @@ var matryoshka = window.matryoshka || {};
     function draw() {
       const element = matryoshka.card(card, overview, { level: 1, href: (other) => address.feature(run, other, query) });
       const editor = source.live && matryoshka.makeEditable(element, card, save, () => { draw(); view.heading.focus(); });
+      element.querySelector(".card-head").after(family(card, overview, tree) ?? "");
       holder.replaceChildren(bar(overview, index, query, around), element);
       view.heading = element.querySelector("h1");
       view.keys.e = editor ? () => editor.edit() : () => app.say("This is an export: labels cannot be edited here.");

@@ -13,11 +13,14 @@ var matryoshka = window.matryoshka || {};
     [["n", "p"], "next and previous feature in the list’s order; → and ← too"],
     [["c"], "compare with…"],
     [["e"], "edit the label"],
+    [["o", "l"], "overview, list of features"],
+    [["m", "h"], "map, tree (hierarchy)"],
     [["t"], "light or dark"],
     [["?"], "this help"],
     [["Esc"], "close, or back to the list"],
   ];
-  const NOTE = "With the focus on a shaded token, → and ← go from one shaded token to the next.";
+  const NOTE = "With the focus on the map, arrows move it, + and − zoom, 0 shows all, Enter opens the feature in its middle. "
+    + "With the focus on a shaded token, → and ← go from one shaded token to the next.";
 
   function fillHelp(dialog) {
     dialog.replaceChildren(

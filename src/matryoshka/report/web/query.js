@@ -22,10 +22,12 @@ var matryoshka = window.matryoshka || {};
     return ends.length === 2 && ends.every((end) => end === null || end >= 0) && (ends[0] ?? ends[1]) !== null ? ends : null;
   }
 
-  // "#/0/123/vs/1/456?q=…" → {view, run, index, other: {run, index}, query, text}
+  const PLACES = { "": "overview", features: "list", map: "map", tree: "tree", try: "try" };
+
+  // "#/0/123/vs/1/456?q=…" → {view, run, index, other: {run, index}, query, map, text}
   function parse(hash) {
     const [path, search = ""] = hash.replace(/^#\/?/, "").split(/\?(.*)/s);
-    const [run = "", index, vs, otherRun, otherIndex] = path.split("/").map(decode);
+    const [run = "", index = "", vs, otherRun, otherIndex] = path.split("/").map(decode);
     const given = new URLSearchParams(search);
     const flags = (given.get("flags") ?? "").split(",").filter(Boolean);
     const query = {
@@ -36,9 +38,10 @@ var matryoshka = window.matryoshka || {};
       hide: flags.filter((flag) => flag.startsWith("-")).map((flag) => flag.slice(1)),
       density: range(given.get("density")),
     };
-    const view = index === "try" ? "try" : vs === "vs" ? "compare" : index ? "feature" : "list";
+    const view = vs === "vs" ? "compare" : PLACES[index] ?? "feature";
     const other = { run: otherRun || run, index: whole(otherIndex) };
-    return { view, run, index: whole(index), other, query, text: given.get("text") ?? "" };
+    const map = { layout: given.get("layout") ?? "", colour: given.get("colour") ?? "", feature: whole(given.get("feature")) };
+    return { view, run, index: whole(view === "tree" ? vs : index), other, query, map, text: given.get("text") ?? "" };
   }
 
   // Only what differs from the plain list, so that addresses stay short.
@@ -62,10 +65,17 @@ var matryoshka = window.matryoshka || {};
 
   const run = (key) => `#/${encodeURIComponent(key)}`;
   const address = {
-    list: (key, query = EMPTY) => run(key) + search(query),
+    overview: (key) => run(key),
+    list: (key, query = EMPTY) => `${run(key)}/features${search(query)}`,
     feature: (key, index, query = EMPTY) => `${run(key)}/${index}${search(query)}`,
     compare: (key, index, otherKey, otherIndex) =>
       `${run(key)}/${index ?? ""}/vs/${encodeURIComponent(otherKey)}/${otherIndex ?? ""}`,
+    // what is empty is left out: the map's own choice
+    map: (key, wishes = {}) => {
+      const given = Object.entries(wishes).filter(([, value]) => value !== null && value !== "");
+      return `${run(key)}/map${given.length ? `?${new URLSearchParams(given)}` : ""}`;
+    },
+    tree: (key, index = null) => `${run(key)}/tree${index === null ? "" : `/${index}`}`,
     try: (key, text = "") => `${run(key)}/try${text ? `?text=${encodeURIComponent(text)}` : ""}`,
   };
 

@@ -82,6 +82,10 @@ var matryoshka = window.matryoshka || {};
 
   const windows = remembering(100, unpack);
 
+  // What was found of the run: `results`, `map`, `tree`, and `pairs/N` of the tree, in the files of an export `pairs-N`.
+  const found = remembering(20, (key) => (live ? request(key) : unpack(key)));
+  const of = (run, part) => found(live ? `${path(run)}/${part}` : `${run}/${part.replace("/", "-")}`);
+
   // In an export the tokens of a window stand once, in a file of windows: `firsts` has the lowest number in each file.
   async function withTokens(run, card, firsts) {
     const fileOf = (window) => firsts.findLastIndex((first) => first <= window);
@@ -113,6 +117,11 @@ var matryoshka = window.matryoshka || {};
   }
 
   matryoshka.receive = receive;
-  matryoshka.source = { live, runs: () => runs(""), overview, feature, save, tryText: (run, text) =>
-    send("POST", `${path(run)}/try`, { text }) };
+  matryoshka.source = {
+    live, runs: () => runs(""), overview, feature, save,
+    results: (run) => of(run, "results"), map: (run) => of(run, "map"), tree: (run) => of(run, "tree"),
+    pairs: (run, number) => of(run, `pairs/${number}`),
+    report: (run) => (live ? `${path(run)}/report` : `data/${run}/report.html`),
+    tryText: (run, text) => send("POST", `${path(run)}/try`, { text }),
+  };
 })();
