@@ -17,6 +17,7 @@ from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from types import FrameType
 
+from matryoshka.data.stream import Batch
 from matryoshka.distributed import World
 from matryoshka.errors import Interrupted, MatryoshkaError
 from matryoshka.run import Run
@@ -55,10 +56,7 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
         for step in range(start, steps):
             batch, done = next(stream), step + 1
             log, watch, save = (done % every == 0 or done == steps for every in intervals)
-            for trainee in trainees:
-                trainee.step(batch, step, measure=log)
-            for trainee in trainees:
-                trainee.join()
+            _learn(trainees, batch, step, log)
             if log or watch:
                 _check_finite(session, run)
             if log:
@@ -71,22 +69,28 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
                     held_out = session.of_all(evaluate([session.learned(trainee) for trainee in trainees]))
                     _write(sinks, [{"step": done, "held_out": True, **record} for record in held_out])
                     _keep_best(session, run, done, held_out)
-            stop = _stop(world, done, received)
-            if save or stop:
+            if (stop := _stop(world, done, received)) or save:
                 _check_finite(session, run)
+                state = {"best": best, "stream": stream.state_dict()}
                 with pace.paused():
-                    state = {"best": best, "stream": stream.state_dict()}
                     checkpoint.save(run.checkpoints, done, trainees, state, world)
             if stop and done < steps:
-                go_on = f"to go on: matryoshka resume {run.path}"
-                number = received[0] if received else signal.SIGTERM
-                raise Interrupted(f"stopped at step {done} of {steps}, saved; {go_on}", number)
+                said = f"stopped at step {done} of {steps}, saved; to go on: matryoshka resume {run.path}"
+                raise Interrupted(said, received[0] if received else signal.SIGTERM)
             bar.reach(done)
     for trainee in trainees:
         session.save(trainee, steps, run.member(trainee.plan.label).coder)
     world.barrier()
     if world.first:
         _warn_of_failures(session, held_out)
+
+
+def _learn(trainees: Sequence[Trainee], batch: Batch, step: int, measure: bool) -> None:
+    """Every coder takes a step; on a GPU those of small ones run side by side."""
+    for trainee in trainees:
+        trainee.step(batch, step, measure)
+    for trainee in trainees:
+        trainee.join()
 
 
 def _sinks(session: Session, run: Run) -> list[list[Sink]]:
