@@ -19,10 +19,16 @@ def latents(seed: int, rows: int, features: int, density: float = 0.03) -> np.nd
 
 
 def recorded(
-    folder: Path, *coders: np.ndarray, left_out: tuple[np.ndarray, ...] = (), per_document: int = 64
+    folder: Path,
+    *coders: np.ndarray,
+    left_out: tuple[np.ndarray, ...] = (),
+    per_document: int = 64,
+    tokens: np.ndarray | None = None,
+    documents: np.ndarray | None = None,
 ) -> list[RecordedCoder]:
     """What a recording holds of coders with these latents [rows, d_sae], the rows being whole windows; `left_out`: of
-    each the rows that do not count for it."""
+    each the rows that do not count for it. Without `tokens` and `documents` of the rows, tokens are numbered and
+    documents are `per_document` rows long."""
     rows = len(coders[0])
     windows = rows // CONTEXT
     sizes = {f"coder-{i}": coder.shape[1] for i, coder in enumerate(coders)}
@@ -33,8 +39,10 @@ def recorded(
         values = torch.from_numpy(coder[kept].astype(np.float32))
         sparse = from_mask(values, values.flatten().nonzero().flatten())
         made[f"coder-{i}"] = CoderRows(kept.reshape(windows, CONTEXT), np.zeros((windows, CONTEXT), bool), sparse)
-    places = np.arange(rows).reshape(windows, CONTEXT)
-    recorder.append(places, places // per_document, made)
+    places = np.arange(rows)
+    tokens = places if tokens is None else tokens
+    documents = places // per_document if documents is None else documents
+    recorder.append(tokens.reshape(windows, CONTEXT), documents.reshape(windows, CONTEXT), made)
     recorder.commit()
     recorder.close()
     return [RecordedCoder(Recording(folder), key) for key in sizes]
