@@ -22,20 +22,18 @@ LETTERS = 0.1
 
 def _measures(side: str, other: str) -> dict[str, Measure]:
     share = partial(Measure, better="neither", unit="feature", paired=False, percent=True)
-    partner, kept = (
-        f"Share of {side}'s latents with a partner by Pearson",
-        f"kept of {side}, of the latents that fire on",
-    )
+    partner = f"Of {side}'s latents with a partner by Pearson the share that"
+    kept = f"kept of {side}, of the latents that fire on"
     return {
         "one-to-one": share(
             f"one-to-one of {side}",
-            meaning=f"{partner} that are its best partner too",
+            meaning=f"{partner} is the partner's best too",
             null=f"the partner's best drawn among {side}'s latents",
             headline=False,
         ),
         "many-to-one": share(
             f"many-to-one of {side}",
-            meaning=f"{partner} that share it with others of {side}",
+            meaning=f"{partner} has it in common with others of {side}",
             null=f"partners drawn among {other}'s latents",
             headline=False,
         ),
