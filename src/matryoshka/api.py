@@ -50,6 +50,7 @@ from matryoshka.report import markdown
 from matryoshka.report.compared import compare as compare
 from matryoshka.report.figures import draw
 from matryoshka.report.notebook import FeatureCard
+from matryoshka.report.scaled import scaling as scaling
 from matryoshka.report.server import Shown
 from matryoshka.report.server import serve as serve_page
 from matryoshka.report.static_page import write_page

@@ -10,6 +10,7 @@ from coders import random_coder
 from matryoshka.analysis import directions
 from matryoshka.analysis.directions import (
     Paired,
+    distinct,
     geometry,
     nearest,
     no_common_basis,
@@ -97,3 +98,10 @@ def test_rows_that_stand_alike_to_one_another_do_so_in_any_basis() -> None:
     others = np.arange(60) != 7
     assert apart.agreement[7] == pytest.approx(np.corrcoef(a_there[7, others], b_there[7, others])[0, 1], abs=1e-6)
     assert geometry(a[:3], a[:3], 0) is None
+
+
+def test_rows_are_distinct_from_those_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directions, "ROWS", 7)
+    a = rows(0, 30)
+    a[20], a[29], a[5] = 2 * a[3], 3 * a[3] + 0.01, -a[4]
+    assert distinct(a, 0.9).tolist() == [i for i in range(30) if i not in (20, 29)], "an opposite one is another"

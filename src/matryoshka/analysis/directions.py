@@ -90,6 +90,16 @@ def shuffled_dimensions(rows: Float[Tensor, "n d"], seed: int) -> Float[Tensor, 
     return rows[:, torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(seed))]
 
 
+def distinct(rows: Float[Tensor, "n d"], cut: float) -> Int[np.ndarray, " distinct"]:
+    """The rows that have a cosine of `cut` with no earlier one."""
+    units = torch.nn.functional.normalize(rows.cpu().float(), dim=1)
+    first = np.ones(len(units), bool)
+    for start in range(0, len(units), ROWS):
+        cosines = units[start : start + ROWS] @ units[: start + ROWS].T
+        first[start : start + len(cosines)] = ~(cosines.tril(start - 1) >= cut).any(1).numpy()
+    return np.flatnonzero(first)
+
+
 class Geometry(NamedTuple):
     """How alike paired rows of two coders stand to the other pairs, each coder's in its own space."""
 
