@@ -78,7 +78,7 @@ def test_planted_exponents_are_recovered(runs: list[Trained], planted: dict[str,
 
 @pytest.mark.parametrize("seed", range(1, 3))
 def test_of_noise_alone_the_exponent_may_be_nothing(seed: int) -> None:
-    """Nine intervals of ten hold 0: resampling few runs makes them a little narrow."""
+    """Eight intervals of nine hold 0: resampling few runs makes them a little narrow."""
     law = fit(trained(lambda n, k, tokens: 0.2, 0.02, seed=seed))
     low, high = law.of("β_n").interval
     assert low < 0 < high

@@ -174,6 +174,9 @@ def _draw(axes: "Axes", series: Series) -> None:
         axes.annotate(
             f"k {k:g}, {tokens:,}", (last.n, last.fvu), (4, 0), textcoords="offset points", va="center", fontsize=6
         )
+    shown = drawing.legible(sorted({run.n for run in series.runs}), 2)
     axes.set(xscale="log", title=series.name)
+    axes.set_xticks(shown, [f"{width:,}" for width in shown])
+    axes.set_xticks([], minor=True)
     axes.title.set_fontsize(7)
     drawing.scale_fvu(axes, np.array([run.fvu for run in series.runs]))
