@@ -9,7 +9,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/matryoshka quickstart
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 same: $(VENV)/.dev
 	$(BIN)/python scripts/same_numbers.py

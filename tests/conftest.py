@@ -1,14 +1,18 @@
-"""Shapes are checked in every test: jaxtyping's annotations are enforced by beartype."""
+"""Shapes are checked in every test: jaxtyping's annotations are enforced by beartype, and all others too."""
 
+import fcntl
 import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Callable
+from inspect import isclass, isfunction
 from pathlib import Path
+from typing import Any, get_args
 
 import hypothesis
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
 # the same examples every time; how long one takes says more about the machine than about the code
 hypothesis.settings.register_profile("shared machines", deadline=None, derandomize=True)
@@ -36,7 +40,29 @@ ROOMS = [
     "matryoshka.features",
     "matryoshka.interop",
 ]
-install_import_hook(ROOMS, "beartype.beartype")
+jaxtyped = jaxtyping.jaxtyped
+
+
+def has_shape(hint: Any) -> bool:
+    """Whether an annotation holds an array's; of one that is written as a string nobody knows."""
+    if (isclass(hint) and issubclass(hint, jaxtyping.AbstractArray)) or isinstance(hint, str):
+        return True
+    return any(map(has_shape, hint if isinstance(hint, list) else get_args(hint)))
+
+
+def checked(typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """In place of `jaxtyped`, which the hook decorates with: where there is no shape to remember, the type checker is
+    enough, and a call of it costs a tenth."""
+
+    def decorate(checking: Any) -> Any:
+        plain = isfunction(checking) and not any(map(has_shape, checking.__annotations__.values()))
+        return typechecker(checking) if plain else jaxtyped(checking, typechecker=typechecker)
+
+    return decorate
+
+
+jaxtyping.jaxtyped = checked
+jaxtyping.install_import_hook(ROOMS, "beartype.beartype")
 
 from matryoshka import api  # noqa: E402
 from matryoshka.data.sections import TextConfig  # noqa: E402
@@ -54,6 +80,7 @@ SMALL = {
 }
 """A transcoder of the bundled model that trains in seconds."""
 FEATURE_TOKENS = 9000
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
@@ -69,15 +96,38 @@ def tokens(lm: LanguageModel) -> Tokens:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of SMALL. Never changed: tests work in copies of it."""
-    return api.train(Config.build(SMALL), tmp_path_factory.mktemp("trained") / "run")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once(name, make)`: the path that `make` has filled, by the first of pytest-xdist's workers that asks for it; the
+    others wait, and find it. Nobody changes what lies there: tests work in copies."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def found(name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared / name
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "whole").exists():
+                shutil.rmtree(folder / "run", ignore_errors=True)  # of another worker, which has failed
+                make(folder / "run")
+                (folder / "whole").touch()
+        return folder / "run"
+
+    return found
 
 
 @pytest.fixture(scope="session")
-def featured(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def trained(once: Once) -> Run:
+    """A run of SMALL. Never changed."""
+    return Run(once("trained", lambda path: api.train(Config.build(SMALL), path)))
+
+
+@pytest.fixture(scope="session")
+def featured(trained: Run, once: Once) -> Run:
     """The same with its features, of FEATURE_TOKENS tokens. Never changed either."""
-    run = Run(tmp_path_factory.mktemp("featured") / "run")
-    shutil.copytree(trained.path, run.path)
-    api.features(run.path, FEATURE_TOKENS)
-    return run
+
+    def make(path: Path) -> None:
+        shutil.copytree(trained.path, path)
+        api.features(path, FEATURE_TOKENS)
+
+    return Run(once("featured", make))

@@ -75,8 +75,9 @@ def test_texts_are_read_in_one_place() -> None:
     assert callers == {
         "data/rowfilter.py",
         "data/stream.py",
-        "features/effects.py",
         "interventions/changes.py",
         "interventions/steering.py",
+        "interventions/succession.py",
+        "study/final_norm.py",
         "study/reader.py",
     }

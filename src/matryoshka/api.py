@@ -13,6 +13,7 @@ export, push, pull                     in the files of other programs, and on th
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ from matryoshka.training import checkpoint
 from matryoshka.training.allocator import keep_freed_memory
 from matryoshka.training.log import Record
 from matryoshka.training.loop import train as train_coders
-from matryoshka.training.plan import check, default_folder, resolve
+from matryoshka.training.plan import check, configurations, default_folder, resolve
 from matryoshka.training.preview import preview as preview
 from matryoshka.training.provenance import provenance, recorded_hash
 from matryoshka.training.recipe import Config, TokensConfig
@@ -79,20 +80,19 @@ def train(config: Config, out: str | Path | None = None, overwrite: bool = False
     `out` is the run's folder (default: runs/<sae|transcoder>/<base model>/<name>). Raises MatryoshkaError for what
     cannot be, before anything is loaded or written; `Interrupted` after a signal.
     """
-    _refuse_several_processes()
-    info, plans = check(config)
-    config = resolve(config, info, plans)
-    path = Path(out) if out else default_folder(config, info, plans)
-    Run.refuse_existing(path, overwrite)
-    session = Session.open(config, plans)
-    configs = {"": config.to_yaml()}
-    if config.variants:
-        alone = {plan.label: {"coder": plan.section, "variants": ()} for plan in plans}
-        configs |= {label: config.model_copy(update=update).to_yaml() for label, update in alone.items()}
-    facts = provenance(session.supply, session.trainees)
-    run = Run.create(path, configs, json.dumps(facts, indent=2) + "\n", overwrite)
-    with run.held("train"):
-        return _train(run, session)
+    with World.current() as world:
+        info, plans = check(config)
+        config = Config.build(world.told(resolve(config, info, plans).model_dump(mode="json")))
+        path = Path(out) if out else default_folder(config, info, plans)
+        Run.refuse_existing(path, overwrite)
+        session = Session.open(config, plans, world=world)
+        select = session.of_all([trainee.coder.precision for trainee in session.trainees])
+        if world.first:
+            labels = [plan.label for plan in plans]
+            facts = provenance(session.supply, dict(zip(labels, select, strict=True)), world.size)
+            Run.create(path, configurations(config, plans), json.dumps(facts, indent=2) + "\n", overwrite)
+        with Run(path).held("train") if world.first else nullcontext():
+            return _train(Run(path), session)
 
 
 def resume(run: Run | str | Path) -> Run:
@@ -100,13 +100,12 @@ def resume(run: Run | str | Path) -> Run:
 
     Raises MatryoshkaError if there is nothing to resume, or if the text has changed since.
     """
-    _refuse_several_processes()
     run = Run.open(run)
-    with run.held("train"):
+    with World.current() as world, run.held("train") if world.first else nullcontext():
         config = Config.load(run.config_file)
         _, plans = check(config)
         folder = checkpoint.latest(run.checkpoints)
-        session = Session.open(config, plans, folder)
+        session = Session.open(config, plans, folder, world)
         supply = session.supply
         before, now = recorded_hash(run.provenance, supply.kind), supply.hash
         if before != now:
@@ -116,12 +115,8 @@ def resume(run: Run | str | Path) -> Run:
         return _train(run, session)
 
 
-def _refuse_several_processes() -> None:
-    if World.current().size > 1:
-        raise MatryoshkaError("training in several processes is not there yet: start it without torchrun")
-
-
 def _train(run: Run, session: Session) -> Run:
+    session.world.barrier()  # the run's folder is there
     held_out, tokens = session.supply.held_out, session.config.evaluation.tokens
 
     def watch(learned: Sequence[Learned]) -> list[Record]:
@@ -131,6 +126,7 @@ def _train(run: Run, session: Session) -> Run:
     members = [run.member(trainee.plan.label) for trainee in session.trainees]
     setting = setting_of(subject_of(members[0].coder), tokens, ready=held_out)
     measured(members, setting, [first_of(is_synthetic(members[0].coder))])
+    session.world.barrier()
     return run
 
 

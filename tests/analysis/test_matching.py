@@ -7,7 +7,7 @@ import pytest
 from planted import latents, recorded
 
 from matryoshka.analysis import matching
-from matryoshka.analysis.correspondence import classes
+from matryoshka.analysis.correspondence import classes, partners
 from matryoshka.analysis.matching import FIRINGS, Activity, Best, Living, activity, exchanged, match
 from matryoshka.study.recording import RecordedCoder
 
@@ -185,3 +185,15 @@ def test_no_partner_is_no_class(tmp_path: Path) -> None:
     assert classes(none._replace(pearson=np.array([0.7, 0.3]))).tolist() == [0, 1]
     taken = Best(np.array([0.9]), np.array([1]), np.array([0.9]), np.array([1]), np.array([9.0]))
     assert classes(none._replace(pearson=np.array([0.8, 0.9])), taken).tolist() == [1, 0], "it is another one's partner"
+
+
+def test_the_partner_is_the_one_that_the_class_stands_by() -> None:
+    """By Pearson where both scores would do; a mutual one before a better one that is not."""
+    best = Best(
+        np.array([0.9, 0.9, 0.1, 0.4, 0.1]), np.array([0, 1, 1, 2, 0]),
+        np.array([0.9, 0.9, 0.3, 0.3, 0.1]), np.array([3, 3, 2, 1, 1]), np.full(5, 9.0),
+    )  # fmt: skip
+    other = Best(np.full(4, 0.9), np.array([0, 4, 4, 4]), np.full(4, 0.9), np.array([4, 4, 4, 1]), np.full(4, 9.0))
+    assert classes(best, other).tolist() == [0, 0, 1, 1, 2]
+    assert partners(best, other).tolist() == [0, 3, 2, 2, -1]
+    assert partners(best).tolist() == [0, 1, 2, 2, -1]

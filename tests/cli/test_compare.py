@@ -169,11 +169,11 @@ def test_what_was_found_is_taken_and_what_was_read_is_not_read_again(
         pair.result.scores[0].value for pair in compared.pairs
     ]
     monkeypatch.setattr(joint.correspondence, "VERSION", 0)
-    api.compare(run, TOKENS, consecutive=True)
+    api.compare(run, TOKENS)
     assert len(passes) <= 1, "the recording is there; the model is only checked"
 
 
-def test_each_with_the_next_reads_the_text_once(
+def test_many_coders_read_the_text_as_often_as_two(
     layers: Run, trained: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Coders of several runs too, those that write what shares no basis among them."""
@@ -185,11 +185,90 @@ def test_each_with_the_next_reads_the_text_once(
     found = api.compare([one, trained], 1024 * 2, consecutive=True)
     of_two = len(passes)
     passes.clear()
-    more = api.compare([*layers.members(), trained], 1024 * 2, consecutive=True, out="more")
+    more = api.compare([*layers.members(), trained], 1024 * 2, out="more")
     assert len(passes) == of_two
-    assert [len(compared.pairs) for compared in (found, more)] == [1, 4]
+    assert [len(compared.pairs) for compared in (found, more)] == [1, 10]
     assert found.report == Path("comparison", "report.md")
     assert len(Recording(tmp_path / "more" / "recording").head.coders) == 5
+    assert found.chains is None
+    assert more.chains is None
+
+
+@pytest.fixture(scope="module")
+def chained(layers: Run, compared: Compared, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """Each of the four with the next, on what is recorded: in the order of their layers, not of their names."""
+    run = Run(Path(shutil.copytree(layers.path, tmp_path_factory.mktemp("chained") / "layers")))
+    return api.compare(run, TOKENS, consecutive=True)
+
+
+def test_chains_are_those_of_the_pairs(chained: Compared) -> None:
+    assert chained.chains is not None
+    details, table = chained.chains.details, chained.chains.table()
+    assert len(table) == len(details["chains"]["born"])
+    starts = {coder["name"]: number for number, coder in enumerate(details["coders"])}
+    partners = [pair.table("A")["partner"] for pair in chained.pairs]
+    for born, latents in zip(table["born"], table["latents"], strict=True):
+        for pair, a, b in zip(partners[starts[born] :], latents, latents[1:], strict=False):
+            assert pair[a] == b
+        following = starts[born] + len(latents) - 1
+        assert following == 3 or np.isnan(partners[following].get(latents[-1], np.nan))
+    assert table["links"].max() == 3
+    for spans, pair in zip(details["spans"], [None, *chained.pairs], strict=True):
+        newborn = details["coders"][0]["living"] if pair is None else (pair.table("B")["class"] == "newborn").sum()
+        assert sum(spans) == newborn
+    assert [pair["ceiling"] for pair in details["pairs"]] == [False, True, False]
+
+
+def test_a_predecessor_takes_more_than_another_latent_and_chance_links_none(chained: Compared) -> None:
+    assert chained.chains is not None
+    result = chained.chains.result
+    for name in ("fall", "died", *(f"fall: {pair.name}" for pair in chained.pairs)):
+        [score] = result.of(name)
+        assert score.null is not None
+        assert max(score.null, 0) < score.interval.low
+    [length] = result.of("chain length from d_sae=256,widths=64-256")
+    assert length.null is not None
+    assert length.null < 0.05 < length.interval.low
+    [composed] = result.of("composed one to one")
+    assert (composed.null or 1) < composed.interval.low
+    for pair in result.details["pairs"]:
+        assert 0 < len(pair["tried"]["fall"]) <= 64
+        assert pair["tried"]["pearson"] == sorted(pair["tried"]["pearson"])
+
+
+def test_the_report_and_the_command_show_the_chains(
+    chained: Compared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = chained.report.parent
+    report = chained.report.read_text()
+    assert "## Chains" in report
+    for link in report.split("](figures/chains-")[1:]:
+        assert (folder / "figures" / f"chains-{link.split(')')[0]}").is_file()
+    assert report.count("](figures/chains-") == 3
+    monkeypatch.setattr(LanguageModel, "_forward", None)  # nothing is read again
+    code, out, _ = typed(capsys, "compare", folder.parent, "--tokens", TOKENS, "--consecutive")
+    assert code == 0
+    for part in ("chains", "fall", "died", "chain length", "composed one to one"):
+        assert part in out, part
+
+
+def test_figures_of_chains_show_what_was_found(chained: Compared) -> None:
+    from matryoshka.report import drawing
+    from matryoshka.report.chains_report import figures, findings
+
+    assert chained.chains is not None
+    result = chained.chains.result
+    [axes] = chained.chains.plot().axes
+    shares = axes.patches[0].get_data().values  # type: ignore[attr-defined]
+    assert shares @ np.arange(4) == pytest.approx(result.values("chain length from d_sae=256,widths=64-256")[0])
+    with drawing.style():
+        drawn = figures(result)
+    tried = sum(len(pair["tried"]["fall"]) for pair in result.details["pairs"])
+    for axes in drawn["chains-falls"].axes:
+        assert [int(patch.get_data().values.sum()) for patch in axes.patches] == [tried, tried]  # type: ignore[attr-defined]
+    assert len(drawn["chains-profiles"].axes) == 4
+    assert [len(axes.patches) for axes in drawn["chains-profiles"].axes] == [4] * 4
+    assert {finding.strength > 1 for finding in findings(result, lambda coder, latent: f"{latent}")} == {True}
 
 
 def test_coders_of_one_weights_match_everywhere(trained: Run, tmp_path: Path) -> None:
@@ -203,6 +282,23 @@ def test_coders_of_one_weights_match_everywhere(trained: Run, tmp_path: Path) ->
         assert (table["Jaccard"] == 1).all()
         assert table["cosine"].to_numpy() == pytest.approx(1, abs=1e-6)
         assert table["one to one"].tolist() == table.index.tolist()
+
+
+def test_chains_name_features_and_say_what_cannot_be_tried(featured: Run, trained: Run, tmp_path: Path) -> None:
+    """Three times one transcoder, which writes behind what the next one reads; the first has features."""
+    copies = [shutil.copytree(trained.path, tmp_path / name) for name in ("second", "third")]
+    chained = api.compare([featured, *copies], 1024 * 2, consecutive=True, out=tmp_path / "out")
+    assert chained.chains is not None
+    table, details = chained.chains.table(), chained.chains.details
+    assert {tuple(latents) for latents in table["latents"]} == {(i, i, i) for i in chained.pairs[0].table("A").index}
+    assert [pair["tried"] for pair in details["pairs"]] == [None, None]
+    assert "logit effect" in details["profiles"][0]
+    report = chained.report.read_text()
+    assert "nothing was tried causally" in report
+    assert "chains-falls" not in report
+    first = int(table.sort_values("weakest", ascending=False)["latents"].iloc[0][0])
+    brief = " ".join(api.store(featured).brief([first])[first].name.split())
+    assert f"| {first} ({brief}) → {first} → {first} |".replace(" ", "") in report.replace("\\|", "|").replace(" ", "")
 
 
 def test_where_nothing_fires_often_enough_it_is_said(

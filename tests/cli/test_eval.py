@@ -19,6 +19,7 @@ from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.config import merged
 from matryoshka.errors import MatryoshkaError
+from matryoshka.evaluation import subject
 from matryoshka.run import Run
 from matryoshka.training.recipe import Config
 
@@ -104,19 +105,20 @@ def test_damaged_results_are_measured_anew(run: Run) -> None:
 def test_a_killed_suite_goes_on_where_it_was(run: Run) -> None:
     """The process is really killed, after its first evaluation is saved and before its second is."""
     command = [sys.executable, "-m", "matryoshka", *measure(run)]
-    only = ["--only", "splitting", "probing"]
+    only = ["--only", "reconstruction", "intervention"]
+    shutil.rmtree(run.evaluation)  # what training has measured
     process = subprocess.Popen([*command, *only], env=os.environ, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
-    while not (run.evaluation / "splitting.json").exists() and time.monotonic() < deadline:
+    while not (run.evaluation / "reconstruction.json").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = times(run)
-    assert "splitting.json" in done
-    assert "probing.json" not in done
+    assert "reconstruction.json" in done
+    assert "intervention.json" not in done
     assert not (run.evaluation / "report.md").exists()
-    found = evaluate([run.path], ["splitting", "probing"])
-    assert list(found.entries[0].seeds[0]) == ["splitting", "probing"]
+    found = evaluate([run.path], ["reconstruction", "intervention"])
+    assert list(found.entries[0].seeds[0]) == ["reconstruction", "intervention"]
     assert {name: time_ for name, time_ in times(run).items() if name in done} == done
     assert not list(run.evaluation.glob(".new-*")), "nothing half-written stays"
 
@@ -153,7 +155,9 @@ def test_runs_side_by_side_go_into_a_folder_of_their_own(
     assert evaluate([one.path, run.path], ["reconstruction"], out="other").report == Path("other", "report.md")
 
 
-def test_the_users_own_labels_are_probed_and_a_tree_is_searched_for_absorption(run: Run, tmp_path: Path) -> None:
+def test_the_users_own_labels_are_probed_and_a_tree_is_searched_for_absorption(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "animals.jsonl"
     rows = [
         {"text": f"They saw {text}{end}", "span": [9, 9 + len(text)], "path": [root, leaf], "group": f"{text}{i}"}
@@ -167,6 +171,7 @@ def test_the_users_own_labels_are_probed_and_a_tree_is_searched_for_absorption(r
     units = results["probing"].scores[0].units
     assert any("animal" in unit for unit in units)
     before = times(run)
+    monkeypatch.setattr(subject, "shipped", list)  # those that come with the package are not read again
     evaluate([run.path], ["probing"], [file])
     assert times(run) == before
     file.write_text(file.read_text().replace("They", "We", 1))

@@ -25,7 +25,7 @@ PREFIXES = 2
 
 def coder_at(lm: LanguageModel, tokens: Tokens, sites: tuple[Site, Site], k: int) -> HookedCoder:
     """A random coder of the model's activations."""
-    config = CoderConfig(reads=(192,), writes=(192,), d_sae=32, widths=(8, 32), activation={"kind": "topk", "k": k})
+    config = CoderConfig(reads=(192,), writes=(192,), d_sae=16, widths=(8, 16), activation={"kind": "topk", "k": k})
     text = torch.from_numpy(tokens.windows("train")[:4])
     x, y = (lm.read(text, [site])[site][:, 1:].flatten(0, 1) for site in sites)
     coder = SparseCoder(config).initialise(k, tied=sites[0] == sites[1])
@@ -89,7 +89,7 @@ def test_what_nobody_knows_to_be_dead_is_no_score(lm: LanguageModel, tokens: Tok
     [unknown] = [reconstruction(subject) for subject in bench(lm, tokens, [hooked]).subjects()]
     assert "dead" not in {score.measure.name for score in unknown.scores}
     [known] = [reconstruction(subject) for subject in bench(lm, tokens, [hooked._replace(dead=(2, 9))]).subjects()]
-    assert known.values("dead") == [1 / 8, 2 / 32]
+    assert known.values("dead") == [1 / 8, 2 / 16]
 
 
 def test_what_is_made_once_is_made_once(lm: LanguageModel, tokens: Tokens) -> None:

@@ -12,6 +12,8 @@ from matryoshka.coder.io import load_card
 from matryoshka.run import Run
 from matryoshka.training.recipe import Config
 
+from ..conftest import Once
+
 RESIDUAL = {"read": "2.resid_post", "write": "2.resid_post"}
 LAYERS = [{"read": f"{layer}.mlp_in", "write": f"{layer}.mlp_out"} for layer in range(4)]
 OTHERS = {
@@ -27,7 +29,7 @@ OTHERS = {
 
 
 @pytest.fixture(scope="session")
-def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+def kinds(once: Once) -> dict[str, Run]:
     """By the names of OTHERS, and as `layer 0` … `layer 3` BatchTopK transcoders of each layer's MLP."""
     variants = {**{f"layer {n}": sites for n, sites in enumerate(LAYERS)}, **OTHERS}
     config = {
@@ -38,7 +40,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
         "evaluation": {"tokens": 1024},
         "variants": list(variants.values()),
     }
-    run = api.train(Config.build(config), tmp_path_factory.mktemp("kinds") / "run")
+    run = Run(once("kinds", lambda path: api.train(Config.build(config), path)))
     members = {_what(*load_card(member.coder)): member for member in run.members()}
     plain = {"activation": "batchtopk", "skip": False, "read": "1.mlp_in", "write": "1.mlp_out"}
     return {name: members[_key(**{**plain, **variant})] for name, variant in variants.items()}
@@ -55,9 +57,12 @@ def _key(read: str | list[str], write: str | list[str], activation: str, skip: b
 
 
 @pytest.fixture(scope="session")
-def shown_layers(kinds: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+def shown_layers(kinds: dict[str, Run], once: Once) -> list[Run]:
     """Copies of the layers, and the features of all but layer 2. Never changed."""
-    folder = tmp_path_factory.mktemp("shown")
-    runs = [Run(Path(shutil.copytree(kinds[f"layer {n}"].path, folder / f"layer-{n}"))) for n in range(4)]
-    api.features([run for n, run in enumerate(runs) if n != 2], 6000, keep_recording=False)
-    return runs
+
+    def make(path: Path) -> None:
+        runs = [Run(Path(shutil.copytree(kinds[f"layer {n}"].path, path / f"layer-{n}"))) for n in range(4)]
+        api.features([run for n, run in enumerate(runs) if n != 2], 6000, keep_recording=False)
+
+    folder = once("shown", make)
+    return [Run(folder / f"layer-{n}") for n in range(4)]

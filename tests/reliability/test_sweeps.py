@@ -35,4 +35,4 @@ def test_whatever_is_damaged_is_read_or_refused_in_one_line(known: dict) -> None
 
     assert len(known) >= 25
     for name, reader in known.items():
-        assert fuzz(reader, 1.0, random.Random(2026)) > 0, name
+        assert fuzz(reader, 0.5, random.Random(2026)) > 0, name

@@ -23,10 +23,7 @@ from matryoshka.run import Run
 CHROMIUM = shutil.which("chromium")
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 NASTY = "<script>alert(1)</script> \u202eRTL\u202c zero\u200bwidth 🙂🏽 <img src=x onerror=alert(2)>"
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 
 
 @pytest.fixture(scope="module")

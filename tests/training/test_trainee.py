@@ -25,6 +25,9 @@ from matryoshka.training.plan import Plan, plan
 from matryoshka.training.recipe import CoderSection, Config, TrainingSection
 from matryoshka.training.trainee import Trainee
 
+FEW = 16
+"""Rows of a batch for the interpreter, which takes them one after the other."""
+
 
 @pytest.fixture
 def on_triton(monkeypatch):
@@ -83,16 +86,16 @@ def test_steps_are_those_of_the_dense_formulas(activation, largest_norm):
 def test_steps_on_tritons_kernels_are_those_of_the_dense_formulas(activation, on_triton):
     trainee = make(activation, on_triton, refresh=1, clip=1e-2)
     trainee.dead.tokens_since_fired[::5] = 65  # in two steps none dies
-    follow_the_dense_formulas(trainee, 2)
+    follow_the_dense_formulas(trainee, 2, FEW)
 
 
-def follow_the_dense_formulas(trainee, steps):
+def follow_the_dense_formulas(trainee, steps, rows=64):
     """Weights after some steps with every term, dead latents and clipping at work."""
     device = trainee.coder.device
     plain, silent = copy.deepcopy(trainee.coder), trainee.dead.tokens_since_fired.clone()
     optimiser = torch.optim.Adam(plain.parameters(), betas=trainee.section.betas)
     for step in range(steps):
-        data = batch(step, device=device)
+        data = batch(step, rows, device)
         trainee.step(data, step, measure=step == steps - 1)
         x, y = data.of(trainee.plan.wiring)
         dense_step(plain, trainee.scaling, silent, optimiser, trainee.section, step, x, y)
@@ -135,9 +138,9 @@ class Questions(TorchDispatchMode):
 def test_a_step_on_tritons_kernels_asks_nothing_but_how_many_exceed_a_threshold(activation, asked, on_triton):
     """The dead are listed every few steps only."""
     trainee = make(activation, on_triton, select="bfloat16")
-    trainee.step(batch(0, device=on_triton), 0, measure=False)
+    trainee.step(batch(0, FEW, on_triton), 0, measure=False)
     with Questions() as questions:
-        trainee.step(batch(1, device=on_triton), 1, measure=True)
+        trainee.step(batch(1, FEW, on_triton), 1, measure=True)
     assert questions.asked == asked
 
 

@@ -129,6 +129,10 @@ class Across(Joint):
         model, place = self._places[number]
         return self.joints[model].found(name, place)
 
+    def chained(self, matches: Sequence[Result], folder: Path) -> Result:
+        """None: words have no layers that follow one another."""
+        return Result((), reason="chains go from layer to layer of one language model, on its own tokens")
+
     def _observed(self, number: int) -> Observed:
         hooked = self.coders[number]
         key = _key(self._places[number].model, hooked)

@@ -9,7 +9,12 @@ where it says nothing of a coder. The recording answers most questions; the corp
 from importlib import import_module
 from types import ModuleType
 
-ANALYSES: dict[str, str] = {}
+ANALYSES = {
+    "clusters": "matryoshka.analysis.clusters",
+    "map": "matryoshka.analysis.embedding",
+    "patterns": "matryoshka.analysis.activation_patterns",
+    "hierarchy": "matryoshka.analysis.hierarchy",
+}
 """By name, in the order in which they are run and shown. Modules are imported when they run."""
 
 

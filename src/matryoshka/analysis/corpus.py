@@ -43,6 +43,11 @@ class Corpus:
         return self._studied.open_tokens(self.vocabulary, "held_out", self.tokens).windows("held_out")
 
     @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes that each id of the vocabulary stands for."""
+        return self.lm.token_bytes
+
+    @cached_property
     def numbers(self) -> Int[np.ndarray, " n"]:
         """Of the recorded windows, in their order."""
         return self._choose(self)

@@ -24,13 +24,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from matryoshka.analysis.directions import (
     MOST_ASSIGNED,
     Nearest,
-    geometry,
     nearest,
     no_common_basis,
     one_to_one,
@@ -39,12 +38,12 @@ from matryoshka.analysis.directions import (
 )
 from matryoshka.analysis.matching import FIRINGS, Activity, Best, Living, activity, exchanged, match
 from matryoshka.analysis.observed import Observed, Pair
-from matryoshka.analysis.partners import apart, of_punctuation, shared_out
+from matryoshka.analysis.partners import apart, of_punctuation, shared_out, stand_alike
 from matryoshka.progress import Progress, silent
 from matryoshka.scores.result import Measure, NotMeasurable, Result, Score, score
 from matryoshka.study.reader import spread
 
-VERSION = 2
+VERSION = 3
 NULL_LATENTS = 1024
 """Latents of either side that are matched by chance."""
 SEED = 0
@@ -103,16 +102,6 @@ ONE_TO_ONE = Measure(
     null="best cosines with the dimensions of one shuffled, above which no pairing lies",
     paired=False,
 )
-GEOMETRY = Measure(
-    "geometry",
-    "neither",
-    "Correlation of a pair's decoder cosines to all other pairs in A with those in B, mean over pairs that are one"
-    f" another's best by Pearson ≥ {PROCESSED.pearson}",
-    unit="pair of features",
-    null="pairs drawn at random",
-    paired=False,
-)
-"""Of coders on words: the one thing that decoders of two models say of one another."""
 
 
 def analyse(pair: Pair, progress: Progress = silent) -> Result:
@@ -126,7 +115,7 @@ def analyse(pair: Pair, progress: Progress = silent) -> Result:
             raise NotMeasurable(
                 f"no latent of {name} fires on {FIRINGS} of the {its.rows:,} {pair.places} that count for both"
             )
-    decoders, why_not = _decoder_matches(pair, living)  # all pairs of rows, before the latents take their memory
+    decoders, why_not = decoder_matches(pair, living)  # all pairs of rows, before the latents take their memory
     a, b = (activity(member.recorded, rows, living[side]) for side, member in sides.items())
     matches = _matches(a, b, exchanged(pair.documents, SEED), progress)
     scores = tuple(_scores(pair, living, matches, decoders))
@@ -139,6 +128,8 @@ class SideMatches(NamedTuple):
     best: Best
     classes: Int[np.ndarray, " living"]
     """0 kept, 1 processed, 2 neither."""
+    partners: Int[np.ndarray, " living"]
+    """By which it is so."""
     null: Best
     null_classes: Int[np.ndarray, " sample"]
 
@@ -147,20 +138,43 @@ def _matches(a: Activity, b: Activity, order: Int[np.ndarray, " rows"], progress
     best = match(a, b, progress=progress)
     nulls = match(a.sample(NULL_LATENTS), b, order)[0], match(b.sample(NULL_LATENTS), a, order)[0]
     return {
-        side: SideMatches(own, classes(own, other), null, classes(null))
+        side: SideMatches(own, classes(own, other), partners(own, other), null, classes(null))
         for side, own, other, null in zip("AB", best, best[::-1], nulls, strict=True)
     }
 
 
+class Standing(NamedTuple):
+    """Which latents have a partner that meets the cuts, by Pearson and by Jaccard."""
+
+    kept: tuple[Bool[np.ndarray, " living"], Bool[np.ndarray, " living"]]
+    processed: tuple[Bool[np.ndarray, " living"], Bool[np.ndarray, " living"]]
+
+    @classmethod
+    def of(cls, best: Best, other: Best | None) -> "Standing":
+        """Without the `other` side's partners none need be mutual."""
+        number, everywhere = np.arange(len(best.pearson)), np.ones(len(best.pearson), bool)
+        mutual = everywhere if other is None else other.by_pearson[best.by_pearson] == number
+        mutual_jaccard = everywhere if other is None else other.by_jaccard[best.by_jaccard] == number
+        jaccard = np.where(best.lift >= LIFT, best.jaccard, 0)
+        return cls(
+            (mutual & (best.pearson >= KEPT.pearson), mutual_jaccard & (jaccard >= KEPT.jaccard)),
+            (best.pearson >= PROCESSED.pearson, jaccard >= PROCESSED.jaccard),
+        )
+
+
 def classes(best: Best, other: Best | None = None) -> Int[np.ndarray, " living"]:
     """0 kept, 1 processed, 2 neither; without the `other` side's partners none need be mutual."""
-    number, everywhere = np.arange(len(best.pearson)), np.ones(len(best.pearson), bool)
-    mutual = everywhere if other is None else other.by_pearson[best.by_pearson] == number
-    mutual_jaccard = everywhere if other is None else other.by_jaccard[best.by_jaccard] == number
-    jaccard = np.where(best.lift >= LIFT, best.jaccard, 0)
-    kept = (mutual & (best.pearson >= KEPT.pearson)) | (mutual_jaccard & (jaccard >= KEPT.jaccard))
-    processed = (best.pearson >= PROCESSED.pearson) | (jaccard >= PROCESSED.jaccard)
-    return np.where(kept, 0, np.where(processed, 1, 2))
+    standing = Standing.of(best, other)
+    return np.where(np.logical_or(*standing.kept), 0, np.where(np.logical_or(*standing.processed), 1, 2))
+
+
+def partners(best: Best, other: Best | None = None) -> Int[np.ndarray, " living"]:
+    """Of each latent the partner that makes it kept or processed, the one by Pearson where both do, by its place among
+    the other side's living ones; −1 where it is neither."""
+    (kept, kept_jaccard), (processed, processed_jaccard) = Standing.of(best, other)
+    by_pearson, by_jaccard = best.by_pearson, best.by_jaccard
+    cases = [kept, kept_jaccard, processed, processed_jaccard]
+    return np.select(cases, [by_pearson, by_jaccard, by_pearson, by_jaccard], -1)
 
 
 class DecoderMatches(NamedTuple):
@@ -175,8 +189,8 @@ class DecoderMatches(NamedTuple):
     cosine: Float[np.ndarray, " pairs"]
 
 
-def _decoder_matches(pair: Pair, living: dict[str, Living]) -> tuple[DecoderMatches | None, str | None]:
-    """What decoder rows say, or why they say nothing."""
+def decoder_matches(pair: Pair, living: dict[str, Living]) -> tuple[DecoderMatches | None, str | None]:
+    """What decoder rows of the living latents say, or why they say nothing."""
     if (why_not := pair.no_cosine or no_common_basis(pair.first.hooked, pair.second.hooked)) is not None:
         return None, why_not
     fewer, more = sorted(living, key=lambda side: len(living[side].features))
@@ -238,24 +252,8 @@ def _scores(
         fewer = min(living, key=lambda side: len(living[side].features))
         yield score(ONE_TO_ONE, sizes[fewer], units, decoders.cosine, null=decoders.null[fewer])
     if pair.places == "words":
-        yield from _geometry(pair, living, matches)
-
-
-def _geometry(pair: Pair, living: dict[str, Living], matches: dict[str, SideMatches]) -> Iterator[Score]:
-    """How alike the decoder rows of pairs stand to one another, of NULL_LATENTS pairs at most."""
-    a, b = matches["A"].best, matches["B"].best
-    number = np.arange(len(a.pearson))
-    mutual = np.flatnonzero((b.by_pearson[a.by_pearson] == number) & (a.pearson >= PROCESSED.pearson))
-    some = mutual[spread(min(len(mutual), NULL_LATENTS), len(mutual))] if len(mutual) else mutual
-    places = {"A": some, "B": a.by_pearson[some]}
-    features = {side: living[side].features[places[side]] for side in places}
-    a_rows, b_rows = (
-        pair.sides[side].hooked.coder.decoder_rows(torch.from_numpy(own).to(pair.sides[side].hooked.coder.device))
-        for side, own in features.items()
-    )
-    if (alike := geometry(a_rows, b_rows, SEED)) is not None:
-        units = [f"{first} {second}" for first, second in zip(*features.values(), strict=True)]
-        yield score(GEOMETRY, pair.first.hooked.coder.config.d_sae, units, alike.agreement, null=alike.by_chance)
+        best = matches["A"].best, matches["B"].best
+        yield from stand_alike(pair, living, best, PROCESSED.pearson, NULL_LATENTS)
 
 
 def _details(
@@ -323,6 +321,7 @@ def _columns(
         "latent": living.features.tolist(),
         "firings": living.firings.tolist(),
         "class": [CLASSES[side][number] for number in matches.classes],
+        "partner": [None if place < 0 else int(others[place]) for place in matches.partners],
         "by Pearson": others[matches.best.by_pearson].tolist(),
         "by Jaccard": others[matches.best.by_jaccard].tolist(),
     }

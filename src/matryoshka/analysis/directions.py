@@ -12,6 +12,7 @@ What chance would give is the same with the second coder's dimensions shuffled, 
 to each other as before.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,6 +84,16 @@ def one_to_one(costs: Float[np.ndarray, "n m"]) -> Paired:
     """The pairing with the least sum of costs."""
     first, second = linear_sum_assignment(costs)
     return Paired(first, second, -costs[first, second])
+
+
+def composed(pairings: Sequence[Mapping[int, int]]) -> dict[int, int]:
+    """Pairings of coders one after the other as one, from the first coder to the last (SAE Match, arXiv:2410.07656):
+    latent → latent, of those that none of them leaves out."""
+    first, *others = pairings
+    latents = dict(first)
+    for pairing in others:
+        latents = {own: pairing[partner] for own, partner in latents.items() if partner in pairing}
+    return latents
 
 
 def shuffled_dimensions(rows: Float[Tensor, "n d"], seed: int) -> Float[Tensor, "n d"]:

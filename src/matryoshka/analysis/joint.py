@@ -2,7 +2,8 @@
 
     1. together    coders of different models, texts or windows are refused: their tokens are not the same
     2. recording   the latents of all coders, in one pass, unless they are recorded already
-    3. found       in each coder, by an analysis of the catalogue; `matched`: in each pair
+    3. found       in each coder, by an analysis of the catalogue; `matched`: in each pair; `chained`: from each coder
+                   to the next
 
 Each result is saved as soon as it is there, and what is saved and answers what is asked is taken as it is: where all
 are there already nothing is read.
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from matryoshka.analysis import correspondence
+from matryoshka.analysis import chains, correspondence
 from matryoshka.analysis.catalogue import module_of
 from matryoshka.analysis.corpus import Corpus, evenly
 from matryoshka.analysis.observed import Observed, Pair, seeds_of_one_recipe
@@ -125,6 +126,17 @@ class Joint:
         return self._answer(
             folder, stem, identity, said, lambda progress: correspondence.analyse(self._pair(first, second), progress)
         )
+
+    def chained(self, matches: Sequence[Result], folder: Path) -> Result:
+        """The chains of all coders, one after the other; `matches`: of each with the next. Saved in `folder` as
+        `chains`."""
+        numbers = range(len(self.members))
+        identity = self._identity(chains.VERSION, *numbers) | {"correspondence": correspondence.VERSION}
+
+        def analyse(progress: Progress) -> Result:
+            return chains.analyse([self._observed(i) for i in numbers], matches, self.corpus, progress)
+
+        return self._answer(folder, "chains", identity, f"chains of {len(numbers)} coders", analyse)
 
     def stem(self, first: int, second: int) -> str:
         """Of the names of a pair's files."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from matryoshka.progress import Progress, silent
 from matryoshka.study.reader import spread
@@ -79,7 +79,10 @@ class Activity(NamedTuple):
     def sample(self, most: int) -> "Activity":
         """At most so many of the latents, spread evenly over them."""
         n = len(self.living.features)
-        chosen = spread(min(n, most), n)
+        return self.of(spread(min(n, most), n))
+
+    def of(self, chosen: Int[np.ndarray, " n"]) -> "Activity":
+        """These of the latents alone, by their places among the living, in this order."""
         features, firings = self.living.features[chosen], self.living.firings[chosen]
         living = self.living._replace(features=features, firings=firings)
         return Activity(living, self.latents[:, chosen], self.sums[chosen], self.squares[chosen])
@@ -99,19 +102,31 @@ class Best(NamedTuple):
 
 def activity(recorded: RecordedCoder, rows: Bool[np.ndarray, " places"], living: Living) -> Activity:
     """What a recording holds of a coder's living latents at these places."""
-    lengths, size = np.maximum(recorded.counts, 0), len(living.features)
-    chosen = np.repeat(rows, lengths)
-    place = np.full(recorded.d_sae, -1, np.int32)
-    place[living.features] = np.arange(size)
-    places, values, offsets = place[recorded.indices[chosen]], recorded.values[chosen], _offsets(lengths[rows])
-    if not (lives := places >= 0).all():
-        offsets = np.concatenate([[0], np.cumsum(lives)]).astype(offsets.dtype)[offsets]
-        places, values = places[lives], values[lives]
+    latents, size = sparse(recorded, rows, living.features, recorded.values), len(living.features)
     totals = np.zeros((2, size))
-    for start in range(0, len(places), ENTRIES):
-        some, indices = values[start : start + ENTRIES].astype(np.float64), places[start : start + ENTRIES]
+    for start in range(0, latents.nnz, ENTRIES):
+        block = slice(start, start + ENTRIES)
+        some, indices = latents.data[block].astype(np.float64), latents.indices[block]
         totals += [np.bincount(indices, powers, size) for powers in (some, some**2)]
-    return Activity(living, sp.csr_array((np.asarray(values), places, offsets), (living.rows, size)), *totals)
+    return Activity(living, latents, *totals)
+
+
+def sparse(
+    recorded: RecordedCoder,
+    rows: Bool[np.ndarray, " places"],
+    features: Int[np.ndarray, " n"],
+    values: Float[np.ndarray, " entries"],
+) -> sp.csr_array:
+    """float32 [rows, n]: `values`, one for each entry of the recording, of these features at these places."""
+    lengths = np.maximum(recorded.counts, 0)
+    chosen = np.repeat(rows, lengths)
+    column = np.full(recorded.d_sae, -1, np.int32)
+    column[features] = np.arange(len(features))
+    columns, values, offsets = column[recorded.indices[chosen]], values[chosen], _offsets(lengths[rows])
+    if not (present := columns >= 0).all():
+        offsets = np.concatenate([[0], np.cumsum(present)]).astype(offsets.dtype)[offsets]
+        columns, values = columns[present], values[present]
+    return sp.csr_array((np.asarray(values), columns, offsets), (len(offsets) - 1, len(features)))
 
 
 def _offsets(lengths: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n_plus_1"]:
@@ -146,7 +161,7 @@ def match(
         return of_first, of_second
     rows, firings, other_firings = first.living.rows, first.living.firings, second.living.firings
     scale, other_scale = first.inverse_deviations, second.inverse_deviations
-    for a, both, products in _together(first.latents.tocsc(), second.latents, len(other_firings), order):
+    for a, both, products in together(first.latents.tocsc(), second.latents, len(other_firings), order):
         pearson = (products - first.sums[a] / rows * second.sums) * (scale[a] * other_scale)
         jaccard = both / (firings[a] + other_firings - both)
         lift = both * (rows / firings[a]) / other_firings
@@ -156,26 +171,44 @@ def match(
     return of_first, of_second
 
 
-def _together(
+def together(
     first: sp.csc_array, second: sp.csr_array, size: int, order: Int[np.ndarray, " rows"] | None
 ) -> Iterator[tuple[int, Int[np.ndarray, " living"], Float[np.ndarray, " living"]]]:
     """(a, on how many rows each latent of the second fires together with latent a of the first, Σ of their products),
     for each a in order; every one fires somewhere. `size`: latents of the second."""
     both, products = np.zeros(size, np.int64), np.zeros(size)
+    for a, entries, part in beside(first, second, order):
+        weights = np.repeat(first.data[entries].astype(np.float64), part.lengths) * part.values
+        both += np.bincount(part.indices, minlength=size)
+        products += np.bincount(part.indices, weights, minlength=size)
+        if entries.stop == first.indptr[a + 1]:  # otherwise the next rows are its own too
+            yield a, both, products
+            both, products = np.zeros(size, np.int64), np.zeros(size)
+
+
+class Gathered(NamedTuple):
+    """The entries of some rows, one row after another."""
+
+    lengths: Int[np.ndarray, " rows"]
+    indices: Int[np.ndarray, " entries"]
+    values: Shaped[np.ndarray, " entries"]
+
+
+def beside(
+    first: sp.csc_array, second: sp.csr_array, order: Int[np.ndarray, " rows"] | None = None
+) -> Iterator[tuple[int, slice, Gathered]]:
+    """(a, some of the first's entries, all of latent a; the rows of the second that stand beside them) until all
+    entries of the first are through, in order: of rare latents all at once, of others a part at a time."""
     for start in range(0, first.nnz, GATHERED):
         end = min(start + GATHERED, first.nnz)
         rows = first.indices[start:end]
         part = second[rows if order is None else order[rows]]
-        indices = part.indices.astype(np.intp)
-        weights = np.repeat(first.data[start:end].astype(np.float64), np.diff(part.indptr)) * part.data
+        indices, lengths = part.indices.astype(np.intp), np.diff(part.indptr)
         a = int(np.searchsorted(first.indptr, start, side="right")) - 1
         while a < len(first.indptr) - 1 and first.indptr[a] < end:
-            own = slice(*part.indptr[first.indptr[a : a + 2].clip(start, end) - start])
-            both += np.bincount(indices[own], minlength=size)
-            products += np.bincount(indices[own], weights[own], minlength=size)
-            if first.indptr[a + 1] <= end:  # otherwise the next rows are its own too
-                yield a, both, products
-                both, products = np.zeros(size, np.int64), np.zeros(size)
+            low, high = (int(edge) for edge in first.indptr[a : a + 2].clip(start, end))
+            own = slice(*part.indptr[[low - start, high - start]])
+            yield a, slice(low, high), Gathered(lengths[low - start : high - start], indices[own], part.data[own])
             a += 1
 
 

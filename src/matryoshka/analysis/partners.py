@@ -6,16 +6,23 @@
                    in any two models (Lan et al. 2024, arXiv:2410.06981, leave them out), so the rest is counted alone
 
 By chance a partner is any latent of the other side, and the partner's best any of this one.
+
+    geometry       whether pairs that are one another's best stand alike to the other pairs (`directions.geometry`): all
+                   that the decoders of two models say of one another
 """
 
 from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 
-from matryoshka.analysis.matching import Best
+from matryoshka.analysis.directions import geometry
+from matryoshka.analysis.matching import Best, Living
+from matryoshka.analysis.observed import Pair
 from matryoshka.scores.result import Measure, Score, score
+from matryoshka.study.reader import spread
 
 LETTERS = 0.1
 
@@ -42,6 +49,17 @@ def _measures(side: str, other: str) -> dict[str, Measure]:
     }
 
 
+GEOMETRY = Measure(
+    "geometry",
+    "neither",
+    "Correlation of a pair's decoder cosines to all other pairs in A with those in B, mean over pairs that are one"
+    " another's best by Pearson",
+    unit="pair of features",
+    null="pairs drawn at random",
+    paired=False,
+)
+SEED = 0
+"""Of the pairs drawn at random."""
 MEASURES = {"A": _measures("A", "B"), "B": _measures("B", "A")}
 
 
@@ -78,3 +96,21 @@ def apart(
     for name, chosen in (("words", ~punctuation), ("punctuation", punctuation)):
         if chosen.any():
             yield score(MEASURES[side][name], width, features[chosen], kept[chosen])
+
+
+def stand_alike(
+    pair: Pair, living: dict[str, Living], best: tuple[Best, Best], cut: float, most: int
+) -> Iterator[Score]:
+    """How alike the decoder rows of pairs that are one another's best by Pearson ≥ `cut`, of at most so many, stand to
+    one another; nothing of too few. `best`: of A and of B."""
+    a, b = best
+    mutual = np.flatnonzero((b.by_pearson[a.by_pearson] == np.arange(len(a.pearson))) & (a.pearson >= cut))
+    some = mutual[spread(min(len(mutual), most), len(mutual))] if len(mutual) else mutual
+    features = living["A"].features[some], living["B"].features[a.by_pearson[some]]
+    rows = [
+        side.hooked.coder.decoder_rows(torch.from_numpy(own).to(side.hooked.coder.device))
+        for side, own in zip(pair.sides.values(), features, strict=True)
+    ]
+    if (alike := geometry(*rows, seed=SEED)) is not None:
+        units = [f"{first} {second}" for first, second in zip(*features, strict=True)]
+        yield score(GEOMETRY, pair.first.hooked.coder.config.d_sae, units, alike.agreement, null=alike.by_chance)

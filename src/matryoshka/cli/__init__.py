@@ -13,13 +13,15 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from importlib import import_module
 from typing import Protocol, cast
 
 from rich.logging import RichHandler
 
 from matryoshka.cli.flags import Parser
+from matryoshka.distributed import World
 from matryoshka.errors import Interrupted, MatryoshkaError, did_you_mean, failed_file, out_of_memory
 from matryoshka.run import Run
 from matryoshka.version import __version__
@@ -63,10 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.filterwarnings("ignore", module="transformers")
     warnings.filterwarnings("ignore", module="sklearn")  # a probe that needs another solver takes it
+    first = World.current().first
     try:
-        sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+        with nullcontext() if first else _silence():
+            sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
     except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
+        if first:
+            print(interrupted, file=sys.stderr)
         sys.exit(interrupted.code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -79,6 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Of several processes that work on one command the first one says what is of all; the others, why they ended."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _run(arguments: list[str]) -> int:

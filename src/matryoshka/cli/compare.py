@@ -26,7 +26,11 @@ def define(parser: argparse.ArgumentParser) -> None:
         parser, "--tokens", count, "N", COMPARED_TOKENS, "held-out tokens to read, once for all coders of a model"
     )
     add_text(parser)
-    add("--consecutive", action="store_true", help="each coder with the next one alone, such as layer after layer")
+    add(
+        "--consecutive",
+        action="store_true",
+        help="each coder with the next one alone, and chains over all, such as layers",
+    )
     where = "where report.md, scores and figures go [RUN/comparison; of several runs ./comparison]"
     add("--out", type=Path, metavar="FOLDER", help=where)
     add_device(parser)
@@ -37,6 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     compared = api.compare(**vars(arguments))
     _show(compared)
+    _show_chains(compared)
     print(f"\nreport: {compared.report}")
 
 
@@ -59,6 +64,24 @@ def _show(compared: "Compared") -> None:
             if not name.startswith("lift"):
                 table.add_row(name, _cell(score), "")
         console.print(table)
+
+
+def _show_chains(compared: "Compared") -> None:
+    """What is of all coders together: how far features go on, and what removing them does."""
+    from matryoshka.report.cells import cell
+
+    if compared.chains is None:
+        return
+    result = compared.chains.result
+    if result.reason is not None:
+        console.print(Text(f"chains: not measured: {result.reason}"), soft_wrap=True)
+        return
+    table = new_table("chains", "", "value", "95 % interval", "null")
+    for score in result.scores:
+        if score.measure.headline:
+            value, spread, null = cell([score])
+            table.add_row(score.measure.name, value, spread, null.removeprefix("null "))
+    console.print(table)
 
 
 def _cell(score: "Score | None") -> Text:

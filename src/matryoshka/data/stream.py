@@ -21,6 +21,7 @@ from torch import Tensor
 
 from matryoshka.data.rowfilter import RowCounts, RowFilter, refuse_not_finite
 from matryoshka.data.tokens import Windows
+from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.model import LanguageModel
 from matryoshka.lm.sites import Site, Wiring
@@ -96,13 +97,21 @@ def permutation(n: int, *seeds: int) -> Int[Tensor, " n"]:
 class LiveChunks:
     """Chunks straight from a language model.
 
-    `chunk_rows` bounds the tokens of a chunk, `lm_batch` the windows of one forward pass.
+    `chunk_rows` bounds the tokens of a chunk, `lm_batch` the windows of one forward pass. In a `world` the processes
+    take its passes in turns, and tell each other what they have read: each has the same chunk as if it were alone.
     """
 
     def __init__(
-        self, lm: LanguageModel, windows: Windows, sites: Sequence[Site], chunk_rows: int, lm_batch: int = 16
+        self,
+        lm: LanguageModel,
+        windows: Windows,
+        sites: Sequence[Site],
+        chunk_rows: int,
+        lm_batch: int = 16,
+        world: World = World(),  # noqa: B008
     ) -> None:
         self.lm, self.windows, self.sites, self.lm_batch = lm, windows, tuple(dict.fromkeys(sites)), lm_batch
+        self.world = world
         self.per_chunk = min(len(windows), max(1, chunk_rows // windows.context))
         self.keep = RowFilter.measure(lm, windows, self.sites)
 
@@ -127,13 +136,15 @@ class LiveChunks:
             for site in self.sites
         }
         sorts = torch.empty(2, *tokens.shape, dtype=torch.bool, device=device)
-        for start in range(0, len(numbers), self.lm_batch):
-            part = slice(start, start + self.lm_batch)
+        passes = [slice(start, start + self.lm_batch) for start in range(0, len(numbers), self.lm_batch)]
+        for part in passes[self.world.rank :: self.world.size]:
             read = self.lm.read(tokens[part], self.sites)
             for sort, of_part in zip(sorts, self.keep.sort(tokens[part], read), strict=True):
                 sort[part] = of_part
             for site in self.sites:
                 buffers[site][part] = read[site]
+        for number, part in enumerate(passes):
+            self.world.broadcast([x[part] for x in (*sorts, *buffers.values())], self.world.owner(number))
         keep, not_finite = sorts.cpu().flatten(1)  # the one question to the device
         rows, bad = keep.nonzero().squeeze(1), int(not_finite.sum())
         counts = RowCounts(len(keep), len(keep) - len(rows) - bad, bad)

@@ -114,9 +114,16 @@ class Windows:
 
     def documents(self, index: int | slice | list[int] | np.ndarray) -> Int[np.ndarray, "n context"]:
         """Number within the split of the document that each token lies in; BOS counts to the token after it."""
+        return np.searchsorted(self._starts, self._places(index), side="right") - 1
+
+    def depths(self, index: int | slice | list[int] | np.ndarray) -> Int[np.ndarray, "n context"]:
+        """How many tokens of its document lie before each token; BOS counts to the token after it."""
+        return self._places(index) - np.asarray(self._starts)[self.documents(index)]
+
+    def _places(self, index: int | slice | list[int] | np.ndarray) -> Int[np.ndarray, "n context"]:
+        """Of each token within the split."""
         numbers = np.atleast_1d(np.arange(len(self))[index])
-        within = np.maximum(0, np.arange(self.context) - (self.bos is not None))
-        return np.searchsorted(self._starts, numbers[:, None] * self._stride + within, side="right") - 1
+        return numbers[:, None] * self._stride + np.maximum(0, np.arange(self.context) - (self.bos is not None))
 
 
 class Tokens:

@@ -27,7 +27,7 @@ from matryoshka.data.rowfilter import SINK_FACTOR, RowFilter
 from matryoshka.data.tokens import Split, Windows
 from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
-from matryoshka.features.effects import direct_effects, final_scale
+from matryoshka.features.effects import direct_effects
 from matryoshka.features.feature import flag_bits, summarise, top_tokens
 from matryoshka.features.relations import BLOCK_SCORES, Partners, coactive, cosine_neighbours
 from matryoshka.features.schema import STATISTICS, About, Words
@@ -40,6 +40,7 @@ from matryoshka.lm.sites import Site
 from matryoshka.lm.vocabulary import alone
 from matryoshka.progress import Progress, progress_bar, silent
 from matryoshka.run import Run
+from matryoshka.study.final_norm import final_scale
 from matryoshka.study.hooked import HookedCoder, hook, hook_all
 from matryoshka.study.opening import AnotherText, Studied, studied
 from matryoshka.study.reader import spread, spread_windows

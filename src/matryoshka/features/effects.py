@@ -7,25 +7,14 @@ from itertools import repeat
 import numpy as np
 import torch
 
-from matryoshka.data.rowfilter import SAMPLE, RowFilter
-from matryoshka.data.tokens import Windows
 from matryoshka.lm.model import LanguageModel
-from matryoshka.lm.sites import Site
-from matryoshka.lm.unembed import direct_logits, typical_scale
+from matryoshka.lm.unembed import direct_logits
 from matryoshka.study.hooked import HookedCoder
 
 EFFECTS = 10
 """Tokens with the greatest direct effect, and as many with the least."""
 LOGIT_BLOCK = 16_000_000
 """Logits in memory at once."""
-
-
-def final_scale(lm: LanguageModel, windows: Windows) -> float:
-    """What the final norm typically divides by, on the first windows."""
-    last = Site("resid_post", lm.info.n_layers - 1)
-    tokens = torch.from_numpy(windows[:SAMPLE]).to(lm.device)
-    activations = lm.read(tokens, [last])
-    return typical_scale(lm, activations[last][RowFilter.of(lm.bos, activations)(tokens, activations)])
 
 
 def direct_effects(

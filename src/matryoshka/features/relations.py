@@ -2,9 +2,8 @@
 
     cosine      of decoder rows, all pairs
     coactive    P(other fires | this fires), P(this | other), lift; the partners with the largest Jaccard index
-    parents     features of an earlier ring that fire on (nearly) all tokens of this one: coverage's lower bound ≥ ½
-                (Wilson, 95 %) and lift ≥ 2. Candidates: whether the parent also takes part in reconstructing these
-                tokens is another question.
+    parents     features of an earlier ring that cover this one (scores/coverage.py). Candidates: whether the parent
+                also takes part in reconstructing these tokens is another question (analysis/hierarchy.py).
 
 Co-firing is counted over the whole pass, on at most `summary.FIRINGS` firings of each feature, evenly spread over it:
 exact for rarer features; otherwise P(other | this) has a standard error of at most 1.6 %, and P(this | other), which
@@ -20,12 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from matryoshka.features.summary import Firings, ranges
+from matryoshka.scores.coverage import PARENTS, covers
 from matryoshka.study.recording import RecordedCoder
 
 PARTNERS = 10
 """Cosine neighbours and co-active partners of each feature."""
-PARENTS = 5
-COVERAGE, LIFT, Z = 0.5, 2.0, 1.96
 BLOCK_SCORES = 4_000_000
 """Pairs of features scored at once, and firings counted at once."""
 
@@ -113,12 +111,8 @@ def _partners(
     given_this[n, first + n] = 0.0
     both = given_this * own
     jaccard = both / (own + count - both).clamp(min=1)
-    z = Z**2 / sampled
-    spread = Z * ((given_this * (1 - given_this) + z / 4) / sampled).sqrt()
-    lower = (given_this + z / 2 - spread) / (1 + z)
-    covers = (lower >= COVERAGE) & (given_this * rows >= LIFT * count)
-    covers &= rings < rings[first : first + len(n), None]
-    return _best(jaccard, given_this, PARTNERS), _best(torch.where(covers, jaccard, 0.0), given_this, PARENTS)
+    broader = covers(given_this, sampled, count, rows) & (rings < rings[first : first + len(n), None])
+    return _best(jaccard, given_this, PARTNERS), _best(torch.where(broader, jaccard, 0.0), given_this, PARENTS)
 
 
 def _best(score: Float[Tensor, "n d_sae"], value: Float[Tensor, "n d_sae"], most: int) -> Partners:

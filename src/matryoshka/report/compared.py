@@ -1,11 +1,13 @@
 """Coders side by side, two at a time: what matches what, as tables, figures, and the report that holds both.
 
 report.md  scores.json  scores.parquet    of all pairs
-figures/                                  classes; of each pair matches and densities
+chains.json  chains.parquet               of coders one after the other
+figures/                                  classes; of each pair matches and densities; of chains
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 from matryoshka.analysis.across import joined
 from matryoshka.defaults import COMPARED_TOKENS
 from matryoshka.errors import MatryoshkaError, did_you_mean
-from matryoshka.features.store import required
+from matryoshka.features.store import FeatureStore, required
 from matryoshka.files import refuse_unwritable, write_text
-from matryoshka.report import drawing, markdown, match_figures
+from matryoshka.report import chains_report, drawing, markdown, match_figures
 from matryoshka.report.cells import cell
+from matryoshka.report.chains_report import Chains
 from matryoshka.report.figures import save_figures
 from matryoshka.run import Run, opened
 from matryoshka.scores.comparison import Entry, Target
 from matryoshka.scores.result import Result
-from matryoshka.study.opening import AnotherText
+from matryoshka.study.hooked import wiring_of
+from matryoshka.study.opening import AnotherText, read_card
 
 if TYPE_CHECKING:
     import pandas
@@ -39,8 +43,9 @@ def compare(
     consecutive: bool = False,
     device: str = "auto",
 ) -> "Compared":
-    """What matches what between the coders of these runs, every two of them (`consecutive`: each and the next), on the
-    same `tokens` held-out tokens, which are read once for all.
+    """What matches what between the coders of these runs, every two of them, on the same `tokens` held-out tokens,
+    which are read once for all. `consecutive`: each and the next, in the order in which the forward pass meets
+    what they read, and of three coders or more the chains over all.
 
     report.md, scores, figures and the recording go into `out` (default: the comparison/ of the run, or of the current
     folder where there are several). What was found before of the same coders, model, text and version is taken as it
@@ -54,6 +59,8 @@ def compare(
         raise MatryoshkaError(
             f"{members[0].path}: is one coder; a comparison takes two or more: give another run as well"
         )
+    if consecutive:
+        members.sort(key=lambda member: min(wiring_of(read_card(member.coder)).reads))
     folder = Path(out) if out else several[0].comparison if len(several) == 1 else Path("comparison")
     joint, numbers = joined(members, text, tokens, folder / "recording", device), range(len(members))
     with drawing.style():
@@ -64,7 +71,21 @@ def compare(
             ComparedPair(f"{joint.names[a]} → {joint.names[b]}", joint.stem(a, b), joint.matched(a, b, folder))
             for a, b in (pairwise(numbers) if consecutive else combinations(numbers, 2))
         ]
-        return write(pairs, folder)
+        chains = None
+        if consecutive and len(members) > 2:
+            chains = Chains(joint.chained([pair.result for pair in pairs], folder))
+        return write(pairs, folder, chains, partial(_latent_name, _names(members)))
+
+
+def _names(members: Sequence[Run]) -> list[FeatureStore | None]:
+    """Where features have names, those that have been collected."""
+    return [FeatureStore(member.features_file) if member.features_file.exists() else None for member in members]
+
+
+def _latent_name(stores: Sequence[FeatureStore | None], coder: int, latent: int) -> str:
+    """Its number, and its name where it has one, in one line."""
+    store = stores[coder]
+    return f"{latent}" if store is None else f"{latent} ({' '.join(store.brief([latent])[latent].name.split())})"
 
 
 @dataclass(frozen=True)
@@ -118,6 +139,8 @@ class Compared:
 
     pairs: tuple[ComparedPair, ...]
     report: Path
+    chains: Chains | None = None
+    """Over all of them, of three coders or more, each compared with the next."""
 
     def table(self) -> "pandas.DataFrame":
         """A row a pair, a column a score."""
@@ -133,24 +156,28 @@ class Compared:
             return match_figures.classes_figure([pair.name for pair in measured], [pair.details for pair in measured])
 
 
-def write(pairs: Sequence[ComparedPair], folder: Path) -> Compared:
-    """Write figures, scores and report of all pairs into `folder`."""
-    compared = Compared(tuple(pairs), folder / "report.md")
+def write(
+    pairs: Sequence[ComparedPair], folder: Path, chains: Chains | None, name_of: Callable[[int, int], str]
+) -> Compared:
+    """Write figures, scores and report of all pairs and of their chains into `folder`."""
+    compared = Compared(tuple(pairs), folder / "report.md", chains)
     measured = [pair for pair in pairs if pair.result.reason is None]
     with drawing.style():
         figures = {"classes": compared.plot()} if measured else {}
         for pair in measured:
             figures[f"{pair.stem}-matches"] = pair.plot()
             figures[f"{pair.stem}-densities"] = match_figures.densities_figure(pair.details)
+        if chains is not None and chains.result.reason is None:
+            figures |= chains_report.figures(chains.result)
         save_figures(figures, folder / "figures", "comparison")
     entries = [pair.entry for pair in pairs]
     markdown.write_scores(entries, folder)
-    write_text(compared.report, report(pairs))
+    write_text(compared.report, report(pairs, chains, name_of))
     return compared
 
 
-def report(pairs: Sequence[ComparedPair]) -> str:
-    """All pairs in one table, then each with its scores, rings and figures; what the scores mean."""
+def report(pairs: Sequence[ComparedPair], chains: Chains | None, name_of: Callable[[int, int], str]) -> str:
+    """All pairs in one table, then their chains, then each with its scores, rings and figures; what the scores mean."""
     entries = [pair.entry for pair in pairs]
     parts = ["# Comparison", "", *markdown.table(entries, "A → B"), ""]
     if any(pair.result.reason is None for pair in pairs):
@@ -162,6 +189,8 @@ def report(pairs: Sequence[ComparedPair]) -> str:
         ]
     else:
         parts += ["No pair differs in its seeds alone, so there is no ceiling here: how well two seeds match.", ""]
+    if chains is not None:
+        parts += ["## Chains", "", *chains_report.section(chains.result, name_of), ""]
     for pair in pairs:
         parts += [f"## {pair.label}", "", *_of_pair(pair), ""]
     return "\n".join([*parts, "## What the scores mean", "", *markdown.legend(entries), ""])

@@ -66,9 +66,15 @@ def palette(prefixes: int) -> list[str]:
 
 
 def panels(
-    heights: Sequence[float], right: float, top: float = 0.1, gap: float = 0.14, sharey: bool = False
+    heights: Sequence[float],
+    right: float,
+    top: float = 0.1,
+    gap: float = 0.14,
+    sharey: bool = False,
+    sharex: bool = True,
 ) -> tuple["Figure", list["Axes"]]:
-    """Panels above each other on one x axis; their heights, the gap between them and the margins are in inches."""
+    """Panels above each other, on one x axis unless not `sharex`; their heights, the gap between them and the margins
+    are in inches."""
     from matplotlib.figure import Figure
 
     size = COLUMN, top + sum(heights) + gap * (len(heights) - 1) + BOTTOM
@@ -77,14 +83,14 @@ def panels(
         len(heights), height_ratios=heights, hspace=gap * len(heights) / sum(heights),
         left=LEFT / size[0], right=1 - right / size[0], top=1 - top / size[1], bottom=BOTTOM / size[1],
     )  # fmt: skip
-    panels = list(grid.subplots(sharex=True, sharey=sharey, squeeze=False)[:, 0])
+    panels = list(grid.subplots(sharex=sharex, sharey=sharey, squeeze=False)[:, 0])
     figure.align_ylabels(panels)
     return figure, panels
 
 
-def key(axes: "Axes", handles: Sequence[Any], names: Sequence[str]) -> None:
-    """A legend in a line above `axes`, where no data can lie under it."""
-    axes.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names), columnspacing=1.2)
+def key(axes: "Axes", handles: Sequence[Any], names: Sequence[str], columns: int | None = None) -> None:
+    """A legend above `axes`, where no data can lie under it: in one line, or in so many `columns`."""
+    axes.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns or len(names), columnspacing=1.2)
 
 
 def scale_fvu(axes: "Axes", fvu: np.ndarray) -> None:

@@ -41,7 +41,9 @@ def resampled_sums(
     block = max(1, at_once // units)
     for start in range(0, RESAMPLES, block):
         draws = generator.integers(0, units, (min(block, RESAMPLES - start), units))
-        sums[:, start : start + block] = columns[:, draws].sum(-1)
+        draws += units * np.arange(len(draws))[:, None]
+        times = np.bincount(draws.ravel(), minlength=draws.size).reshape(draws.shape)  # each unit was drawn in each
+        sums[:, start : start + block] = columns @ times.T.astype(np.float64)
     return sums
 
 

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from matryoshka.coder.io import check_tensors
 from matryoshka.data.rowfilter import RowCounts
 from matryoshka.data.stream import PLACE
+from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError, first_line
 from matryoshka.files import read_json, replaced_folder, write_text
 from matryoshka.training.trainee import Trainee
@@ -50,17 +51,27 @@ class _State(BaseModel):
         return stream
 
 
-def save(folder: Path, step: int, trainees: Sequence[Trainee], state: dict[str, Any]) -> Path:
-    """Write `folder/step_N` in one rename, move `latest` to it, prune all but the last two."""
+def save(
+    folder: Path,
+    step: int,
+    trainees: Sequence[Trainee],
+    state: dict[str, Any],
+    world: World = World(),  # noqa: B008
+) -> None:
+    """Write `folder/step_N` in one rename, move `latest` to it, prune all but the last two. In a `world` each process
+    writes its own trainees, into the folder that the first one makes: all see the same disk."""
     target = folder / f"step_{step}"
-    with replaced_folder(target) as new:
+    with replaced_folder(target) if world.first else nullcontext(target) as new:
+        shared = Path(world.told(str(new)))
         for trainee in trainees:
             tensors = {name: x.contiguous() for name, x in _tensors(trainee).items()}
-            save_file(tensors, new / f"{trainee.plan.label}.safetensors")
-        (new / "state.json").write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
-    write_text(folder / "latest", target.name + "\n")
-    _prune(folder)
-    return target
+            save_file(tensors, shared / f"{trainee.plan.label}.safetensors")
+        world.barrier()
+        if world.first:
+            (new / "state.json").write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
+    if world.first:
+        write_text(folder / "latest", target.name + "\n")
+        _prune(folder)
 
 
 def _prune(folder: Path) -> None:
@@ -80,8 +91,14 @@ def latest(folder: Path) -> Path:
     return folder / f"step_{max(numbers)}"
 
 
-def load(folder: Path, trainees: Sequence[Trainee], steps: int) -> dict[str, Any]:
-    """Bring `trainees` to the state saved in a `step_N` folder of a run of `steps` steps; returns its state.json.
+def load(
+    folder: Path,
+    trainees: Sequence[Trainee],
+    steps: int,
+    world: World = World(),  # noqa: B008
+) -> dict[str, Any]:
+    """Bring `trainees`, all of a run's or some, to the state saved in a `step_N` folder of a run of `steps` steps;
+    returns its state.json.
 
     Raises MatryoshkaError, with the file and what is wrong in it, for a checkpoint that training cannot go on from.
     """
@@ -103,7 +120,8 @@ def load(folder: Path, trainees: Sequence[Trainee], steps: int) -> dict[str, Any
         others = [f"step_{n}" for n in _numbers(folder.parent) if folder.name != f"step_{n}"]
         hint = f"; delete it to go on from {', '.join(others)}" if others else ""
         raise MatryoshkaError(f"{folder}: damaged checkpoint ({first_line(error)}){hint}") from None
-    _prune(folder.parent)
+    if world.first:
+        _prune(folder.parent)
     return state
 
 

@@ -155,9 +155,10 @@ class ProgressBar(progress.Progress):
     LINES = 10  # in a log file: so many lines a run
     numbers = ""
 
-    def __init__(self, steps: int, start: int, console: Console | None = None) -> None:
+    def __init__(self, steps: int, start: int, console: Console | None = None, quiet: bool = False) -> None:
+        """`quiet`: another process shows it."""
         self.steps, self._printed = steps, start
-        console = console or Console(stderr=True)
+        console = console or Console(stderr=True, quiet=quiet)
         clock = (progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn())
         counts = (progress.TextColumn("training"), progress.BarColumn(), progress.MofNCompleteColumn())
         super().__init__(*counts, *clock, console=console, disable=not console.is_terminal)

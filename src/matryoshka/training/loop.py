@@ -3,6 +3,9 @@
 Each step takes the next batch and lets every coder learn from it; every so often it logs, measures the held-out FVU and
 writes a checkpoint. What differs between coders (sites, widths, k, seeds) is in their plans; a single coder is a
 list of one. Ctrl-C and SIGTERM save and stop after the current step; a NaN or Inf stops with the facts.
+
+In a world of several processes each has coders of its own and takes these steps with the same batches; they meet where
+something is logged, measured or saved. The first one writes and prints what is of all.
 """
 
 import logging
@@ -18,11 +21,14 @@ from matryoshka.errors import Interrupted, MatryoshkaError
 from matryoshka.run import Run
 from matryoshka.training import checkpoint
 from matryoshka.training.log import ProgressBar, Record, Sink, open_sinks
+from matryoshka.training.optim import Schedule
 from matryoshka.training.recipe import Config
 from matryoshka.training.session import Learned, Session
 from matryoshka.training.trainee import Trainee
 
 logger = logging.getLogger("matryoshka")
+MEETING = 8
+"""Steps between two moments at which several processes ask each other whether a signal has come."""
 Evaluate = Callable[[Sequence[Learned]], list[Record]]
 """Held-out numbers of each coder; `fvu` (one for each prefix) among them."""
 
@@ -33,15 +39,16 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
     Raises Interrupted after a signal, MatryoshkaError when a loss is not finite.
     """
     config, trainees, stream, best = session.config, session.trainees, session.stream, session.state["best"]
-    steps, start = config.steps, session.state["step"]
+    steps, start, world = config.steps, session.state["step"], session.world
     intervals = (config.log.every, config.training.evaluate_every, config.training.checkpoint_every)
     with ExitStack() as stack:
-        sinks = [open_sinks(run, config, trainee.plan, start, len(trainees)) for trainee in trainees]
+        coders = len(session.plans)
+        sinks = [open_sinks(run, config, plan, start, coders) if world.first else [] for plan in session.plans]
         for part in (*chain.from_iterable(sinks), stream):
             stack.enter_context(closing(part))
         received = stack.enter_context(_signals())
-        bar = stack.enter_context(ProgressBar(steps, start))
-        for line in _first_lines(config, trainees):
+        bar = stack.enter_context(ProgressBar(steps, start, quiet=not world.first))
+        for line in _first_lines(session):
             bar.say(line)
         pace = _Pace(start)
         held_out: list[Record] = []
@@ -56,37 +63,46 @@ def train(session: Session, run: Run, evaluate: Evaluate) -> None:
                 _check_finite(session, run)
             if log:
                 rate = config.training.batch * pace.steps_a_second(done)
-                records = [_record(config, trainee, step, rate) for trainee in trainees]
+                records = session.of_all([_record(config, trainee, step, rate) for trainee in trainees])
                 _write(sinks, records)
                 bar.show(done, records)
             if watch:
                 with pace.paused():
-                    held_out = evaluate([session.learned(trainee) for trainee in trainees])
+                    held_out = session.of_all(evaluate([session.learned(trainee) for trainee in trainees]))
                     _write(sinks, [{"step": done, "held_out": True, **record} for record in held_out])
                     _keep_best(session, run, done, held_out)
-            if save or received:
+            stop = bool(received) if world.size == 1 else done % MEETING == 0 and world.any(bool(received))
+            if save or stop:
                 _check_finite(session, run)
                 with pace.paused():
-                    checkpoint.save(run.checkpoints, done, trainees, {"best": best, "stream": stream.state_dict()})
-            if received and done < steps:
+                    state = {"best": best, "stream": stream.state_dict()}
+                    checkpoint.save(run.checkpoints, done, trainees, state, world)
+            if stop and done < steps:
                 go_on = f"to go on: matryoshka resume {run.path}"
-                raise Interrupted(f"stopped at step {done} of {steps}, saved; {go_on}", received[0])
+                number = received[0] if received else signal.SIGTERM
+                raise Interrupted(f"stopped at step {done} of {steps}, saved; {go_on}", number)
             bar.reach(done)
     for trainee in trainees:
         session.save(trainee, steps, run.member(trainee.plan.label).coder)
-    _warn_of_failures(trainees, held_out)
+    world.barrier()
+    if world.first:
+        _warn_of_failures(session, held_out)
 
 
-def _first_lines(config: Config, trainees: Sequence[Trainee]) -> Iterator[str]:
+def _first_lines(session: Session) -> Iterator[str]:
     """What was chosen, and what cannot be had."""
-    rates = " and ".join(dict.fromkeys(f"{trainee.schedule.peak:g}" for trainee in trainees))
-    selects = " and ".join(dict.fromkeys(trainee.coder.precision for trainee in trainees))
+    config, world = session.config, session.world
+    chosen = session.of_all([(t.schedule.peak, t.coder.precision, t.unfit) for t in session.trainees])
+    peaks, precisions, reasons = zip(*chosen, strict=True)
+    rates, selects = " and ".join(dict.fromkeys(f"{peak:g}" for peak in peaks)), " and ".join(dict.fromkeys(precisions))
     windows = "" if config.synthetic else f", {config.activations.lm_batch} windows a forward pass"
     yield (
         f"training: {config.steps:,} steps of {config.training.batch:,} tokens, peak learning rate {rates},"
         f" latents proposed in {selects}{windows}"
     )
-    for reason in dict.fromkeys(trainee.unfit for trainee in trainees if trainee.unfit):
+    if world.size > 1:
+        yield f"{len(session.plans)} coders in {world.size} processes, which read the text together"
+    for reason in dict.fromkeys(filter(None, reasons)):
         yield f"steps are launched kernel by kernel, not as one graph: {reason}"
 
 
@@ -114,21 +130,23 @@ class _Pace:
 def _keep_best(session: Session, run: Run, done: int, held_out: Sequence[Record]) -> None:
     """Save those whose held-out FVU is the lowest so far."""
     best = session.state["best"]
-    for trainee, record in zip(session.trainees, held_out, strict=True):
-        label, fvu = trainee.plan.label, record["fvu"][-1]
+    own = {trainee.plan.label: trainee for trainee in session.trainees}
+    for plan, record in zip(session.plans, held_out, strict=True):
+        label, fvu = plan.label, record["fvu"][-1]
         if fvu < best.get(label, math.inf):
             best[label] = fvu
-            session.save(trainee, done, run.member(label).best)
+            if label in own:
+                session.save(own[label], done, run.member(label).best)
 
 
-def _warn_of_failures(trainees: Sequence[Trainee], held_out: Sequence[Record]) -> None:
+def _warn_of_failures(session: Session, held_out: Sequence[Record]) -> None:
     """Say of each coder that ends worse than the mean alone would be, and what to change. A session without steps has
     measured none."""
-    for trainee, record in zip(trainees, held_out, strict=False):
+    for plan, record in zip(session.plans, held_out, strict=False):
         if not record["fvu"][-1] <= 1:
-            peak = trainee.schedule.peak
+            peak = Schedule.of(session.config.training, session.config.steps, plan.coder.d_in).peak
             logger.warning(
-                f"{trainee.plan.label}: held-out FVU {record['fvu'][-1]:.2f}: the mean alone would do better (1.00)."
+                f"{plan.label}: held-out FVU {record['fvu'][-1]:.2f}: the mean alone would do better (1.00)."
                 f" Train on more tokens (--tokens), or with another learning rate than {peak:g} (--lr; auto is one that"
                 " mostly works)"
             )

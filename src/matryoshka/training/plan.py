@@ -88,6 +88,13 @@ def check(config: Config) -> tuple[Info, list[Plan]]:
     return info, plan(config, info)
 
 
+def configurations(config: Config, plans: Sequence[Plan]) -> dict[str, str]:
+    """As YAML, of a run ("") and of each of its coders where there are several."""
+    alone = {plan.label: {"coder": plan.section, "variants": ()} for plan in plans if config.variants}
+    configs = {"": config, **{label: config.model_copy(update=update) for label, update in alone.items()}}
+    return {label: one.to_yaml() for label, one in configs.items()}
+
+
 def resolve(config: Config, info: Info, plans: Sequence[Plan]) -> Config:
     """`config` so that it can be re-run: with the model's revision pinned, paths that hold from any folder, a text read
     only as far as this run needs (the bundled one, which is small, to its end), and what is automatic as

@@ -3,7 +3,7 @@ what it was trained on."""
 
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +21,9 @@ from matryoshka.training.trainee import Trainee
 from matryoshka.version import __version__
 
 
-def provenance(supply: Supply, trainees: Sequence[Trainee]) -> dict[str, Any]:
-    """Versions, model, tokens or samples, commit, hardware, and in which precision each coder's latents are proposed
-    on it, as plain JSON."""
+def provenance(supply: Supply, select: Mapping[str, str], processes: int) -> dict[str, Any]:
+    """Versions, model, tokens or samples, commit, hardware, how many processes train on it, and in which precision each
+    coder's latents are proposed (`select`, by label), as plain JSON."""
     packages = ("matryoshka-sae", "torch", "transformers", "tokenizers", "numpy", "safetensors")
     cuda = torch.cuda.get_device_name(supply.device) if supply.device.type == "cuda" else None
     return {
@@ -33,7 +33,8 @@ def provenance(supply: Supply, trainees: Sequence[Trainee]) -> dict[str, Any]:
         "commit": _commit(),
         **supply.facts(),
         "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads(), "gpu": cuda},
-        "select": {trainee.plan.label: trainee.coder.precision for trainee in trainees},
+        "processes": processes,
+        "select": dict(select),
     }
 
 

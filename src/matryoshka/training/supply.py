@@ -21,6 +21,7 @@ from matryoshka.data.sections import SyntheticConfig
 from matryoshka.data.stream import Chunks, LiveChunks
 from matryoshka.data.synthetic import SyntheticChunks, SyntheticInfo, SyntheticModel
 from matryoshka.data.tokens import Tokens, Windows, tokenise
+from matryoshka.distributed import World
 from matryoshka.errors import MatryoshkaError
 from matryoshka.lm.info import ModelInfo, Shape, describe, shape
 from matryoshka.lm.model import DTYPES, LanguageModel, load, resolve_device
@@ -96,11 +97,19 @@ class TextSupply:
         """Where they are from, as it was asked for."""
         return self.config.text.source
 
-    def chunks(self, sites: Sequence[Site]) -> Chunks:
-        """From the live model, or from the cache, which is written first if it is not there."""
+    def chunks(self, sites: Sequence[Site], world: World) -> Chunks:
+        """From the live model, read by all processes together, or from the cache, which the first of them writes if it
+        is not there."""
         folder, windows = self.config.activations.cache, self.tokens.windows("train")
-        live = LiveChunks(self.lm, windows, sites, self.config.chunk_rows, lm_batch(self.config, self.lm.info))
-        return live if folder is None else self._cached(folder, live)
+        size = self.config.chunk_rows, lm_batch(self.config, self.lm.info)
+        if folder is None:
+            return LiveChunks(self.lm, windows, sites, *size, world)
+        if not world.first:
+            world.barrier()
+        cached = self._cached(folder, LiveChunks(self.lm, windows, sites, *size))
+        if world.first:
+            world.barrier()
+        return cached
 
     def _cached(self, folder: Path, live: LiveChunks) -> cache.CachedChunks:
         training, info = self.config.training, self.lm.info
@@ -181,8 +190,8 @@ class SyntheticSupply:
         """Where they are from."""
         return self.synthetic.name
 
-    def chunks(self, sites: Sequence[Site]) -> Chunks:
-        """Drawn as they are needed."""
+    def chunks(self, sites: Sequence[Site], world: World) -> Chunks:
+        """Drawn as they are needed, by each process the same."""
         return SyntheticChunks(self.model, self.config.chunk_rows)
 
     @property

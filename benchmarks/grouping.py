@@ -1,0 +1,65 @@
+"""What finding communities of features and laying them out costs beyond the recording: the analyses at full size.
+
+    python benchmarks/grouping.py             1,000,000 tokens, 12,288 features, L0 32, d 768
+    python benchmarks/grouping.py --quick     100,000 tokens, 3,072 features
+
+The recording is that of benchmarks/correspondence.py, whose features fire, and write, by chance: no score should say
+otherwise. Each analysis is measured in a process of its own, imports and compilation included, and saved.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from correspondence import QUICK, WIDE, coders, peak, record
+
+NAMES = ("clusters", "map")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore[reportOptionalMemberAccess]
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    size = QUICK if given.quick else WIDE
+    if given.child:
+        folder, name = given.child
+        print(json.dumps(measured(Path(folder), name, size)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        record(Path(folder) / "recording", size)
+        for name in NAMES:
+            command = [sys.executable, __file__, "--child", folder, name, *(["--quick"] if given.quick else [])]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            taken = json.loads(done.stdout.splitlines()[-1])
+            print(
+                f"{name} of {size['d_sae']:,} features on {size['tokens']:,} tokens: {taken['seconds']:.1f} s"
+                f" ({taken['processor']:.1f} s of CPU), peak memory {taken['peak'] / 1e9:.2f} GB\n{taken['found']}"
+            )
+
+
+def measured(folder: Path, name: str, size: dict[str, int]) -> dict[str, Any]:
+    """Seconds and peak memory of one analysis, saved."""
+    from matryoshka.analysis.catalogue import module_of
+    from matryoshka.analysis.corpus import Corpus
+    from matryoshka.analysis.observed import Observed
+    from matryoshka.scores.saved import save
+    from matryoshka.study.recording import Recording
+
+    hooked, recording = coders(size)[0], Recording(folder / "recording")
+    no_corpus = object.__new__(Corpus)  # neither reads the text again
+    started, processor = time.perf_counter(), time.process_time()
+    result = module_of(name).analyse(Observed("A", hooked, recording.of(hooked)), no_corpus)
+    save(result, {}, folder, name)
+    taken = {"seconds": time.perf_counter() - started, "processor": time.process_time() - processor, "peak": peak()}
+    found = ", ".join(f"{score.measure.name} {score.value:.3f} (null {score.null:.3f})" for score in result.scores)
+    return taken | {"found": found}
+
+
+if __name__ == "__main__":
+    main()
