@@ -52,6 +52,7 @@ from matryoshka.report.evaluated import evaluate as evaluate
 from matryoshka.report.figures import draw
 from matryoshka.report.notebook import FeatureCard
 from matryoshka.report.pipeline import analyze as analyze
+from matryoshka.report.scaled import scaling as scaling
 from matryoshka.report.server import Shown
 from matryoshka.report.server import serve as serve_page
 from matryoshka.report.static_page import write_page

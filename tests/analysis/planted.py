@@ -34,10 +34,12 @@ def recorded(
     left_out: tuple[np.ndarray, ...] = (),
     per_document: int = 64,
     tokens: np.ndarray | None = None,
+    documents: np.ndarray | None = None,
     context: int = CONTEXT,
 ) -> list[RecordedCoder]:
     """What a recording holds of coders with these latents [rows, d_sae], the rows being whole windows of `context`;
-    `left_out`: of each the rows that do not count for it; `tokens`: of each row (default: all different)."""
+    `left_out`: of each the rows that do not count for it; `tokens` and `documents`: of each row (default: all
+    different, and `per_document` rows each)."""
     rows = len(coders[0])
     windows = rows // context
     sizes = {f"coder-{i}": coder.shape[1] for i, coder in enumerate(coders)}
@@ -48,8 +50,10 @@ def recorded(
         values = torch.from_numpy(coder[kept].astype(np.float32))
         sparse = from_mask(values, values.flatten().nonzero().flatten())
         made[f"coder-{i}"] = CoderRows(kept.reshape(windows, context), np.zeros((windows, context), bool), sparse)
-    places = np.arange(rows).reshape(windows, context)
-    recorder.append(places if tokens is None else tokens.reshape(windows, context), places // per_document, made)
+    places = np.arange(rows)
+    tokens = places if tokens is None else tokens
+    documents = places // per_document if documents is None else documents
+    recorder.append(tokens.reshape(windows, context), documents.reshape(windows, context), made)
     recorder.commit()
     recorder.close()
     return [RecordedCoder(Recording(folder), key) for key in sizes]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from planted import recorded
 
-from matryoshka.analysis import succession, timing
+from matryoshka.analysis import lagged, timing
 from matryoshka.analysis.activation_patterns import analyse, range_classes
 from matryoshka.analysis.corpus import Corpus
+from matryoshka.analysis.lagged import successors, wilson_lower
 from matryoshka.analysis.observed import Observed
-from matryoshka.analysis.successors import successors, wilson_lower
 from matryoshka.analysis.timing import (
     Autocorrelation,
     Raster,
@@ -202,15 +202,15 @@ def test_features_of_one_document_are_no_successors_whatever_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five times as often after each other as anywhere, but no more often than in their documents."""
-    monkeypatch.setattr(succession, "bdtrc", lambda forward, *_: np.zeros(len(forward)))  # any order will do
+    monkeypatch.setattr(lagged, "bdtrc", lambda forward, *_: np.zeros(len(forward)))  # any order will do
     generator = np.random.default_rng(0)
     topical = (generator.random(ROWS // PER_DOCUMENT + 1) < 0.2)[np.arange(ROWS) // PER_DOCUMENT, None]
     of = raster(tmp_path / "recording", (topical & fires(generator, 0.2, 10)).astype(float))
     assert not len(successors(of, of.firing, np.arange(10)).latent)
-    lagged = succession.Lagged(of, of.firing, 1)
-    [(latent, others, count), *_] = lagged.candidates(np.arange(10), 1e-3)
+    pairs = lagged.Lagged(of, of.firing, 1)
+    [(latent, others, count), *_] = pairs.candidates(np.arange(10), 1e-3)
     assert len(others) == 8, "without documents all the others would be"
-    assert lagged.by_chance(latent, others) == pytest.approx(count, rel=0.2)
+    assert pairs.by_chance(latent, others) == pytest.approx(count, rel=0.2)
 
 
 def test_places_gaps_and_runs_are_those_of_the_firings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,16 @@ import torch
 from coders import random_coder
 
 from matryoshka.analysis import directions
-from matryoshka.analysis.directions import Paired, nearest, no_common_basis, one_to_one, pair_costs, shuffled_dimensions
+from matryoshka.analysis.directions import (
+    Paired,
+    distinct,
+    geometry,
+    nearest,
+    no_common_basis,
+    one_to_one,
+    pair_costs,
+    shuffled_dimensions,
+)
 from matryoshka.data.tokens import Tokens
 from matryoshka.lm.model import LanguageModel
 
@@ -73,3 +82,26 @@ def test_only_what_is_written_into_one_space_is_compared(lm: LanguageModel, toke
     assert no_common_basis(read, read) is None
     assert no_common_basis(read, other) == "they write 1.mlp_in and 2.mlp_in, which share no basis"
     assert no_common_basis(stream, read) is not None
+
+
+def test_rows_that_stand_alike_to_one_another_do_so_in_any_basis() -> None:
+    """Turned into another space of more dimensions, with noise; by chance, and of unrelated rows, nothing is left."""
+    a, turned = rows(0, 60), torch.linalg.qr(rows(1, 32, 32)).Q[:16]
+    alike = geometry(a, 3 * a @ turned + 0.05 * rows(2, 60, 32), 0)
+    apart = geometry(a, rows(3, 60, 32), 0)
+    assert alike is not None
+    assert apart is not None
+    assert alike.agreement.min() > 0.9
+    assert abs(alike.by_chance) < 0.05
+    assert abs(apart.agreement.mean()) < 0.05
+    a_there, b_there = cosines(a, a), cosines(rows(3, 60, 32), rows(3, 60, 32))
+    others = np.arange(60) != 7
+    assert apart.agreement[7] == pytest.approx(np.corrcoef(a_there[7, others], b_there[7, others])[0, 1], abs=1e-6)
+    assert geometry(a[:3], a[:3], 0) is None
+
+
+def test_rows_are_distinct_from_those_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directions, "ROWS", 7)
+    a = rows(0, 30)
+    a[20], a[29], a[5] = 2 * a[3], 3 * a[3] + 0.01, -a[4]
+    assert distinct(a, 0.9).tolist() == [i for i in range(30) if i not in (20, 29)], "an opposite one is another"

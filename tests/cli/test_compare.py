@@ -14,6 +14,7 @@ from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.config import merged
 from matryoshka.errors import MatryoshkaError
+from matryoshka.lm.info import BUNDLED as LANGUAGE_MODEL
 from matryoshka.lm.model import LanguageModel
 from matryoshka.report.compared import Compared
 from matryoshka.run import Run
@@ -326,6 +327,46 @@ def changed(run: Run, folder: Path, **card: object) -> Run:
     return copy
 
 
+def test_coders_of_other_models_are_compared_on_words(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same model by another name reads the same; in windows of half the length nearly the same."""
+    card = json.loads((trained.coder / "config.json").read_text())["card"]
+    model = shutil.copytree(LANGUAGE_MODEL, tmp_path / "model")
+    shorter = card["trained"] | {"text": card["trained"]["text"] | {"context": 32}}
+    others = [
+        changed(trained, tmp_path / "other", model=card["model"] | {"name": str(model)}),
+        changed(trained, tmp_path / "shorter", context=32, trained=shorter),
+    ]
+    code, out, _ = typed(
+        capsys, "compare", trained.path, *(run.path for run in others), "--tokens", TOKENS, "--out", tmp_path / "out"
+    )
+    assert code == 0
+    assert out.count(" → ") == 3
+    passes: list[int] = []
+    forward = LanguageModel._forward
+    monkeypatch.setattr(LanguageModel, "_forward", lambda self, tokens: passes.append(1) or forward(self, tokens))
+    renamed, shortened, _ = api.compare([trained, *others], TOKENS, out=tmp_path / "out").pairs
+    assert not passes, "all is saved"
+    for pair in (renamed, shortened):
+        assert pair.details["places"] == "words"
+        assert 0.5 * TOKENS < pair.details["tokens"] < 1.5 * TOKENS, "whole documents, more than a token a word"
+    assert "different language models" in renamed.details["directions"]
+    assert shortened.details["directions"] is None
+    for side in "AB":
+        table = renamed.table(side)
+        assert (table["class"] == "kept").all()
+        assert table["Pearson"].to_numpy() == pytest.approx(1, abs=1e-6)
+        assert renamed.result.values(f"one-to-one of {side}") == [1]
+        assert renamed.result.values(f"many-to-one of {side}") == [0]
+        assert shortened.result.values(f"kept of {side} (words)")[0] > 0.8
+        assert 0 < (table["letters"] <= 0.1).sum() < len(table) / 2
+    [geometry] = renamed.result.of("geometry")
+    assert geometry.value == pytest.approx(1)
+    assert geometry.null == pytest.approx(0, abs=0.05)
+    assert "words of" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_what_cannot_be_compared_is_one_line_and_nothing_is_written(
     trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -334,11 +375,8 @@ def test_what_cannot_be_compared_is_one_line_and_nothing_is_written(
     (tmp_path / "other.txt").write_text("words " * 1000)
     refused = {
         "is one coder; a comparison takes two or more: give another run as well": trained,
-        "are of different language models (bundled float32, other float32); compare coders of one model": changed(
+        "other: the Hugging Face hub cannot be reached": changed(
             trained, tmp_path / "model", model=card["model"] | {"name": "other"}
-        ),
-        "read windows of 64 tokens with BOS and of 32 tokens with BOS": changed(
-            trained, tmp_path / "context", context=32
         ),
         f"know different texts (source: bundled, {tmp_path / 'other.txt'}); give one with --text": changed(
             trained,

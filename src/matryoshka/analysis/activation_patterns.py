@@ -6,7 +6,7 @@
     middle, long-range  more, more than LONG tokens
     successor           what fires after a feature more often than their documents make it, and than before it
 
-`timing` and `successors` define how each is measured and what chance gives. Of all features that are left to chance at
+`timing` and `lagged` define how each is measured and what chance gives. Of all features that are left to chance at
 most LEVEL are found to be any of these; beside every share stands what the same tests find in tokens that were
 exchanged: for successors and partners of at most NULL_LATENTS features. Features that fire on fewer than FIRINGS tokens
 are left out.
@@ -22,9 +22,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from matryoshka.analysis.corpus import Corpus
 from matryoshka.analysis.correspondence import LIFT, NULL_LATENTS, PROCESSED, SEED
+from matryoshka.analysis.lagged import LEVEL, Companions, Successors, companions, successors
 from matryoshka.analysis.matching import FIRINGS
 from matryoshka.analysis.observed import Observed
-from matryoshka.analysis.successors import LEVEL, Companions, Successors, companions, successors
 from matryoshka.analysis.timing import (
     GAPS,
     NULLS,

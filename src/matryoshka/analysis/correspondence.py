@@ -1,4 +1,5 @@
-"""What matches what between two coders A and B on the same tokens: two layers, seeds, widths or recipes.
+"""What matches what between two coders A and B on the same tokens, two layers, seeds, widths or recipes, or on the
+same words, of two language models.
 
 For each latent of A that fires often enough its best partner among B's, and the other way round (`matching`); where
 both write into one space also by decoder rows (`directions`). By the partners each latent is
@@ -37,11 +38,12 @@ from matryoshka.analysis.directions import (
 )
 from matryoshka.analysis.matching import FIRINGS, Activity, Best, Living, activity, exchanged, match
 from matryoshka.analysis.observed import Observed, Pair
+from matryoshka.analysis.partners import apart, of_punctuation, shared_out, stand_alike
 from matryoshka.progress import Progress, silent
 from matryoshka.scores.result import Measure, NotMeasurable, Result, Score, score
 from matryoshka.study.reader import spread
 
-VERSION = 2
+VERSION = 3
 NULL_LATENTS = 1024
 """Latents of either side that are matched by chance."""
 SEED = 0
@@ -65,10 +67,10 @@ PROCESSED = Cut(0.3, 0.2)
 CLASSES = {"A": ("kept", "processed", "vanished"), "B": ("kept", "processed", "newborn")}
 
 
-def _measures(side: str, other: str) -> dict[str, Measure]:
-    """Those of one side's features, by what they measure."""
+def _measures(side: str, other: str, places: str) -> dict[str, Measure]:
+    """Those of one side's features, by what they measure; `places`: what a row is."""
     kept, processed, alone = CLASSES[side]
-    exchanged_tokens = f"tokens of {other} exchanged within documents"
+    exchanged_tokens = f"{places} of {other} exchanged within documents"
     best = f"with the latent of {other} where it is largest, mean over {side}'s latents"
     share = f"Share of {side}'s latents that"
     cuts = [f"Pearson ≥ {cut.pearson} or Jaccard ≥ {cut.jaccard}" for cut in (KEPT, PROCESSED)]
@@ -80,15 +82,18 @@ def _measures(side: str, other: str) -> dict[str, Measure]:
         processed: of_tokens(f"processed of {side}", meaning=f"{share} are not kept, but have a partner with {cuts[1]}",
                              percent=True, headline=False),
         alone: of_tokens(alone, meaning=f"{share} are neither kept nor processed", percent=True),
-        "Pearson": of_tokens(f"Pearson of {side}", meaning=f"cov / (σ σ) over all tokens {best}"),
-        "Jaccard": of_tokens(f"Jaccard of {side}", meaning=f"Tokens where both fire / tokens where either does {best}"),
+        "Pearson": of_tokens(f"Pearson of {side}", meaning=f"cov / (σ σ) over all {places} {best}"),
+        "Jaccard": of_tokens(f"Jaccard of {side}",
+                             meaning=f"{places.capitalize()} where both fire / {places} where either does {best}"),
         "lift": of_tokens(f"lift of {side}", meaning="P(both fire) / (P(one fires) P(other fires)) with the partner by"
                           f" Jaccard, mean over {side}'s latents", headline=False),
         "cosine": of_rows(f"cosine of {side}", meaning=f"Of decoder rows, {best}"),
     }  # fmt: skip
 
 
-MEASURES = {"A": _measures("A", "B"), "B": _measures("B", "A")}
+MEASURES = {
+    (places, side): _measures(side, other, places) for places in ("tokens", "words") for side, other in ("AB", "BA")
+}
 ONE_TO_ONE = Measure(
     "one-to-one cosine",
     "neither",
@@ -108,7 +113,7 @@ def analyse(pair: Pair, progress: Progress = silent) -> Result:
         if not len(its.features):
             name = sides[side].name
             raise NotMeasurable(
-                f"no latent of {name} fires on {FIRINGS} of the {its.rows:,} tokens that count for both"
+                f"no latent of {name} fires on {FIRINGS} of the {its.rows:,} {pair.places} that count for both"
             )
     decoders, why_not = decoder_matches(pair, living)  # all pairs of rows, before the latents take their memory
     a, b = (activity(member.recorded, rows, living[side]) for side, member in sides.items())
@@ -186,7 +191,7 @@ class DecoderMatches(NamedTuple):
 
 def decoder_matches(pair: Pair, living: dict[str, Living]) -> tuple[DecoderMatches | None, str | None]:
     """What decoder rows of the living latents say, or why they say nothing."""
-    if (why_not := no_common_basis(pair.first.hooked, pair.second.hooked)) is not None:
+    if (why_not := pair.no_cosine or no_common_basis(pair.first.hooked, pair.second.hooked)) is not None:
         return None, why_not
     fewer, more = sorted(living, key=lambda side: len(living[side].features))
     found, null, costs = _cosines(*(_decoder_rows(pair.sides[side], living[side]) for side in (fewer, more)))
@@ -223,7 +228,7 @@ def _scores(
 ) -> Iterator[Score]:
     sizes = {side: member.hooked.coder.config.d_sae for side, member in pair.sides.items()}
     for side, of_side in matches.items():
-        width, measures, features = sizes[side], MEASURES[side], living[side].features
+        width, measures, features = sizes[side], MEASURES[pair.places, side], living[side].features
         for number, name in enumerate(CLASSES[side]):
             null = float((of_side.null_classes == number).mean())
             yield score(measures[name], width, features, of_side.classes == number, null=null)
@@ -236,11 +241,19 @@ def _scores(
             yield score(measures[name], width, features, values, null=float(null.mean()))
         if decoders is not None:
             yield score(measures["cosine"], width, features, decoders.nearest[side].cosine, null=decoders.null[side])
+        other = matches["B" if side == "A" else "A"].best
+        yield from shared_out(side, width, features, best, other, PROCESSED.pearson)
+        if pair.letters is not None:
+            punctuation = of_punctuation(pair.letters[side], features)
+            yield from apart(side, width, features, of_side.classes == 0, punctuation)
     if decoders is not None and decoders.paired:
         a, b = (living[side].features[decoders.paired[side]] for side in "AB")
         units = [f"{first} {second}" for first, second in zip(a, b, strict=True)]
         fewer = min(living, key=lambda side: len(living[side].features))
         yield score(ONE_TO_ONE, sizes[fewer], units, decoders.cosine, null=decoders.null[fewer])
+    if pair.places == "words":
+        best = matches["A"].best, matches["B"].best
+        yield from stand_alike(pair, living, best, PROCESSED.pearson, NULL_LATENTS)
 
 
 def _details(
@@ -254,6 +267,7 @@ def _details(
     others = {"A": living["B"].features, "B": living["A"].features}
     return {
         "sides": {side: _about(member, living[side]) for side, member in pair.sides.items()},
+        "places": pair.places,
         "tokens": living["A"].rows,
         "documents": len(np.unique(pair.documents)),
         "ceiling": pair.ceiling,
@@ -261,7 +275,11 @@ def _details(
         "directions": why_not,
         "rings": {side: _rings(pair.sides[side], living[side], matches[side]) for side in living},
         "histograms": {side: _histograms(of_side) for side, of_side in matches.items()},
-        "matches": {side: _columns(side, living[side], others[side], matches[side], decoders) for side in living},
+        "matches": {
+            side: _columns(side, living[side], others[side], matches[side], decoders)
+            | ({} if pair.letters is None else {"letters": pair.letters[side][living[side].features].tolist()})
+            for side in living
+        },
     }
 
 

@@ -2,9 +2,11 @@
 
     cosine        of each row of one coder with the most alike row of the other
     one to one    the pairing of the rows, each taken once, with the largest sum of cosines (Hungarian method)
+    geometry      whether paired rows stand alike to the other pairs, each coder's in its own space
 
 Sites that are added to the residual stream of one model, or are the stream itself, share its basis; so do coders that
-write the same sites. Elsewhere numbers of equal length mean different things, and no cosine is taken.
+write the same sites. Elsewhere numbers of equal length mean different things, and no cosine is taken but within one
+coder.
 
 What chance would give is the same with the second coder's dimensions shuffled, all rows in the same way: its rows stand
 to each other as before.
@@ -97,6 +99,47 @@ def composed(pairings: Sequence[Mapping[int, int]]) -> dict[int, int]:
 def shuffled_dimensions(rows: Float[Tensor, "n d"], seed: int) -> Float[Tensor, "n d"]:
     """The rows with their dimensions in another order, the same of all."""
     return rows[:, torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(seed))]
+
+
+def distinct(rows: Float[Tensor, "n d"], cut: float) -> Int[np.ndarray, " distinct"]:
+    """The rows that have a cosine of `cut` with no earlier one."""
+    units = torch.nn.functional.normalize(rows.cpu().float(), dim=1)
+    first = np.ones(len(units), bool)
+    for start in range(0, len(units), ROWS):
+        cosines = units[start : start + ROWS] @ units[: start + ROWS].T
+        first[start : start + len(cosines)] = ~(cosines.tril(start - 1) >= cut).any(1).numpy()
+    return np.flatnonzero(first)
+
+
+class Geometry(NamedTuple):
+    """How alike paired rows of two coders stand to the other pairs, each coder's in its own space."""
+
+    agreement: Float[np.ndarray, " pairs"]
+    """Of each pair the Pearson correlation of its cosines with the rows of all other pairs, in one coder and in the
+    other."""
+    by_chance: float
+    """Its mean where the rows are paired at random."""
+
+
+def geometry(first: Float[Tensor, "n d"], second: Float[Tensor, "n e"], seed: int) -> Geometry | None:
+    """Of rows that are paired in this order; None of fewer than four pairs. Representational similarity of paired
+    decoder rows after Lan et al. 2024 (arXiv:2410.06981)."""
+    if (n := len(first)) < 4:
+        return None
+    others = ~np.eye(n, dtype=bool)
+    units = [torch.nn.functional.normalize(rows.cpu().double(), dim=1).numpy() for rows in (first, second)]
+    a, b = (rows @ rows.T for rows in units)
+    order = np.random.default_rng(seed).permutation(n)
+    shuffled = b[order][:, order]
+    agreement, null = (_correlations(a[others].reshape(n, -1), of[others].reshape(n, -1)) for of in (b, shuffled))
+    return Geometry(agreement, float(null.mean()))
+
+
+def _correlations(a: Float[np.ndarray, "n m"], b: Float[np.ndarray, "n m"]) -> Float[np.ndarray, " n"]:
+    """Of each row of one with that of the other; 0 where one has the same value everywhere."""
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return (a * b).sum(1) / np.where(scale > 0, scale, np.inf)
 
 
 def _largest(cosines: Float[Tensor, "rows m"], dim: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,9 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from matryoshka.analysis import chains, correspondence
 from matryoshka.analysis.catalogue import module_of
-from matryoshka.analysis.corpus import Corpus
+from matryoshka.analysis.corpus import Corpus, evenly
 from matryoshka.analysis.observed import Observed, Pair, seeds_of_one_recipe
 from matryoshka.coder.io import fingerprint
 from matryoshka.errors import MatryoshkaError
@@ -32,25 +34,34 @@ from matryoshka.study.recording import Recording
 from matryoshka.version import __version__
 
 
-def together(members: Sequence[Run], text: AnotherText | None) -> list[Studied]:
-    """What each coder is studied with, on one text for all. Raises MatryoshkaError for coders that do not read the same
-    tokens."""
+def together(
+    members: Sequence[Run], text: AnotherText | None, refuse: Callable[[str, Studied, Studied, str], None]
+) -> list[Studied]:
+    """What each coder is studied with, on one text for all. `refuse` raises MatryoshkaError for two coders that cannot
+    be studied together: which they are, both, and what to do otherwise."""
     wishes = [studied(member.coder, text) for member in members]
     for member, wish in zip(members[1:], wishes[1:], strict=True):
         both = f"{members[0].path} and {member.path}"
-        _refuse_other_tokens(both, wishes[0], wish, "give one with --text" if text is None else "compare others")
+        refuse(both, wishes[0], wish, "give one with --text" if text is None else "compare others")
     return wishes
 
 
-def _refuse_other_tokens(both: str, first: Studied, other: Studied, otherwise: str) -> None:
+def refuse_other_tokens(both: str, first: Studied, other: Studied, otherwise: str) -> None:
     cards = first.card, other.card
     if first.card.model != other.card.model:
         models = ", ".join(_model(card.model.model_dump(exclude_none=True)) for card in cards)
         raise MatryoshkaError(f"{both}: are of different language models ({models}); compare coders of one model")
-    windows = [f"{card.context} tokens {'with' if card.prepend_bos else 'without'} BOS" for card in cards]
+    windows = [
+        f"{wish.text.context} tokens {'with' if wish.card.prepend_bos else 'without'} BOS" for wish in (first, other)
+    ]
     if windows[0] != windows[1]:
         raise MatryoshkaError(f"{both}: read windows of {' and of '.join(windows)}; compare coders of the same windows")
-    texts = [wish.text.model_dump(exclude={"limit"}) for wish in (first, other)]  # how far it is read is no other text
+    refuse_other_text(both, first, other, otherwise)
+
+
+def refuse_other_text(both: str, first: Studied, other: Studied, otherwise: str) -> None:
+    """The same for two coders that do not know one text."""
+    texts = [wish.text.model_dump(exclude={"limit", "context"}) for wish in (first, other)]  # how it is read
     for name, value in texts[0].items():
         if value != texts[1][name]:
             raise MatryoshkaError(f"{both}: know different texts ({name}: {value}, {texts[1][name]}); {otherwise}")
@@ -63,6 +74,9 @@ def _model(model: dict[str, Any]) -> str:
 class Joint:
     """Coders that are studied together; each part is opened when it is needed first."""
 
+    refuse = staticmethod(refuse_other_tokens)
+    """Which coders are not, and why."""
+
     def __init__(
         self,
         members: Sequence[Run],
@@ -71,14 +85,16 @@ class Joint:
         recording: Path,
         device: str = "auto",
         overwrite: bool = False,
+        choose: Callable[[Corpus], np.ndarray] = evenly,
     ) -> None:
         """`tokens`: how much held-out text to read. `recording`: the folder where the latents on it lie, or will.
-        `overwrite`: find anew what is saved. Raises MatryoshkaError as `together` does."""
+        `overwrite`: find anew what is saved. `choose`: which windows of the text are read. Raises MatryoshkaError as
+        `together` does."""
         self.members, self._recording, self._overwrite = members, recording, overwrite
-        self.studied = together(members, text)
+        self.studied = together(members, text, self.refuse)
         self.names = names(members)
         # whose text is read least far: what more is needed is read on
-        self.corpus = Corpus(min(self.studied, key=lambda wish: wish.text.limit or 0), tokens, device)
+        self.corpus = Corpus(min(self.studied, key=lambda wish: wish.text.limit or 0), tokens, device, choose)
 
     @cached_property
     def coders(self) -> list[HookedCoder]:

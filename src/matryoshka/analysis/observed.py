@@ -1,9 +1,9 @@
 """What an analysis is given: coders on the tokens of one recording."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from matryoshka.coder.card import Card
 from matryoshka.study.hooked import HookedCoder
@@ -25,6 +25,13 @@ class Pair(NamedTuple):
     second: Observed
     ceiling: bool = False
     """Whether they differ in their seeds alone: no other pair can be expected to match better."""
+    places: Literal["tokens", "words"] = "tokens"
+    """What a row of theirs is."""
+    no_cosine: str | None = None
+    """Why their decoder rows have none, whatever they write; None where that depends on what they write."""
+    letters: dict[str, Float[np.ndarray, " d_sae"]] | None = None
+    """By side, of each latent the share of its firings that are on tokens with a letter or a digit; None where nobody
+    has looked."""
 
     @property
     def sides(self) -> dict[str, Observed]:

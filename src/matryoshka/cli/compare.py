@@ -22,7 +22,9 @@ SHOWN = ("kept", "processed", "vanished", "newborn", "Pearson", "Jaccard", "cosi
 def define(parser: argparse.ArgumentParser) -> None:
     add_runs(parser)
     add = parser.add_argument
-    add_valued(parser, "--tokens", count, "N", COMPARED_TOKENS, "held-out tokens to read, once for all coders")
+    add_valued(
+        parser, "--tokens", count, "N", COMPARED_TOKENS, "held-out tokens to read, once for all coders of a model"
+    )
     add_text(parser)
     add(
         "--consecutive",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedTokenizerBase
 
@@ -74,7 +74,7 @@ class Windows:
     def __init__(self, tokens: "Tokens", split: Split) -> None:
         self.tokens, self.split, self.context, self.bos = tokens, split, tokens.context, tokens.bos
         self._stride = self.context - (self.bos is not None)
-        n = tokens.meta.tokens[split]
+        self._end = n = tokens.meta.tokens[split]
         if n < self._stride:
             more = "lower text.held_out" if split == "train" else "raise text.held_out"
             raise MatryoshkaError(
@@ -97,6 +97,20 @@ class Windows:
         if self.bos is not None:
             windows[:, 0] = self.bos
         return windows
+
+    @property
+    def document_sizes(self) -> Int[np.ndarray, " documents"]:
+        """Tokens of each document of the split, its separator included."""
+        return np.diff(self._starts, append=self._end)
+
+    def covering(self, documents: Bool[np.ndarray, " documents"]) -> Int[np.ndarray, " n"]:
+        """Numbers of the windows that hold tokens of these of its documents, ascending."""
+        chosen = np.flatnonzero(documents)
+        starts = np.asarray(self._starts[chosen])
+        change = np.zeros(self._end // self._stride + 2, np.int64)
+        np.add.at(change, starts // self._stride, 1)
+        np.add.at(change, (starts + self.document_sizes[chosen] - 1) // self._stride + 1, -1)
+        return np.flatnonzero(np.cumsum(change)[: len(self)])
 
     def documents(self, index: int | slice | list[int] | np.ndarray) -> Int[np.ndarray, "n context"]:
         """Number within the split of the document that each token lies in; BOS counts to the token after it."""

@@ -12,6 +12,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from matryoshka.analysis.across import joined
 from matryoshka.analysis.joint import Joint
 from matryoshka.defaults import COMPARED_TOKENS
 from matryoshka.errors import MatryoshkaError, did_you_mean
@@ -49,8 +50,9 @@ def compare(
 
     report.md, scores, figures and the recording go into `out` (default: the comparison/ of the run, or of the current
     folder where there are several). What was found before of the same coders, model, text and version is taken as it
-    is. Raises MatryoshkaError, before anything is written, for a single coder, for coders of different models, windows
-    or texts, and without matplotlib.
+    is. Coders of different language models, or windows, are compared on the words that their tokens spell. Raises
+    MatryoshkaError, before anything is written, for a single coder, for coders of different texts, and without
+    matplotlib.
     """
     several = opened(runs)
     members = list({member.path.resolve(): member for run in several for member in run.trained()}.values())
@@ -61,7 +63,7 @@ def compare(
     if consecutive:
         members.sort(key=lambda member: min(wiring_of(read_card(member.coder)).reads))
     folder = Path(out) if out else several[0].comparison if len(several) == 1 else Path("comparison")
-    joint = Joint(members, text, tokens, folder / "recording", device)
+    joint = joined(members, text, tokens, folder / "recording", device)
     with drawing.style():
         refuse_unwritable(folder)
     return compare_joint(joint, folder, consecutive)
@@ -212,7 +214,7 @@ def _of_pair(pair: ComparedPair) -> list[str]:
     for side, about in details["sides"].items():
         counts = [f"{about[name]:,}" for name in ("living", "rare", "silent")]
         rows.append([side, about["name"], " + ".join(about["reads"]), " + ".join(about["writes"]), *counts])
-    said = f"{details['tokens']:,} tokens of {details['documents']:,} documents count for both."
+    said = f"{details['tokens']:,} {details['places']} of {details['documents']:,} documents count for both."
     if details["directions"] is not None:
         said += f" No cosine of decoder rows: {details['directions']}."
     parts = [said, "", *markdown.lines(["", "coder", "reads", "writes", "living", "rare", "silent"], rows), ""]

@@ -40,7 +40,7 @@ def matches_figure(details: dict[str, Any]) -> "Figure":
         axes.annotate(f"{about['living']:,} latents", (1, 1), (6, -15), **BESIDE, color=drawing.QUIET, fontsize=6.5)
         axes.yaxis.set_major_formatter(drawing.percent)
     keys = [Patch(color=colours()[0]), Line2D([], [], color=drawing.INK, linewidth=0.9)]
-    drawing.key(panels[0], keys, ["latents", "tokens exchanged within documents"])
+    drawing.key(panels[0], keys, ["latents", f"{details['places']} exchanged within documents"])
     panels[-1].set(xlim=(0, 1), xlabel="Pearson correlation with the best partner")
     figure.supylabel("share of latents", x=0.02, fontsize=7)
     return figure
@@ -86,6 +86,6 @@ def densities_figure(details: dict[str, Any]) -> "Figure":
         axes.annotate(f"{len(log):,} latents", (1, 1), (6, -15), **BESIDE, color=drawing.QUIET, fontsize=6.5)
         axes.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
     drawing.key(panels[0], [Patch(color=colour) for colour in colours()], ["kept", "processed", "vanished, newborn"])
-    panels[-1].set_xlabel("log₁₀ density (share of tokens it fires on)")
+    panels[-1].set_xlabel(f"log₁₀ density (share of {details['places']} it fires on)")
     figure.supylabel("latents", x=0.02, fontsize=7)
     return figure
