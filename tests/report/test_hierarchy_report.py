@@ -9,6 +9,8 @@ from planted import CONTEXT, SITE, KnownCorpus, latents, observed, sae
 
 from matryoshka.analysis.hierarchy import analyse
 from matryoshka.report import drawing, hierarchy_report
+from matryoshka.report.compared import ComparedPair
+from matryoshka.report.hierarchy_report import agreements
 from matryoshka.scores.result import Result
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -104,3 +106,20 @@ def test_where_nothing_stands_the_report_says_so(tmp_path: Path) -> None:
     assert hierarchy_report.findings(result, name_of)[0].strength == 0
     with drawing.style():
         assert [*hierarchy_report.figures(result)] == ["hierarchy-depth"]
+
+
+def test_pairs_of_coders_have_one_hierarchy_through_the_features_that_are_kept() -> None:
+    """Four edges, of which one is not of the second coder and one goes to a feature that is not kept."""
+    edges = {"parent": [0, 0, 1, 1], "child": [2, 3, 4, 5], "stands": [True] * 4}
+    first = Result((), {"rings": [2, 6], "edges": edges})
+    second = Result((), {"rings": [2, 6], "edges": {"parent": [1, 0, 0], "child": [2, 3, 4], "stands": [True] * 3}})
+    sides = {"A": {"name": "one"}, "B": {"name": "other"}}
+    matches = {"latent": [*range(6)], "partner": [1, 0, 2, 5, 3, 4], "class": ["kept"] * 5 + ["processed"]}
+    pair = ComparedPair("one → other", "one--other", Result((), {"sides": sides, "matches": {"A": matches}}))
+    lines = agreements([pair], {"one": first, "other": second})
+    [row] = [line for line in lines if line.startswith("| one → other")]
+    assert "66.7 %" in row
+    assert "null" in row
+    assert agreements([pair], {"one": first}) == []
+    none = ComparedPair("one → other", "", Result((), reason="no latent fires"))
+    assert agreements([none], {"one": first, "other": second}) == []

@@ -27,6 +27,7 @@ from matryoshka.report.compared import Compared
 from matryoshka.report.document import slug
 from matryoshka.report.figures import prefix_figure, read_metrics, training_figure
 from matryoshka.report.finding import Finding, score_findings
+from matryoshka.report.hierarchy_report import agreements
 from matryoshka.report.markdown import plain
 from matryoshka.scores.comparison import Entry
 from matryoshka.scores.result import Result, Score
@@ -276,7 +277,9 @@ def _comparison(contents: Contents, found: Compared) -> list[str]:
     ends = lines.index("## What the scores mean")
     moved = [re.sub(r"\]\((<?)figures/", rf"](\1{COMPARISON}/figures/", line) for line in lines[:ends]]
     demoted = [f"#{line}" if line.startswith("#") else line for line in moved]
-    return ["## Comparison", "", contents.asked.command("analyze", "--only", COMPARISON), *demoted, ""]
+    found_in = {coder.name: coder.found["hierarchy"] for coder in contents.coders if "hierarchy" in coder.found}
+    hierarchies = agreements(found.pairs, found_in)
+    return ["## Comparison", "", contents.asked.command("analyze", "--only", COMPARISON), *demoted, "", *hierarchies]
 
 
 def linked(lines: Sequence[str], address: str) -> list[str]:

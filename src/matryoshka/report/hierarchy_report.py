@@ -7,16 +7,18 @@ hierarchy-gain           of each pair that was tested what the parent explains, 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from matryoshka.analysis.agreement import AGREEMENT, agreement
 from matryoshka.report import drawing, markdown
 from matryoshka.report.cells import cell
+from matryoshka.report.compared import ComparedPair
 from matryoshka.report.finding import Finding, strength
-from matryoshka.scores.result import Result
+from matryoshka.scores.result import NotMeasurable, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -284,3 +286,26 @@ def findings(result: Result, name_of: NameOf) -> list[Finding]:
         " though it fires on the same kinds of tokens without them. A suspicion."
     )
     return [*found, Finding(sentence, strength(suspects))]
+
+
+def agreements(pairs: Sequence[ComparedPair], found: Mapping[str, Result]) -> list[str]:
+    """A table of how far pairs of coders have one hierarchy, through the features that are kept; `found`: hierarchies
+    by the coder's name. Nothing where no pair has two."""
+    rows = []
+    for pair in (pair for pair in pairs if pair.result.reason is None):
+        first, second = (found.get(side["name"]) for side in pair.details["sides"].values())
+        if first is not None and second is not None and first.reason is second.reason is None:
+            rows.append([pair.label, _agreement(first, second, pair)])
+    if not rows:
+        return []
+    return ["### Hierarchies", "", AGREEMENT.meaning, "", *markdown.lines(["A → B", AGREEMENT.name], rows), ""]
+
+
+def _agreement(first: Result, second: Result, pair: ComparedPair) -> str:
+    matches = pair.details["matches"]["A"]
+    columns = zip(matches["latent"], matches["partner"], matches["class"], strict=True)
+    kept = {latent: partner for latent, partner, of_class in columns if of_class == "kept"}
+    try:
+        return markdown.joined(cell([agreement(first, second, kept)]))
+    except NotMeasurable as reason:
+        return str(reason)
