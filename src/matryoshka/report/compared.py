@@ -18,6 +18,7 @@ from matryoshka.defaults import COMPARED_TOKENS
 from matryoshka.errors import MatryoshkaError, did_you_mean
 from matryoshka.features.store import FeatureStore, required
 from matryoshka.files import refuse_unwritable, write_text
+from matryoshka.lm.sites import Site
 from matryoshka.report import chains_report, drawing, markdown, match_figures
 from matryoshka.report.cells import cell
 from matryoshka.report.chains_report import Chains
@@ -55,18 +56,24 @@ def compare(
     matplotlib.
     """
     several = opened(runs)
-    members = list({member.path.resolve(): member for run in several for member in run.trained()}.values())
+    in_order = (member for run in several for member in sorted(run.trained(), key=_first_read))
+    members = list({member.path.resolve(): member for member in in_order}.values())
     if len(members) < 2:
         raise MatryoshkaError(
             f"{members[0].path}: is one coder; a comparison takes two or more: give another run as well"
         )
     if consecutive:
-        members.sort(key=lambda member: min(wiring_of(read_card(member.coder)).reads))
+        members.sort(key=_first_read)
     folder = Path(out) if out else several[0].comparison if len(several) == 1 else Path("comparison")
     joint = joined(members, text, tokens, folder / "recording", device)
     with drawing.style():
         refuse_unwritable(folder)
     return compare_joint(joint, folder, consecutive)
+
+
+def _first_read(member: Run) -> Site:
+    """What a coder reads that the forward pass meets first."""
+    return min(wiring_of(read_card(member.coder)).reads)
 
 
 def compare_joint(joint: Joint, folder: Path, consecutive: bool = False) -> "Compared":
