@@ -1,7 +1,8 @@
-"""What finding communities of features and laying them out costs beyond the recording: the analyses at full size.
+"""What analyses of one coder that read its recording alone cost: densities, clusters, map and patterns at full size.
 
-    python benchmarks/grouping.py             1,000,000 tokens, 12,288 features, L0 32, d 768
-    python benchmarks/grouping.py --quick     100,000 tokens, 3,072 features
+    python benchmarks/analyses.py               1,000,000 tokens, 12,288 features, L0 32, d 768
+    python benchmarks/analyses.py --quick       100,000 tokens, 3,072 features
+    python benchmarks/analyses.py --only map    one of them
 
 The recording is that of benchmarks/correspondence.py, whose features fire, and write, by chance: no score should say
 otherwise. Each analysis is measured in a process of its own, imports and compilation included, and saved.
@@ -18,12 +19,13 @@ from typing import Any
 
 from correspondence import QUICK, WIDE, coders, peak, record
 
-NAMES = ("clusters", "map")
+NAMES = ("densities", "clusters", "map", "patterns")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore[reportOptionalMemberAccess]
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=NAMES)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     size = QUICK if given.quick else WIDE
@@ -33,7 +35,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         record(Path(folder) / "recording", size)
-        for name in NAMES:
+        for name in [given.only] if given.only else NAMES:
             command = [sys.executable, __file__, "--child", folder, name, *(["--quick"] if given.quick else [])]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             taken = json.loads(done.stdout.splitlines()[-1])
@@ -52,7 +54,7 @@ def measured(folder: Path, name: str, size: dict[str, int]) -> dict[str, Any]:
     from matryoshka.study.recording import Recording
 
     hooked, recording = coders(size)[0], Recording(folder / "recording")
-    no_corpus = object.__new__(Corpus)  # neither reads the text again
+    no_corpus = object.__new__(Corpus)  # none reads the text again
     started, processor = time.perf_counter(), time.process_time()
     result = module_of(name).analyse(Observed("A", hooked, recording.of(hooked)), no_corpus)
     save(result, {}, folder, name)
