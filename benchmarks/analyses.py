@@ -1,4 +1,4 @@
-"""What analyses of one coder that read its recording alone cost: densities, clusters, map and patterns at full size.
+"""What analyses of one coder that read its recording alone cost: clusters, map and patterns at full size.
 
     python benchmarks/analyses.py               1,000,000 tokens, 12,288 features, L0 32, d 768
     python benchmarks/analyses.py --quick       100,000 tokens, 3,072 features
@@ -19,7 +19,7 @@ from typing import Any
 
 from correspondence import QUICK, WIDE, coders, peak, record
 
-NAMES = ("densities", "clusters", "map", "patterns")
+NAMES = ("clusters", "map", "patterns")
 
 
 def main() -> None:
