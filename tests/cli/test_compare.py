@@ -182,7 +182,7 @@ def test_many_coders_read_the_text_as_often_as_two(
     monkeypatch.setattr(LanguageModel, "_forward", lambda self, tokens: passes.append(1) or forward(self, tokens))
     monkeypatch.chdir(tmp_path)
     one = layers.members()[0]
-    found = api.compare([one, trained], 1024 * 2, consecutive=True)
+    found = api.compare([one, trained], 1024 * 2)
     of_two = len(passes)
     passes.clear()
     more = api.compare([*layers.members(), trained], 1024 * 2, out="more")

@@ -75,7 +75,7 @@ COMPOSED = Measure(
 def analyse(
     several: Sequence[Observed], matches: Sequence[Result], corpus: Corpus, progress: Progress = silent
 ) -> Result:
-    """The chains of three coders or more, in the order in which the forward pass meets what they read; `matches`: of
+    """The chains of two coders or more, in the order in which the forward pass meets what they read; `matches`: of
     each with the next. `progress` counts trials of links. Raises NotMeasurable where two of them were not matched."""
     for name, result in zip(_names(several), matches, strict=True):
         if result.reason is not None:
@@ -221,6 +221,8 @@ class Walk:
 
 def _composed(several: Sequence[Observed], matches: Sequence[Result]) -> tuple[list[Score], str | None]:
     """How far pairings composed from coder to coder agree with the direct one; or why that is not known."""
+    if len(several) < 3:
+        return [], "two coders leave nothing to compose"
     columns = [result.details["matches"]["A"] for result in matches]
     if not all("one to one" in of for of in columns):
         return [], next(result.details["directions"] for result in matches if result.details["directions"])

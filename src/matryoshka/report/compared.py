@@ -47,7 +47,7 @@ def compare(
 ) -> "Compared":
     """What matches what between the coders of these runs, every two of them, on the same `tokens` held-out tokens,
     which are read once for all. `consecutive`: each and the next, in the order in which the forward pass meets
-    what they read, and of three coders or more the chains over all.
+    what they read, and the chains over all.
 
     report.md, scores, figures and the recording go into `out` (default: the comparison/ of the run, or of the current
     folder where there are several). What was found before of the same coders, model, text and version is taken as it
@@ -85,9 +85,7 @@ def compare_joint(joint: Joint, folder: Path, consecutive: bool = False) -> "Com
             ComparedPair(f"{joint.names[a]} → {joint.names[b]}", joint.stem(a, b), joint.matched(a, b, folder))
             for a, b in (pairwise(numbers) if consecutive else combinations(numbers, 2))
         ]
-        chains = None
-        if consecutive and len(members) > 2:
-            chains = Chains(joint.chained([pair.result for pair in pairs], folder))
+        chains = Chains(joint.chained([pair.result for pair in pairs], folder)) if consecutive else None
         return write(pairs, folder, chains, partial(_latent_name, _names(members)))
 
 
@@ -154,7 +152,7 @@ class Compared:
     pairs: tuple[ComparedPair, ...]
     report: Path
     chains: Chains | None = None
-    """Over all of them, of three coders or more, each compared with the next."""
+    """Over all of them, where each is compared with the next."""
     name_of: Callable[[int, int], str] = lambda coder, latent: str(latent)
     """What a latent of a coder is called."""
 
