@@ -125,6 +125,8 @@ def serve(shown: Sequence[Shown], port: int, ready: Callable[[str], None]) -> No
     """Serve until interrupted; `ready(address)` is called once the port is ours. Port 0 takes any free one. Raises
     MatryoshkaError if the port is taken."""
     with socket.socket() as listening:
+        # accepted sockets inherit it; otherwise each answer's body waits 40 ms for its head to be acknowledged
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if os.name == "posix":  # elsewhere it would let a second server take the same port
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
