@@ -56,7 +56,7 @@ from matryoshka.report.scaled import scaling as scaling
 from matryoshka.report.server import Shown
 from matryoshka.report.server import serve as serve_page
 from matryoshka.report.static_page import write_page
-from matryoshka.run import Run, all_held, opened
+from matryoshka.run import Run, all_held, once, opened
 from matryoshka.run import names as run_names
 from matryoshka.scores.result import NotMeasurable, Result
 from matryoshka.scores.saved import load, save
@@ -246,8 +246,7 @@ def serve(
 
     Raises MatryoshkaError if a run has no features yet, or the port is taken.
     """
-    members = [member for run in runs for member in Run.open(run).trained()]
-    members = list({member.path.resolve(): member for member in members}.values())  # once, however often it is named
+    members = once(member for run in runs for member in Run.open(run).trained())
     models = Models(device)
     stores = [FeatureStore(member.features_file) for member in members]
     shown = [

@@ -159,6 +159,11 @@ def opened(runs: "Run | str | Path | Sequence[Run | str | Path]") -> list[Run]:
     return [Run.open(run) for run in ([runs] if isinstance(runs, Run | str | Path) else runs)]
 
 
+def once(runs: Iterable[Run]) -> list[Run]:
+    """Each of these folders once, however often and by whatever path it is named."""
+    return list({run.path.resolve(): run for run in runs}.values())
+
+
 @contextmanager
 def all_held(runs: Iterable[Run], verb: str) -> Iterator[None]:
     """Keep other processes from doing the same to any of these runs meanwhile."""

@@ -10,7 +10,7 @@ from planted import recorded
 from matryoshka.analysis import lagged, timing
 from matryoshka.analysis.activation_patterns import analyse, range_classes
 from matryoshka.analysis.corpus import Corpus
-from matryoshka.analysis.lagged import successors, wilson_lower
+from matryoshka.analysis.lagged import successors
 from matryoshka.analysis.observed import Observed
 from matryoshka.analysis.timing import (
     Autocorrelation,
@@ -24,6 +24,7 @@ from matryoshka.analysis.timing import (
 from matryoshka.coder.architecture import CoderConfig, TopKConfig
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.lm.sites import Site, Wiring
+from matryoshka.scores.coverage import wilson_lower
 from matryoshka.scores.result import NotMeasurable, Result
 from matryoshka.study.hooked import EVERY_ROW, HookedCoder
 
@@ -264,7 +265,7 @@ def test_a_range_is_the_furthest_lag_with_half_of_the_largest_autocorrelation() 
 
 
 def test_wilsons_bound() -> None:
-    assert wilson_lower(np.array([8]), 10) == pytest.approx(0.4902, abs=1e-4)
+    assert wilson_lower(np.array([0.8]), 10) == pytest.approx(0.4902, abs=1e-4)
 
 
 def test_short_windows_have_no_long_range_and_silent_coders_no_patterns(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-import numpy as np
 import pytest
 from planted_analyses import plant
 from small_store import make_store
@@ -456,10 +455,3 @@ def test_a_port_that_cannot_be_had(port: int, store: FeatureStore) -> None:
     for wrong in (port, 70_000, -1):
         with pytest.raises(MatryoshkaError, match=f"port {wrong}: .*; give another --port, or 0 for any"):
             serve([Shown("run", Run(store.path.parent), store, read)], wrong, print)
-
-
-def test_numbers_have_four_digits_as_they_would_be_written() -> None:
-    generator = np.random.default_rng(0)
-    values = (10.0 ** generator.uniform(-9, 9, 20_000) * generator.choice([-1, 1], 20_000)).tolist()
-    values += [0.0, 1.0, 9999.5, 99_995.0, 0.1]
-    assert data._four_digits([*values, None]) == [*(float(f"{x:.4g}") for x in values), None]

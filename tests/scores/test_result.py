@@ -8,7 +8,7 @@ import pytest
 from matryoshka.errors import MatryoshkaError
 from matryoshka.scores.comparison import compare, compare_seeds, over_seeds
 from matryoshka.scores.intervals import percentiles, resampled_sums
-from matryoshka.scores.result import Measure, Result, Score, score
+from matryoshka.scores.result import Measure, Result, Score, four_digits, score
 
 LOSS = Measure("loss", "lower", "A ratio of sums.")
 OWN = Measure("own", "higher", "Of units of each coder's own.", unit="feature", paired=False)
@@ -114,3 +114,10 @@ def test_what_cannot_be_is_refused() -> None:
         score(LOSS, 8, ["a", "a"], [1, 2])
     with pytest.raises(MatryoshkaError, match=r"no score .lost. here .did you mean .loss."):
         Result((score(LOSS, 8, ["a"], [1]),)).of("lost")
+
+
+def test_numbers_have_four_digits_as_they_would_be_written() -> None:
+    generator = np.random.default_rng(0)
+    values = (10.0 ** generator.uniform(-9, 9, 20_000) * generator.choice([-1, 1], 20_000)).tolist()
+    values += [0.0, 1.0, 9999.5, 99_995.0, 0.1]
+    assert four_digits([*values, None]) == [*(float(f"{x:.4g}") for x in values), None]

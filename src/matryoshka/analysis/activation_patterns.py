@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 
 from matryoshka.analysis.corpus import Corpus
 from matryoshka.analysis.correspondence import LIFT, NULL_LATENTS, PROCESSED, SEED
@@ -39,7 +39,7 @@ from matryoshka.analysis.timing import (
     timing,
 )
 from matryoshka.progress import Progress, silent
-from matryoshka.scores.result import Measure, Result, Score, finite, score
+from matryoshka.scores.result import Measure, Result, Score, four_digits, score
 from matryoshka.study.reader import spread
 
 VERSION = 1
@@ -50,7 +50,6 @@ LOCAL, LONG = 8, 32
 RANGES = ("single", "local", "middle", "long")
 STEPS = NULLS + 4
 """That progress is told of."""
-DIGITS = 4
 
 WITHIN, OVER = "tokens exchanged within documents", "tokens exchanged over the whole text"
 SAMPLED = f"{WITHIN}, of at most {NULL_LATENTS:,} features"
@@ -198,24 +197,29 @@ def _details(raster: Raster, expected: Chance, own: Seen) -> dict[str, Any]:
         "cuts": {"firings": FIRINGS, "level": LEVEL, "position": POSITION, "local": LOCAL, "long": LONG, "lift": LIFT},
         "features": features.tolist(),
         "firings": raster.living.firings.tolist(),
-        "position": {name: plain(values) for name, values in position.items()} | {"stands": own.positional.tolist()},
-        "burstiness": plain(own.timing.burstiness),
-        "burstiness null": plain(expected.burstiness),
-        "burstiness z": plain(own.z),
+        "position": {name: four_digits(values) for name, values in position.items()}
+        | {"stands": own.positional.tolist()},
+        "burstiness": four_digits(own.timing.burstiness),
+        "burstiness null": four_digits(expected.burstiness),
+        "burstiness z": four_digits(own.z),
         "bursty": own.bursty.tolist(),
-        "run": plain(own.timing.run),
+        "run": four_digits(own.timing.run),
         "range": [RANGES[number] for number in classes],
         "reach": own.reach.tolist(),
-        "r at reach": plain(np.where(own.reach > 0, own.r[np.arange(raster.size), _lag_of(raster, own.reach)], 0)),
+        "r at reach": four_digits(
+            np.where(own.reach > 0, own.r[np.arange(raster.size), _lag_of(raster, own.reach)], 0)
+        ),
         "lags": list(raster.lags),
         "autocorrelation": {
-            name: plain(own.r[classes == number].mean(0)) for number, name in enumerate(RANGES) if number in classes
+            name: four_digits(own.r[classes == number].mean(0))
+            for number, name in enumerate(RANGES)
+            if number in classes
         },
         "successors": {
             "feature": features[before.latent].tolist(),
             "other": features[before.other].tolist(),
             "lag": before.lag.tolist(),
-            **{name: plain(getattr(before, name)) for name in ("share", "lift", "lower", "backward")},
+            **{name: four_digits(getattr(before, name)) for name in ("share", "lift", "lower", "backward")},
         },
         "companions": {
             "feature": features[beside.latent].tolist(),
@@ -224,8 +228,8 @@ def _details(raster: Raster, expected: Chance, own: Seen) -> dict[str, Any]:
                 int(features[other]) if jaccard else None
                 for other, jaccard in zip(beside.other, beside.jaccard, strict=True)
             ],
-            "jaccard": plain(beside.jaccard),
-            "lift": plain(beside.lift),
+            "jaccard": four_digits(beside.jaccard),
+            "lift": four_digits(beside.lift),
         },
     }
 
@@ -238,8 +242,3 @@ def _lag_of(raster: Raster, reach: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n
 def range_classes(reach: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """The place of each one's range in RANGES."""
     return np.searchsorted([0, LOCAL, LONG], reach, side="left")
-
-
-def plain(values: Shaped[np.ndarray, " n"]) -> list[float | None]:
-    """For JSON, of DIGITS digits; None for NaN."""
-    return [finite(float(f"{value:.{DIGITS}g}")) for value in values.tolist()]

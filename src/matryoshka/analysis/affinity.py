@@ -30,6 +30,7 @@ from torch import Tensor
 from matryoshka.analysis.directions import shuffled_dimensions
 from matryoshka.analysis.matching import FIRINGS, Living, activity
 from matryoshka.analysis.observed import Observed
+from matryoshka.defaults import DENSE
 from matryoshka.progress import Progress, silent
 from matryoshka.scores.result import NotMeasurable
 from matryoshka.study.reader import spread
@@ -39,8 +40,6 @@ LEAST = 2 * NEIGHBOURS
 """Features below which nothing is said of their neighbours."""
 TOGETHER = 3
 """Units on which two features have to fire together: rare ones that coincide once have a large phi by chance."""
-DENSE = 0.1
-"""Share of the tokens above which a feature is set apart: it fires together with everything."""
 BLOCK = 256
 """Tokens of a document in one block."""
 MOST_BLOCKS = 4096
@@ -159,12 +158,6 @@ def sparse_firings(observed: Observed) -> tuple[Living, Int[np.ndarray, " dense"
     fires = activity(recorded, recorded.kept, few).latents
     fires.data[:] = 1
     return few, living.features[~rare], FiringTable(fires, len(few.features), documents)
-
-
-def decoder_rows(observed: Observed, living: Living) -> Float[Tensor, "living d_out"]:
-    """Those of the living features, on the CPU."""
-    coder = observed.hooked.coder
-    return coder.decoder_rows(torch.from_numpy(living.features).to(coder.device)).detach().cpu().float()
 
 
 # --- by where they fire

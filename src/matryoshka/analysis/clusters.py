@@ -39,7 +39,6 @@ from matryoshka.analysis.affinity import (
     Views,
     by_direction,
     by_firing,
-    decoder_rows,
     gathered,
     multiplied,
     nearest_rows,
@@ -127,7 +126,7 @@ def analyse(observed: Observed, corpus: Corpus, progress: Progress = silent) -> 
     """How the features of a coder group; `progress` counts them, once for tokens and once for blocks. Raises
     NotMeasurable for too few features, a single document, or a text where no two fire together more than by chance."""
     living, dense, firings = sparse_firings(observed)
-    rows = decoder_rows(observed, living)
+    rows = observed.decoder_rows(living.features).cpu().float()
     graphs = _graphs(firings, rows, progress)
     if not graphs["tokens"].whole.nnz:
         raise NotMeasurable(f"no two features of {observed.name} fire together more often than by chance")

@@ -194,7 +194,7 @@ def decoder_matches(pair: Pair, living: dict[str, Living]) -> tuple[DecoderMatch
     if (why_not := pair.no_cosine or no_common_basis(pair.first.hooked, pair.second.hooked)) is not None:
         return None, why_not
     fewer, more = sorted(living, key=lambda side: len(living[side].features))
-    found, null, costs = _cosines(*(_decoder_rows(pair.sides[side], living[side]) for side in (fewer, more)))
+    found, null, costs = _cosines(*(pair.sides[side].decoder_rows(living[side].features) for side in (fewer, more)))
     matches = DecoderMatches(
         dict(zip((fewer, more), found, strict=True)), dict(zip((fewer, more), null, strict=True)), {}, np.empty(0)
     )
@@ -216,11 +216,6 @@ def _by_chance(rows: Float[Tensor, "n d"], others: Float[Tensor, "m d"]) -> floa
     """The mean best cosine of NULL_LATENTS rows with others whose dimensions are shuffled."""
     some = torch.from_numpy(spread(min(len(rows), NULL_LATENTS), len(rows))).to(rows.device)
     return float(nearest(rows[some], shuffled_dimensions(others, SEED))[0].cosine.mean())
-
-
-def _decoder_rows(side: Observed, living: Living) -> Float[Tensor, "living d_out"]:
-    coder = side.hooked.coder
-    return coder.decoder_rows(torch.from_numpy(living.features).to(coder.device))
 
 
 def _scores(

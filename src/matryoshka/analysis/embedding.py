@@ -28,7 +28,6 @@ from matryoshka.analysis.affinity import (
     Neighbours,
     alike,
     by_firing,
-    decoder_rows,
     gathered,
     nearest_rows,
     phi_of_all,
@@ -90,7 +89,7 @@ def analyse(observed: Observed, corpus: Corpus, progress: Progress = silent) -> 
     without umap-learn, for too few features and for a single document."""
     extra("umap.umap_", "umap-learn", "map", "maps")
     living, dense, firings = sparse_firings(observed)
-    rows = decoder_rows(observed, living)
+    rows = observed.decoder_rows(living.features).cpu().float()
     neighbours = {
         "geometry": nearest_rows(rows),
         "coactivation": by_firing(firings, gathered, progress).whole,

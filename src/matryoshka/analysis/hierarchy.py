@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 from matryoshka.analysis.contributions import contributions
@@ -112,10 +111,8 @@ class Suspected(NamedTuple):
     @classmethod
     def of(cls, observed: Observed, ringed: RingedLatents) -> "Suspected":
         """Among the living features of a coder."""
-        coder, recorded = observed.hooked.coder, observed.recorded
-        rows = coder.decoder_rows(torch.from_numpy(ringed.living.features).to(coder.device))
-        types = TokenTypes(ringed, np.asarray(recorded.tokens)[ringed.places].astype(np.int64))
-        pairs = alike(rows, ringed.rings)
+        types = TokenTypes(ringed, np.asarray(observed.recorded.tokens)[ringed.places].astype(np.int64))
+        pairs = alike(observed.decoder_rows(ringed.living.features), ringed.rings)
         null = exchanged_parents(pairs, ringed.rings)
         by_chance = null.child[types.collapse(null).suspect]
         return cls(types, pairs, types.collapse(pairs), len(np.unique(by_chance)))

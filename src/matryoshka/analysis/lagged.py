@@ -25,8 +25,9 @@ from jaxtyping import Float, Int
 from scipy.special import bdtrc
 
 from matryoshka.analysis.correspondence import LIFT, PROCESSED
-from matryoshka.analysis.matching import beside
+from matryoshka.analysis.matching import counted
 from matryoshka.analysis.timing import Raster, blocks, many_by_chance
+from matryoshka.scores.coverage import wilson_lower
 
 LAGS = (1, 2, 4)
 LEVEL = 0.05
@@ -35,7 +36,6 @@ TOGETHER = 5
 CANDIDATES = 8
 KEPT = 2
 """Successors of each latent at each lag."""
-Z = 1.96
 
 
 class Successors(NamedTuple):
@@ -106,16 +106,12 @@ class Lagged:
         """(latent, those that may follow it, on how many pairs they do) for each of these that has any."""
         size = len(self.n_here)
         here = self.here if len(latents) == size else self.here[:, latents]
-        count = np.zeros(size, np.int64)
-        for i, entries, part in beside(here, self.there):
-            count += np.bincount(part.indices, minlength=size)
-            if entries.stop == here.indptr[i + 1]:
-                latent = int(latents[i])
-                count[latent] = 0
-                others = self._most_evident(latent, count, -np.log(level))
-                if len(others):
-                    yield latent, others, count[others]
-                count = np.zeros(size, np.int64)
+        for i, count in counted(here, self.there, size):
+            latent = int(latents[i])
+            count[latent] = 0
+            others = self._most_evident(latent, count, -np.log(level))
+            if len(others):
+                yield latent, others, count[others]
 
     def _most_evident(self, latent: int, count: Int[np.ndarray, " living"], least: float) -> Int[np.ndarray, " others"]:
         expected = self.n_there * (self.n_here[latent] / max(1, self.pairs))
@@ -152,15 +148,9 @@ class Lagged:
         """The KEPT strongest as columns of Successors."""
         n, base = int(self.n_here[latent]), self.n_there[others] / self.pairs
         back = backward * self.pairs / (np.maximum(1, self.n_here[others]) * max(1, self.n_there[latent]))
-        share, lower = count / n, wilson_lower(count, n) / base
+        share, lower = count / n, wilson_lower(count / n, n) / base
         columns = np.full(len(others), latent), others, np.full(len(others), self.lag), share, share / base, lower, back
         return np.stack(columns)[:, np.argsort(-lower, kind="stable")[:KEPT]]
-
-
-def wilson_lower(count: Int[np.ndarray, " n"], of: int) -> Float[np.ndarray, " n"]:
-    """The lower end of Wilson's 95 % interval of a share count / of."""
-    share, z = count / of, Z**2 / of
-    return (share + z / 2 - Z * np.sqrt((share * (1 - share) + z / 4) / of)) / (1 + z)
 
 
 def _by_document(firing: sp.csc_array, documents: Int[np.ndarray, " rows"]) -> sp.csr_array:
@@ -204,16 +194,13 @@ class Companions(NamedTuple):
 def companions(raster: Raster, beside_it: sp.csr_array, latents: Int[np.ndarray, " some"]) -> Companions:
     """`beside_it`: the firings at the same tokens: the raster's own, or those of exchanged tokens."""
     size, n = raster.size, raster.living.firings
-    here, count, found = raster.firing[:, latents].tocsc(), np.zeros(size, np.int64), []
-    for i, entries, part in beside(here, beside_it):
-        count += np.bincount(part.indices, minlength=size)
-        if entries.stop == here.indptr[i + 1]:
-            own = n[latents[i]]
-            count[latents[i]] = 0
-            jaccard, lift = count / (own + n - count), count * (raster.rows / own) / n
-            best = int(jaccard.argmax())
-            partners = int(((jaccard >= PROCESSED.jaccard) & (lift >= LIFT)).sum())
-            found.append((partners, best, jaccard[best], lift[best]))
-            count = np.zeros(size, np.int64)
+    found = []
+    for i, count in counted(raster.firing[:, latents].tocsc(), beside_it, size):
+        own = n[latents[i]]
+        count[latents[i]] = 0
+        jaccard, lift = count / (own + n - count), count * (raster.rows / own) / n
+        best = int(jaccard.argmax())
+        partners = int(((jaccard >= PROCESSED.jaccard) & (lift >= LIFT)).sum())
+        found.append((partners, best, jaccard[best], lift[best]))
     partners, other, jaccard, lift = (np.array(column) for column in zip(*found, strict=True))
     return Companions(latents, partners, other, jaccard, lift)

@@ -186,6 +186,17 @@ def together(
             both, products = np.zeros(size, np.int64), np.zeros(size)
 
 
+def counted(first: sp.csc_array, second: sp.csr_array, size: int) -> Iterator[tuple[int, Int[np.ndarray, " living"]]]:
+    """(a, on how many rows each latent of the second fires together with latent a of the first) as `together`, without
+    their products."""
+    both = np.zeros(size, np.int64)
+    for a, entries, part in beside(first, second):
+        both += np.bincount(part.indices, minlength=size)
+        if entries.stop == first.indptr[a + 1]:
+            yield a, both
+            both = np.zeros(size, np.int64)
+
+
 class Gathered(NamedTuple):
     """The entries of some rows, one row after another."""
 

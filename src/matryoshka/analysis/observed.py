@@ -3,7 +3,9 @@
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from matryoshka.coder.card import Card
 from matryoshka.study.hooked import HookedCoder
@@ -16,6 +18,11 @@ class Observed(NamedTuple):
     name: str
     hooked: HookedCoder
     recorded: RecordedCoder
+
+    def decoder_rows(self, features: Int[np.ndarray, " n"]) -> Float[Tensor, "n d_out"]:
+        """Of these features, on the coder's device."""
+        coder = self.hooked.coder
+        return coder.decoder_rows(torch.from_numpy(features).to(coder.device))
 
 
 class Pair(NamedTuple):

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 
 from matryoshka.analysis.directions import geometry
@@ -107,10 +106,7 @@ def stand_alike(
     mutual = np.flatnonzero((b.by_pearson[a.by_pearson] == np.arange(len(a.pearson))) & (a.pearson >= cut))
     some = mutual[spread(min(len(mutual), most), len(mutual))] if len(mutual) else mutual
     features = living["A"].features[some], living["B"].features[a.by_pearson[some]]
-    rows = [
-        side.hooked.coder.decoder_rows(torch.from_numpy(own).to(side.hooked.coder.device))
-        for side, own in zip(pair.sides.values(), features, strict=True)
-    ]
+    rows = [side.decoder_rows(own) for side, own in zip(pair.sides.values(), features, strict=True)]
     if (alike := geometry(*rows, seed=SEED)) is not None:
         units = [f"{first} {second}" for first, second in zip(*features, strict=True)]
         yield score(GEOMETRY, pair.first.hooked.coder.config.d_sae, units, alike.agreement, null=alike.by_chance)

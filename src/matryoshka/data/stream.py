@@ -137,7 +137,7 @@ class LiveChunks:
         }
         sorts = torch.empty(2, *tokens.shape, dtype=torch.bool, device=device)
         passes = [slice(start, start + self.lm_batch) for start in range(0, len(numbers), self.lm_batch)]
-        for part in passes[self.world.rank :: self.world.size]:
+        for part in (part for number, part in enumerate(passes) if self.world.owner(number) == self.world.rank):
             read = self.lm.read(tokens[part], self.sites)
             for sort, of_part in zip(sorts, self.keep.sort(tokens[part], read), strict=True):
                 sort[part] = of_part

@@ -23,7 +23,7 @@ from matryoshka.report import chains_report, drawing, markdown, match_figures
 from matryoshka.report.cells import cell
 from matryoshka.report.chains_report import Chains
 from matryoshka.report.figures import save_figures
-from matryoshka.run import Run, opened
+from matryoshka.run import Run, once, opened
 from matryoshka.scores.comparison import Entry, Target
 from matryoshka.scores.result import Result
 from matryoshka.study.hooked import wiring_of
@@ -56,14 +56,13 @@ def compare(
     matplotlib.
     """
     several = opened(runs)
-    in_order = (member for run in several for member in sorted(run.trained(), key=_first_read))
-    members = list({member.path.resolve(): member for member in in_order}.values())
+    members = once(member for run in several for member in sorted(run.trained(), key=first_read))
     if len(members) < 2:
         raise MatryoshkaError(
             f"{members[0].path}: is one coder; a comparison takes two or more: give another run as well"
         )
     if consecutive:
-        members.sort(key=_first_read)
+        members.sort(key=first_read)
     folder = Path(out) if out else several[0].comparison if len(several) == 1 else Path("comparison")
     joint = joined(members, text, tokens, folder / "recording", device)
     with drawing.style():
@@ -71,7 +70,7 @@ def compare(
     return compare_joint(joint, folder, consecutive)
 
 
-def _first_read(member: Run) -> Site:
+def first_read(member: Run) -> Site:
     """What a coder reads that the forward pass meets first."""
     return min(wiring_of(read_card(member.coder)).reads)
 

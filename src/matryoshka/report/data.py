@@ -6,16 +6,14 @@ reading     a text of the user's own, and what fires on it
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from matryoshka.analysis.matching import FIRINGS
 from matryoshka.features.feature import FLAGS
 from matryoshka.features.store import FeatureStore
+from matryoshka.scores.result import four_digits
 
 WEB = Path(__file__).parent / "web"
 """The page's files."""
@@ -55,18 +53,8 @@ def facts(store: FeatureStore, key: str, name: str) -> dict[str, Any]:
 def columns(store: FeatureStore) -> dict[str, list]:
     """One entry a feature; numbers to four digits."""
     stored = store.columns()
-    numbers = {name: _four_digits(stored[name]) for name in NUMBERS}
+    numbers = {name: four_digits(stored[name]) for name in NUMBERS}
     return numbers | {name: stored[name] for name in ("flags", *TEXTS)}
-
-
-def _four_digits(values: Sequence[float | None]) -> list[float | None]:
-    """Each number to four digits, as short as it is written: a whole number over a power of ten, or times one."""
-    x = np.array(values, np.float64)  # None becomes NaN
-    with np.errstate(divide="ignore", invalid="ignore"):
-        places = 3 - np.floor(np.log10(np.abs(x)))
-        whole = np.round(x * 10.0**places)
-        rounded = np.where(places >= 0, whole / 10.0**places, whole * 10.0**-places)
-    return [None if x != x else x for x in np.where(x == 0, 0.0, rounded).tolist()]
 
 
 def card(store: FeatureStore, index: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.features.store import FeatureStore
 from matryoshka.report.page_results import SavedJson, checked, read_saved, told
 from matryoshka.run import Run
+from matryoshka.scores.result import four_digits
 
 PAIRS = 128
 """Pairs of features whose passages travel together."""
@@ -248,4 +249,4 @@ def _columns(details: _Hierarchy) -> dict[str, Any]:
 
 
 def _short(column: list) -> list:
-    return [float(f"{x:.4g}") if isinstance(x, float) else x for x in column]
+    return four_digits(column) if any(isinstance(x, float) for x in column) else column

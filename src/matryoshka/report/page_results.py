@@ -18,6 +18,7 @@ from matryoshka.features.store import FeatureStore
 from matryoshka.report.figures import read_metrics
 from matryoshka.run import Run
 from matryoshka.scores import saved
+from matryoshka.scores.result import four_digits
 
 CURVE_POINTS = 400
 """Of one curve: more than a page has pixels for tell nothing."""
@@ -156,5 +157,4 @@ def _curves(run: Run, prefixes: int) -> dict[str, Any]:
 def _thinned(tokens: np.ndarray, fvu: np.ndarray) -> dict[str, Any]:
     """At most CURVE_POINTS of them, the last among them; FVU by prefix, None where it is not finite."""
     kept = np.unique(np.linspace(0, len(tokens) - 1, min(len(tokens), CURVE_POINTS)).round().astype(int))
-    values = [[float(f"{x:.4g}") if np.isfinite(x) else None for x in column] for column in fvu[kept].T.tolist()]
-    return {"tokens": [round(x) for x in tokens[kept].tolist()], "fvu": values}
+    return {"tokens": [round(x) for x in tokens[kept].tolist()], "fvu": [four_digits(column) for column in fvu[kept].T]}

@@ -29,20 +29,19 @@ from matryoshka.features.collection import kept_words, store_member
 from matryoshka.features.naming import named_once
 from matryoshka.features.store import FeatureStore
 from matryoshka.files import refuse_unwritable, sweep, write_text
-from matryoshka.lm.sites import Site
 from matryoshka.progress import Steps, progress_bar
 from matryoshka.report import chapters, drawing, markdown
 from matryoshka.report.analysed import Analysed, AnalysedCoder
 from matryoshka.report.chapters import COMPARISON, EVALUATION, Asked, Contents
-from matryoshka.report.compared import Compared, compare_joint
+from matryoshka.report.compared import Compared, compare_joint, first_read
 from matryoshka.report.document import html
 from matryoshka.report.evaluated import evaluate
 from matryoshka.report.figures import save_figures
 from matryoshka.report.finding import outstanding
-from matryoshka.run import Run, all_held, opened
+from matryoshka.run import Run, all_held, once, opened
 from matryoshka.scores.comparison import Entry
 from matryoshka.scores.result import Result
-from matryoshka.study.opening import AnotherText, read_card
+from matryoshka.study.opening import AnotherText
 from matryoshka.training.allocator import keep_freed_memory
 
 FEATURES, NAMES, EVALUATING, ANALYSING, COMPARING, REPORTING = 30.0, 20.0, 90.0, 15.0, 20.0, 5.0
@@ -69,11 +68,11 @@ def analyze(
     """
     names = chosen(wanted := list(only), [*EVALUATIONS, *ANALYSES, COMPARISON], "evaluation or analysis")
     several = opened(runs)
-    members = list({member.path.resolve(): member for run in several for member in run.trained()}.values())
+    members = once(member for run in several for member in run.trained())
     if COMPARISON in wanted and len(members) < 2:
         raise MatryoshkaError(f"{members[0].path}: is one coder; a comparison takes two or more")
     folder = Path(out) if out else several[0].report if len(several) == 1 else Path("report")
-    members.sort(key=_layer)
+    members.sort(key=lambda member: first_read(member).layer)
     job = _Job(several, members, tuple(names), bool(wanted), tokens, text, folder, overwrite, device)
     job.joint()  # refused before anything is written
     with drawing.style():
@@ -159,7 +158,7 @@ class _Job(NamedTuple):
 
     def _consecutive(self) -> bool:
         """Whether each coder is of another layer."""
-        return all(_layer(first) < _layer(second) for first, second in pairwise(self.members))
+        return all(first_read(a).layer < first_read(b).layer for a, b in pairwise(self.members))
 
     def _coders(
         self, names: Sequence[str], evaluated: Sequence[Entry], found: Sequence[dict[str, Result]]
@@ -190,11 +189,6 @@ class _Job(NamedTuple):
         write_text(self.folder / "report.md", "\n".join(lines) + "\n")
         write_text(page := self.folder / "report.html", html(lines, self.folder))
         return Analysed(tuple(coders), compared, tuple(findings), page)
-
-
-def _layer(member: Run) -> int:
-    """The first that a coder reads."""
-    return Site.parse(read_card(member.coder).sources[0].reads[0]).layer
 
 
 def _stored(member: Run) -> bool:

@@ -24,7 +24,7 @@ from matryoshka.errors import MatryoshkaError
 from matryoshka.features.store import required
 from matryoshka.report import drawing
 from matryoshka.report.figures import read_results
-from matryoshka.run import Run, names, opened
+from matryoshka.run import Run, names, once, opened
 from matryoshka.scores.result import NotMeasurable
 from matryoshka.study.opening import read_card
 
@@ -105,7 +105,7 @@ def scaling(runs: Run | str | Path | Sequence[Run | str | Path]) -> ScalingLaws:
 
     Raises MatryoshkaError for a coder that was not measured, or does not know its tokens.
     """
-    members = list({member.path.resolve(): member for run in opened(runs) for member in run.trained()}.values())
+    members = once(member for run in opened(runs) for member in run.trained())
     gathered: dict[str, list[tuple[str, Trained, int, int]]] = {}
     for member, name in zip(members, names(members), strict=True):
         for series, run, live, own in _measured(member):

@@ -129,3 +129,13 @@ def score(
 def finite(value: float) -> float | None:
     """For JSON, which knows no NaN."""
     return value if math.isfinite(value) else None
+
+
+def four_digits(values: Sequence[float | None] | np.ndarray) -> list[float | None]:
+    """For JSON: each number to four digits, as short as it is written; None of what is not finite."""
+    x = np.array(values, np.float64)  # None becomes NaN
+    with np.errstate(divide="ignore", invalid="ignore"):
+        places = 3 - np.floor(np.log10(np.abs(x)))
+        whole = np.round(x * 10.0**places)  # over a power of ten, or times one, is the nearest there is
+        rounded = np.where(places >= 0, whole / 10.0**places, whole * 10.0**-places)
+    return [None if x != x else x for x in np.where(x == 0, 0.0, rounded).tolist()]
