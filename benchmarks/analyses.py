@@ -10,13 +10,12 @@ otherwise. Each analysis is measured in a process of its own, imports and compil
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from apart import answer
 from correspondence import QUICK, WIDE, coders, peak, record
 
 NAMES = ("clusters", "map", "patterns")
@@ -36,9 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         record(Path(folder) / "recording", size)
         for name in [given.only] if given.only else NAMES:
-            command = [sys.executable, __file__, "--child", folder, name, *(["--quick"] if given.quick else [])]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            taken = json.loads(done.stdout.splitlines()[-1])
+            taken = answer(__file__, "--child", folder, name, *(["--quick"] if given.quick else []))
             print(
                 f"{name} of {size['d_sae']:,} features on {size['tokens']:,} tokens: {taken['seconds']:.1f} s"
                 f" ({taken['processor']:.1f} s of CPU), peak memory {taken['peak'] / 1e9:.2f} GB\n{taken['found']}"

@@ -11,14 +11,13 @@ those by chance, decoder cosines, the pairing one to one, intervals, and what is
 import argparse
 import json
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from apart import answer
 
 WIDE = {"d_sae": 12_288, "l0": 32, "tokens": 1_000_000, "d": 768}
 QUICK = {"d_sae": 3072, "l0": 32, "tokens": 100_000, "d": 256}
@@ -38,9 +37,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         record(Path(folder) / "recording", size)
-        command = [sys.executable, __file__, "--child", folder, *(["--quick"] if given.quick else [])]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        taken = json.loads(done.stdout.splitlines()[-1])
+        taken = answer(__file__, "--child", folder, *(["--quick"] if given.quick else []))
     print(
         f"{size['tokens']:,} tokens, two coders of {size['d_sae']:,} latents: {taken['seconds']:.1f} s"
         f" ({taken['processor']:.1f} s of CPU), peak memory {taken['peak'] / 1e9:.2f} GB\n{taken['found']}"

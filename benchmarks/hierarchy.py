@@ -10,8 +10,6 @@ and noise: making them takes the language model's place, and is not counted.
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from apart import answer
 from correspondence import CONTEXT, DOCUMENT, WINDOWS, peak, sparse
 
 WIDE = {"d_sae": 12_288, "drawn": 24, "tokens": 1_000_000, "d": 768}
@@ -40,9 +39,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         record(Path(folder) / "recording", size)
-        command = [sys.executable, __file__, "--child", folder, *(["--quick"] if given.quick else [])]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        taken = json.loads(done.stdout.splitlines()[-1])
+        taken = answer(__file__, "--child", folder, *(["--quick"] if given.quick else []))
     print(
         f"{size['tokens']:,} tokens, {size['d_sae']:,} latents, {taken['l0']:.1f} active: {taken['processor']:.1f} s of"
         f" CPU, memory {taken['before'] / 1e9:.2f} GB before and {taken['peak'] / 1e9:.2f} GB at the peak\n"

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from commands import typed
 
 from matryoshka import api
-from matryoshka.cli import main
 from matryoshka.coder import io
 from matryoshka.features.feature import FLAGS
 from matryoshka.features.reading import reader
@@ -20,13 +20,6 @@ from ..conftest import FEATURE_TOKENS, SMALL
 
 MEASURED = SMALL["evaluation"]["tokens"]
 """What training has measured its coder on."""
-
-
-def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    shown = capsys.readouterr()
-    return int(ended.value.code or 0), shown.out, shown.err
 
 
 def copied(run: Run, folder: Path) -> Run:

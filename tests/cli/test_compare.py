@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from commands import typed
 
 from matryoshka import api
 from matryoshka.analysis import joint
-from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.config import merged
 from matryoshka.errors import MatryoshkaError
@@ -40,13 +40,6 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def compared(layers: Run) -> Compared:
     return api.compare(layers, TOKENS)
-
-
-def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    shown = capsys.readouterr()
-    return int(ended.value.code or 0), shown.out, shown.err
 
 
 def test_the_command_prints_every_pair_and_writes_the_report(

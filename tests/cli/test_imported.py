@@ -5,20 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from commands import typed
 
 from matryoshka import api
-from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.run import Run
 
 from ..interop.hub_folder import HubFolder, same, write_saelens
-
-
-def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    shown = capsys.readouterr()
-    return int(ended.value.code or 0), shown.out, shown.err
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import typed
 
 from matryoshka import api
-from matryoshka.cli import main
 from matryoshka.cli.tables import show_run
 from matryoshka.errors import MatryoshkaError
 from matryoshka.run import Run
@@ -35,13 +35,6 @@ def several(tmp_path: Path) -> Run:
         "evaluation": {"tokens": 1024},
     }
     return api.train(Config.build(values), tmp_path / "several")
-
-
-def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    shown = capsys.readouterr()
-    return int(ended.value.code or 0), shown.out, shown.err
 
 
 def test_features_says_what_it_takes_and_what_it_found(several: Run, capsys: pytest.CaptureFixture[str]) -> None:

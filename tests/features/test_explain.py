@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import typed
 from fake_endpoint import FakeEndpoint, Reply, always, contexts, failure, is_explaining, oracle
 from small_store import SILENT, WIDTHS, make_store
 
 from matryoshka import api
-from matryoshka.cli import main
 from matryoshka.coder.architecture import CoderConfig, JumpReLUConfig
 from matryoshka.coder.card import Card, ModelCard, SourceCard
 from matryoshka.coder.coder import SparseCoder
@@ -586,13 +586,6 @@ def test_collecting_anew_keeps_explanations(run: Run) -> None:
 
 
 # --- the command
-
-
-def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    shown = capsys.readouterr()
-    return int(ended.value.code or 0), shown.out, shown.err
 
 
 def test_the_command_without_a_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

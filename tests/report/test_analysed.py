@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from commands import typed
 from torch import Tensor
 
 from matryoshka import api
-from matryoshka.cli import main
 from matryoshka.coder.coder import SparseCoder
 from matryoshka.config import merged
 from matryoshka.errors import MatryoshkaError
@@ -37,13 +37,6 @@ NASTY = "<script>alert(1)</script> [x](http://evil.example) |*_"
 
 def copied(run: Run, folder: Path) -> Run:
     return Run(Path(shutil.copytree(run.path, folder)))
-
-
-def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    shown = capsys.readouterr()
-    return int(ended.value.code or 0), shown.out, shown.err
 
 
 @pytest.fixture
